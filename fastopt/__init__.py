@@ -1,0 +1,21 @@
+"""Fused optimizer steps for NumPy arrays: one pass over memory, the same bits everywhere."""
+
+from importlib.metadata import version as _version
+
+from fastopt import functional
+from fastopt.optimizer import Optimizer
+from fastopt.optimizers import *  # noqa: F403  every optimizer, from the list in that module
+from fastopt.optimizers import __all__ as _optimizers
+from fastopt.threads import available_isas, get_isa, get_num_threads, set_isa, set_num_threads
+
+__version__ = _version("fastopt")
+__all__ = [
+    *_optimizers,
+    "Optimizer",
+    "available_isas",
+    "functional",
+    "get_isa",
+    "get_num_threads",
+    "set_isa",
+    "set_num_threads",
+]

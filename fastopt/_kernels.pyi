@@ -1,0 +1,36 @@
+from collections.abc import Callable
+from typing import Any
+
+TABLE: dict[str, dict[str, tuple[str, ...]]]
+ISA_NAMES: tuple[str, ...]
+OPENMP: int
+COMPILER: str
+
+def select_isa(index: int) -> None: ...
+def selected_isa() -> int: ...
+def same_values(mapping: dict[str, Any], values: list[Any]) -> bool: ...
+
+class Plan:
+    kernel: str
+    params: list[Any]
+    keys: list[int | str]
+    labels: list[str]
+    states: list[dict[str, Any]]
+    steps: Any
+    def __init__(
+        self,
+        kernel: str,
+        params: list[Any],
+        keys: list[int | str],
+        groups: list[int],
+        states: list[dict[str, Any]],
+        steps: Any,
+    ) -> None: ...
+    def bind(self, grads: Any) -> None: ...
+    def step(
+        self,
+        grads: Any,
+        grad_scale: float,
+        coefficients: Callable[[int, int, float], tuple[int, dict[str, float]]],
+        threads: int,
+    ) -> None: ...

@@ -1,0 +1,611 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The boundary: buffers in, pointers out, GIL released, one prange over chunks.
+
+A `Plan` holds the parameters and states of one optimizer. It checks all that a step needs before the
+first write, then cuts all tensors of the step into one flat list of chunks.
+"""
+
+from cpython.buffer cimport (
+    PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer, Py_buffer,
+)
+from cpython.dict cimport PyDict_Next
+from cpython.ref cimport PyObject
+from cython.parallel cimport prange
+from libc.stdint cimport int64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, strcmp
+
+import numpy as np
+
+from fastopt import reference
+
+cdef extern from "fastopt.h" nogil:
+    enum: FASTOPT_FLOAT32, FASTOPT_FLOAT64, FASTOPT_MAX_BUFFERS, FASTOPT_MAX_SCALARS
+    ctypedef void (*fastopt_kernel)(void *const *, const double *, size_t, size_t) noexcept
+    ctypedef struct fastopt_optimizer:
+        const char *name
+        const char *state
+        const char *optional
+        const char *scalars
+        const fastopt_kernel *kernels[2]
+    ctypedef struct fastopt_isa:
+        const char *name
+        const fastopt_optimizer *optimizers
+    const fastopt_isa *fastopt_isas()
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #define FASTOPT_OPENMP _OPENMP
+    #else
+    #define FASTOPT_OPENMP 0
+    #endif
+    #ifdef __VERSION__
+    #define FASTOPT_COMPILER __VERSION__
+    #else
+    #define FASTOPT_COMPILER "unknown"
+    #endif
+    #include <unistd.h>
+    """
+    int FASTOPT_OPENMP
+    const char *FASTOPT_COMPILER
+    int getpid() nogil
+
+# -- The table of kernels, as the C side has it --------------------------------------------------
+
+COMMON_SCALARS = ("grad_scale", "weight_decay", "decay")
+
+
+def names(bytes text):
+    """The names in a list of optimizers.def."""
+    return tuple(name.strip() for name in text.decode().split(",") if name.strip())
+
+
+cdef const fastopt_isa *ISAS = fastopt_isas()
+
+
+def _read_table():
+    table = {}
+    cdef const fastopt_optimizer *row = ISAS[0].optimizers
+    while row.name != NULL:
+        table[row.name.decode()] = {
+            "state": names(row.state),
+            "optional": names(row.optional),
+            "scalars": COMMON_SCALARS + names(row.scalars),
+        }
+        row += 1
+    return table
+
+
+def _read_isas():
+    found = []
+    cdef const fastopt_isa *isa = ISAS
+    while isa.name != NULL:
+        found.append(isa.name.decode())
+        isa += 1
+    return (*found, "numpy")
+
+
+TABLE = _read_table()
+ISA_NAMES = _read_isas()
+OPENMP = FASTOPT_OPENMP
+COMPILER = FASTOPT_COMPILER.decode()
+
+# -- Settings of the process ---------------------------------------------------------------------
+
+cdef int active_isa = 0  # an index into ISA_NAMES; the last one is the NumPy twin
+cdef int home_process = getpid()
+
+
+def select_isa(int index):
+    global active_isa
+    active_isa = index
+
+
+def selected_isa():
+    return active_isa
+
+
+# -- Small helpers -------------------------------------------------------------------------------
+
+def same_values(dict mapping, list values):
+    """Whether a dict still holds these very objects, in this order: much faster than to compare them."""
+    cdef Py_ssize_t position = 0, i = 0
+    cdef PyObject *value = NULL
+    if len(mapping) != len(values):
+        return False
+    while PyDict_Next(mapping, &position, NULL, &value):
+        if value != <PyObject *>values[i]:
+            return False
+        i += 1
+    return True
+
+
+cdef int dtype_of(Py_buffer *view) noexcept:
+    """FASTOPT_FLOAT32 or FASTOPT_FLOAT64 for a native float array, else -1."""
+    cdef const char *code = view.format
+    if code == NULL:
+        return -1
+    if code[0] == b"=" or code[0] == b"@":
+        code += 1
+    if code[0] == 0 or code[1] != 0:
+        return -1
+    if code[0] == b"f" and view.itemsize == 4:
+        return FASTOPT_FLOAT32
+    if code[0] == b"d" and view.itemsize == 8:
+        return FASTOPT_FLOAT64
+    return -1
+
+
+cdef bint same_shape(Py_buffer *a, Py_buffer *b) noexcept:
+    cdef int k
+    if a.ndim != b.ndim:
+        return False
+    for k in range(a.ndim):
+        if a.shape[k] != b.shape[k]:
+            return False
+    return True
+
+
+cdef bint in_order(Py_buffer *view, char order) noexcept:
+    """Whether elements lie one after the other, aligned, in C or Fortran order."""
+    if <uintptr_t>view.buf % view.itemsize:
+        return False
+    if view.ndim == 1:
+        return view.strides[0] == view.itemsize or view.shape[0] <= 1
+    return PyBuffer_IsContiguous(view, order)
+
+
+cdef tuple shape_of(Py_buffer *view):
+    return tuple([view.shape[k] for k in range(view.ndim)])
+
+
+# -- The work of one step ------------------------------------------------------------------------
+
+# A task is what a thread takes at a time: large enough that taking it costs nothing, small enough
+# that threads end together. Tensors are cut at multiples of CUT elements, so that only the last chunk
+# of a tensor has a tail.
+cdef size_t TASK = 16384
+cdef size_t CUT = 64
+cdef size_t PARALLEL_ELEMENTS = 65536  # fewer run on the calling thread, whatever was asked for
+
+cdef struct Tensor:
+    void *buffers[FASTOPT_MAX_BUFFERS]
+    const double *scalars
+    fastopt_kernel kernel
+    bint active  # has a gradient in this step
+    size_t size
+    int dtype
+    char order
+    void *checked  # the last gradient that was found to overlap nothing
+
+cdef struct Chunk:
+    size_t tensor, begin, end
+
+cdef struct Interval:
+    uintptr_t begin, end
+
+
+cdef void run_task(const Tensor *tensors, const Chunk *chunk, const Chunk *end) noexcept nogil:
+    cdef const Tensor *tensor
+    while chunk < end:
+        tensor = tensors + chunk.tensor
+        if tensor.active:
+            tensor.kernel(tensor.buffers, tensor.scalars, chunk.begin, chunk.end)
+        chunk += 1
+
+
+cdef class Plan:
+    """Parameters and states of one optimizer, checked once, and what a step does to them.
+
+    kernel: a name of TABLE. params: arrays. keys: their names or numbers. groups: the group that each
+    belongs to. states: for each parameter, arrays by their letter in the formula, in the parameter's
+    dtype, shape and order. steps: int64, one an array, counted up by `step`.
+    """
+
+    cdef:
+        readonly str kernel
+        readonly list params, keys, labels, states
+        readonly object steps
+        list names, scalar_names, interval_names, fetched
+        dict place  # of each key
+        dict scratch
+        Py_ssize_t count
+        size_t task_count, elements
+        size_t row  # of the kernel, in every instruction set's table
+        Tensor *tensors
+        Py_buffer *owned  # of parameters
+        Py_buffer *views  # of gradients, while a step runs; for as long as they are bound
+        double *scalars
+        Chunk *chunks
+        size_t *tasks
+        Interval *intervals
+        size_t interval_count
+        int64_t[::1] step_view, group_view
+        bint busy, bound
+
+    def __cinit__(self, *_):
+        self.count = 0
+
+    def __init__(self, str kernel, list params, list keys, list groups, list states, steps):
+        cdef Py_ssize_t i
+        if self.count:
+            raise RuntimeError("a Plan is made once")
+        self.kernel, self.params, self.keys, self.states, self.steps = kernel, params, keys, states, steps
+        self.labels = [f"parameter {key}" if isinstance(key, int) else repr(key) for key in keys]
+        self.place = {key: i for i, key in enumerate(keys)}
+        self.step_view = steps
+        self.group_view = np.array(groups, dtype=np.int64)
+        self.scratch = {}
+        self.names = ["p", "g", *TABLE[kernel]["state"], *TABLE[kernel]["optional"]]
+        self.scalar_names = list(TABLE[kernel]["scalars"])
+        self.row = list(TABLE).index(kernel)
+        n = len(params)
+        self.tensors = <Tensor *>calloc(n + 1, sizeof(Tensor))
+        self.owned = <Py_buffer *>calloc(n + 1, sizeof(Py_buffer))
+        self.views = <Py_buffer *>calloc(n + 1, sizeof(Py_buffer))
+        self.scalars = <double *>calloc(n + 1, FASTOPT_MAX_SCALARS * sizeof(double))
+        self.intervals = <Interval *>calloc((n + 1) * FASTOPT_MAX_BUFFERS, sizeof(Interval))
+        if not (self.tensors and self.owned and self.views and self.scalars and self.intervals):
+            raise MemoryError
+        self.count = n
+        for i in range(n):
+            self._own_parameter(i)
+            self._own_states(i)
+        self._find_intervals()
+        self._cut()
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            PyBuffer_Release(&self.owned[i])
+            PyBuffer_Release(&self.views[i])
+        free(self.tensors)
+        free(self.owned)
+        free(self.views)
+        free(self.scalars)
+        free(self.intervals)
+        free(self.chunks)
+        free(self.tasks)
+
+    # -- Once: parameters, states, chunks --
+
+    cdef int _own_parameter(self, Py_ssize_t i) except -1:
+        cdef Tensor *tensor = &self.tensors[i]
+        cdef Py_buffer *view = &self.owned[i]
+        label, array = self.labels[i], self.params[i]
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{label}: expected a NumPy array, got {type(array).__name__}")
+        if array.dtype.type not in (np.float32, np.float64):
+            raise TypeError(
+                f"{label}: dtype {array.dtype} cannot be updated; use float32 or float64 (array.astype)"
+            )
+        if not array.dtype.isnative:
+            raise ValueError(
+                f"{label}: the bytes are swapped (dtype {array.dtype.str}); use a native array: "
+                "array.astype(array.dtype.newbyteorder('='))"
+            )
+        if not array.flags.writeable:
+            raise ValueError(f"{label}: the array is read-only; pass a writable one (array.copy())")
+        PyObject_GetBuffer(array, view, PyBUF_STRIDES | PyBUF_FORMAT)
+        tensor.order = b"C" if array.flags.c_contiguous else b"F"
+        if not in_order(view, tensor.order):
+            raise ValueError(
+                f"{label}: elements do not lie one after the other in memory, aligned (strides "
+                f"{array.strides}); pass an array that is contiguous (numpy.ascontiguousarray)"
+            )
+        tensor.dtype = dtype_of(view)
+        tensor.size = array.size
+        tensor.buffers[0] = view.buf
+        return 0
+
+    cdef int _own_states(self, Py_ssize_t i) except -1:
+        cdef Tensor *tensor = &self.tensors[i]
+        cdef Py_ssize_t k
+        for k in range(2, len(self.names)):
+            state = self.states[i].get(self.names[k])
+            if state is None:
+                continue
+            param, flags = self.params[i], getattr(state, "flags", None)
+            if not isinstance(state, np.ndarray) or state.dtype != param.dtype:
+                raise TypeError(f"{self.labels[i]}: each of its states must be an array of {param.dtype.str}")
+            if state.shape != param.shape or not flags.writeable or not flags.aligned or not (
+                flags.c_contiguous if tensor.order == b"C" else flags.f_contiguous
+            ):
+                raise ValueError(
+                    f"{self.labels[i]}: each of its states must be a writable, contiguous array of its "
+                    f"shape {param.shape}, in its order"
+                )
+            tensor.buffers[k] = <void *><uintptr_t>state.ctypes.data
+
+    cdef _find_intervals(self):
+        """The memory that a step writes, sorted; refuses what stands there twice."""
+        found = []
+        for label, param, states in zip(self.labels, self.params, self.states):
+            owned = [(label, param), *((f"the state {name!r} of {label}", s) for name, s in states.items())]
+            for name, array in owned:
+                if array.size:
+                    found.append((array.ctypes.data, array.ctypes.data + array.nbytes, name))
+        found.sort(key=lambda interval: interval[0])
+        for before, after in zip(found, found[1:]):
+            if before[1] > after[0]:
+                raise ValueError(
+                    f"{before[2]} and {after[2]} share memory; pass every array once, and no two "
+                    "views of the same elements"
+                )
+        self.interval_names = [name for *_, name in found]
+        self.interval_count = len(found)
+        for i, (begin, end, _) in enumerate(found):
+            self.intervals[i].begin = begin
+            self.intervals[i].end = end
+
+    cdef int _cut(self) except -1:
+        cdef size_t i, position, take, rest, fill = 0, chunk = 0, most
+        most = 2 * self.count + 2
+        for i in range(<size_t>self.count):
+            most += self.tensors[i].size // (TASK - CUT) + 1
+        self.chunks = <Chunk *>calloc(most, sizeof(Chunk))
+        self.tasks = <size_t *>calloc(most + 1, sizeof(size_t))
+        if not (self.chunks and self.tasks):
+            raise MemoryError
+        self.task_count = 0
+        for i in range(<size_t>self.count):
+            position = 0
+            while position < self.tensors[i].size:
+                rest = self.tensors[i].size - position
+                take = rest
+                if take > TASK - fill:
+                    take = (TASK - fill) // CUT * CUT
+                if take:
+                    self.chunks[chunk].tensor = i
+                    self.chunks[chunk].begin = position
+                    self.chunks[chunk].end = position + take
+                    chunk += 1
+                    position += take
+                    fill += take
+                if take < rest or fill == TASK:
+                    self.task_count += 1
+                    self.tasks[self.task_count] = chunk
+                    fill = 0
+        if fill:
+            self.task_count += 1
+            self.tasks[self.task_count] = chunk
+        return 0
+
+    # -- Every step: gradients --
+
+    cdef int _overlaps(self, Py_ssize_t i, Py_buffer *view) except -1:
+        """Refuses a gradient that lies in memory which a step writes."""
+        cdef uintptr_t begin = <uintptr_t>view.buf, end = begin + <size_t>view.len
+        cdef size_t low = 0, high = self.interval_count, middle
+        while low < high:  # the first interval that begins at `end` or behind it
+            middle = (low + high) // 2
+            if self.intervals[middle].begin < end:
+                low = middle + 1
+            else:
+                high = middle
+        if view.len and low and self.intervals[low - 1].end > begin:
+            raise ValueError(
+                f"{self.labels[i]}: its gradient shares memory with {self.interval_names[low - 1]}; "
+                "pass a copy of the gradient"
+            )
+        return 0
+
+    cdef int _overlaps_strided(self, Py_ssize_t i, object grad) except -1:
+        cdef Py_buffer span
+        low, high = np.lib.array_utils.byte_bounds(grad)
+        span.buf = <void *><uintptr_t>low
+        span.len = high - low if grad.size else 0
+        return self._overlaps(i, &span)
+
+    cdef int _fetch_one(self, Py_ssize_t i, object grad) except -1:
+        cdef Tensor *tensor = &self.tensors[i]
+        cdef Py_buffer *view = &self.views[i]
+        try:
+            PyObject_GetBuffer(grad, view, PyBUF_STRIDES | PyBUF_FORMAT)
+        except Exception as error:
+            raise TypeError(
+                f"{self.labels[i]}: its gradient must be a NumPy array, got {type(grad).__name__}"
+            ) from error
+        if dtype_of(view) != tensor.dtype:
+            raise TypeError(
+                f"{self.labels[i]}: its gradient has dtype {np.asarray(grad).dtype.str}, the parameter "
+                f"{self.params[i].dtype.str}; convert it with astype"
+            )
+        if not same_shape(view, &self.owned[i]):
+            raise ValueError(
+                f"{self.labels[i]}: its gradient has shape {shape_of(view)}, the parameter "
+                f"{self.params[i].shape}; they must be the same"
+            )
+        if in_order(view, tensor.order):
+            if view.buf != tensor.checked:
+                self._overlaps(i, view)
+                tensor.checked = view.buf
+            tensor.buffers[1] = view.buf
+            return 0
+        # another layout: gather it in the parameter's order, in memory that is kept for the next step
+        array = np.asarray(grad)
+        self._overlaps_strided(i, array)
+        if i not in self.scratch:
+            self.scratch[i] = np.empty_like(self.params[i], order="K", subok=False)
+        np.copyto(self.scratch[i], array)
+        tensor.buffers[1] = <void *><uintptr_t>self.scratch[i].ctypes.data
+        return 0
+
+    cdef list _listed(self, object grads):
+        """Gradients in the parameters' order, from any form in which a user may pass them."""
+        if isinstance(grads, dict):
+            missing = [label for key, label in zip(self.keys, self.labels) if key not in grads]
+            if missing:
+                raise ValueError(
+                    f"no gradient for {', '.join(missing)}; pass one for every parameter's name (None "
+                    "leaves a parameter alone)"
+                )
+            unknown = [repr(key) for key in grads if key not in self.place]
+            if unknown:
+                raise ValueError(
+                    f"gradients for unknown names {', '.join(unknown)}; the parameters are "
+                    f"{', '.join(self.labels)}"
+                )
+            return [grads[key] for key in self.keys]
+        if isinstance(grads, (np.ndarray, np.generic, str, bytes)) or not hasattr(grads, "__iter__"):
+            raise TypeError(
+                "gradients: expected a list in the parameters' order or a dict by their names, got "
+                f"{type(grads).__name__}"
+            )
+        return list(grads)
+
+    cdef int _fetch(self, object grads) except -1:
+        cdef list listed = grads if type(grads) is list else self._listed(grads)
+        cdef Py_ssize_t i
+        if len(listed) != self.count:
+            raise ValueError(
+                f"gradients: got {len(listed)} for {self.count} parameters; pass one for each, None to "
+                "leave a parameter alone"
+            )
+        for i in range(self.count):
+            grad = listed[i]
+            self.tensors[i].active = grad is not None
+            if grad is not None:
+                self._fetch_one(i, grad)
+        self.fetched = listed
+        return 0
+
+    cdef void _release(self) noexcept:
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            PyBuffer_Release(&self.views[i])
+
+    def bind(self, grads):
+        """Fetches gradients for every step to come; None lets go of them."""
+        self._enter()
+        try:
+            self._release()
+            self.bound = False
+            self.fetched = None
+            if grads is None:
+                return
+            try:
+                self._fetch(grads)
+                for i in range(self.count):
+                    if self.tensors[i].active and not in_order(&self.views[i], self.tensors[i].order):
+                        raise ValueError(
+                            f"{self.labels[i]}: a bound gradient must lie in memory as its parameter does "
+                            f"({chr(self.tensors[i].order)} order)"
+                        )
+            except BaseException:
+                self._release()
+                raise
+            self.bound = True
+        finally:
+            self.busy = False
+
+    # -- Every step: coefficients, then all tensors at once --
+
+    cdef int _enter(self) except -1:
+        if self.busy:
+            raise RuntimeError(
+                "this optimizer is inside a step in another thread; give each thread its own, or a lock"
+            )
+        self.busy = True
+        return 0
+
+    cdef int _coefficients(self, object coefficients, double grad_scale, list twins) except -1:
+        """Works out the scalars of every (group, step) that occurs, and each tensor's kernel.
+
+        For the NumPy twin, appends what it needs to `twins` instead of choosing kernels.
+        """
+        cdef Py_ssize_t i, k, row = -1
+        cdef int64_t group = -1, step = -1
+        cdef size_t subset = 0
+        cdef bint native = active_isa < len(ISA_NAMES) - 1
+        cdef const fastopt_optimizer *kernels = NULL
+        cdef Tensor *tensor
+        cdef double *scalars = NULL
+        cdef dict values = None, seen = {}
+        self.elements = 0
+        if native:
+            kernels = &ISAS[active_isa].optimizers[self.row]
+        for i in range(self.count):
+            tensor = &self.tensors[i]
+            if not tensor.active:
+                continue
+            self.elements += tensor.size
+            if self.group_view[i] != group or self.step_view[i] != step:
+                group, step = self.group_view[i], self.step_view[i]
+                if (group, step) not in seen:
+                    seen[group, step] = (len(seen), *coefficients(group, step + 1, grad_scale))
+                    row, subset, values = seen[group, step]
+                    scalars = self.scalars + row * FASTOPT_MAX_SCALARS
+                    for k in range(len(self.scalar_names)):
+                        scalars[k] = values[self.scalar_names[k]]
+                row, subset, values = seen[group, step]
+                scalars = self.scalars + row * FASTOPT_MAX_SCALARS
+            tensor.scalars = scalars
+            if native:
+                tensor.kernel = kernels.kernels[tensor.dtype][subset]
+            else:
+                twins.append((i, subset, values))
+        return 0
+
+    def step(self, object grads, double grad_scale, object coefficients, int threads):
+        """One update of every parameter that has a gradient.
+
+        grads: a list or dict, or None for the bound ones. coefficients(group, step, grad_scale) returns
+        the subset of optional states in use, as bits, and the kernel's scalars by name.
+        """
+        cdef Py_ssize_t i
+        cdef list twins = []
+        self._enter()
+        try:
+            if grads is not None:
+                if self.bound:
+                    self._release()
+                    self.bound = False
+                self._fetch(grads)
+            elif not self.bound:
+                raise TypeError("step() needs gradients: pass a list or a dict, or name buffers with bind()")
+            self._coefficients(coefficients, grad_scale, twins)
+            # Nothing above has written; nothing below can be refused.
+            for i in range(self.count):
+                self.step_view[i] += self.tensors[i].active
+            if twins:
+                self._run_twins(twins)
+            else:
+                self._run(threads)
+        finally:
+            if not self.bound:
+                self._release()
+                self.fetched = None
+            self.busy = False
+
+    cdef int _run(self, int threads) except -1:
+        cdef const Tensor *tensors = self.tensors
+        cdef const Chunk *chunks = self.chunks
+        cdef const size_t *tasks = self.tasks
+        cdef Py_ssize_t task, count = self.task_count
+        if count == 0:
+            return 0
+        if threads > count:
+            threads = <int>count
+        # libgomp hangs in a child of a process that has had a team: a child works alone.
+        if threads > 1 and (self.elements < PARALLEL_ELEMENTS or getpid() != home_process):
+            threads = 1
+        with nogil:
+            if threads > 1:
+                for task in prange(count, num_threads=threads, schedule="dynamic"):
+                    run_task(tensors, chunks + tasks[task], chunks + tasks[task + 1])
+            else:
+                run_task(tensors, chunks, chunks + tasks[count])
+        return 0
+
+    cdef int _run_twins(self, list twins) except -1:
+        """The same update by the NumPy twin, tensor by tensor."""
+        cdef Py_ssize_t required = len(TABLE[self.kernel]["state"])
+        for i, subset, values in twins:
+            states = [
+                self.states[i][name] if k < required or subset >> (k - required) & 1 else None
+                for k, name in enumerate(self.names[2:])
+            ]
+            reference.update(self.kernel, self.params[i], np.asarray(self.fetched[i]), states, values)
+        return 0

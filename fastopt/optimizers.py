@@ -1,0 +1,339 @@
+"""The optimizers, simplest first: each is its options, its checks and its coefficients.
+
+The equations use the letters of the formulas in ``src_c/optim/`` and ``reference.py``; g is the gradient
+after ``grad_scale``, ``maximize`` (g = -g) and ``weight_decay`` (g = g + weight_decay * p). With
+``decoupled_weight_decay`` the parameter is multiplied by 1 - lr * weight_decay before the update instead.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastopt.optimizer import Hyper, LearningRate, Optimizer, Params, bias_correction
+
+__all__ = ["NAG", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "RMSprop"]
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum and Nesterov's form of it.
+
+    ::
+
+        p = p - lr * g                                                   momentum = 0
+        buf = momentum * buf + (1 - dampening) * g;  p = p - lr * buf    else (first step: buf = g)
+        p = p - lr * (g + momentum * buf)                                nesterov
+        buf = momentum * buf + (1 - dampening) * lr * g;  p = p - buf    lr_in_momentum
+
+    Momentum as a moving average, v = beta * v + (1 - beta) * g, is ``SGD(lr * (1 - beta), momentum=beta)``.
+    With ``lr_in_momentum`` a change of ``lr`` acts on new gradients only, not on the momentum.
+    A momentum that is switched on later begins with a buffer of zeros.
+
+    Sources: Polyak 1964; Sutskever, Martens, Dahl, Hinton 2013 (ICML). State: ``momentum_buffer``.
+    """
+
+    kernel = "sgd"
+    state_names = {"buf": "momentum_buffer"}
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        lr_in_momentum: bool = False,
+        decoupled_weight_decay: bool = False,
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def check(h: Hyper) -> None:
+        if h["nesterov"] and (h["momentum"] == 0 or h["dampening"] != 0):
+            raise ValueError("nesterov: it needs a momentum above 0 and a dampening of 0")
+
+    @staticmethod
+    def optional_states(h: Hyper) -> set[str]:
+        return {"buf"} if h["momentum"] != 0 else set()
+
+    @staticmethod
+    def coefficients(h: Hyper, lr: float, t: int) -> dict[str, float]:
+        damped = 1.0 if t == 1 else 1.0 - h["dampening"]
+        inside, outside = (lr, 1.0) if h["lr_in_momentum"] and h["momentum"] != 0 else (1.0, lr)
+        return {
+            "momentum": h["momentum"],
+            "damped": damped * inside,
+            "nesterov": h["nesterov"],
+            "ahead": inside,
+            "lr": outside,
+        }
+
+
+class NAG(Optimizer):
+    """Nesterov's accelerated gradient, with the gradient taken at the point looked ahead to.
+
+    ::
+
+        v = momentum * v - lr * gradient(p + momentum * v);  p = p + v
+
+    `lookahead` moves the parameters to p + momentum * v, where the gradient is to be taken; ``step``
+    returns them to the new p. Without it the gradient is that of p itself, and the step is classical
+    momentum. A parameter whose gradient is None goes back to where it was, up to rounding.
+
+    Sources: Nesterov 1983; Sutskever, Martens, Dahl, Hinton 2013 (ICML), equations 3 and 4.
+    State: ``velocity``.
+    """
+
+    kernel = "nag"
+    state_names = {"v": "velocity"}
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def coefficients(h: Hyper, lr: float, t: int) -> dict[str, float]:
+        return {"momentum": h["momentum"], "lr": lr, "ahead": h.get("ahead", False)}
+
+
+class Adagrad(Optimizer):
+    """Adagrad: a step size for every element, from the sum of its squared gradients.
+
+    ::
+
+        s = s + g^2
+        p = p - lr / (1 + (t - 1) * lr_decay) * g / (sqrt(s + eps_root) + eps)
+
+    The textbook form lr / sqrt(s + eps) is ``eps=0, eps_root=eps``. ``initial_accumulator_value`` fills s
+    when the optimizer is made.
+
+    Source: Duchi, Hazan, Singer 2011 (JMLR 12). State: ``sum``.
+    """
+
+    kernel = "adagrad"
+    state_names = {"s": "sum"}
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        maximize: bool = False,
+        eps_root: float = 0.0,
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def initial_states(h: Hyper) -> dict[str, float]:
+        return {"s": h["initial_accumulator_value"]}
+
+    @staticmethod
+    def coefficients(h: Hyper, lr: float, t: int) -> dict[str, float]:
+        return {
+            "lr": lr / (1.0 + (t - 1) * h["lr_decay"]),
+            "eps_root": h["eps_root"],
+            "eps": h["eps"],
+        }
+
+
+class RMSprop(Optimizer):
+    """RMSprop: a step size for every element, from a moving average of its squared gradients.
+
+    ::
+
+        s = alpha * s + (1 - alpha) * g^2
+        a = alpha * a + (1 - alpha) * g;  s' = max(s - a^2, 0)           centered; else s' = s
+        u = g / (sqrt(s' + eps_root) + eps)
+        p = p - lr * u                                                   momentum = 0
+        buf = momentum * buf + u;  p = p - lr * buf                      else
+        buf = momentum * buf + lr * u;  p = p - buf                      lr_in_momentum
+
+    s - a^2 is never negative but for cancellation; torch takes the root of it as it is and gets NaN. The
+    textbook form lr / sqrt(s + eps) is ``eps=0, eps_root=eps``. ``initial_accumulator_value`` fills s when
+    the optimizer is made.
+
+    Sources: Hinton 2012 (lecture 6e); Graves 2013, arXiv:1308.0850. State: ``square_avg``, ``grad_avg``,
+    ``momentum_buffer``.
+    """
+
+    kernel = "rmsprop"
+    state_names = {"s": "square_avg", "a": "grad_avg", "buf": "momentum_buffer"}
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        *,
+        maximize: bool = False,
+        eps_root: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        lr_in_momentum: bool = False,
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def optional_states(h: Hyper) -> set[str]:
+        return {"a"} * h["centered"] | {"buf"} * (h["momentum"] != 0)
+
+    @staticmethod
+    def initial_states(h: Hyper) -> dict[str, float]:
+        return {"s": h["initial_accumulator_value"]}
+
+    @staticmethod
+    def coefficients(h: Hyper, lr: float, t: int) -> dict[str, float]:
+        inside, outside = (lr, 1.0) if h["lr_in_momentum"] and h["momentum"] != 0 else (1.0, lr)
+        return {
+            "alpha": h["alpha"],
+            "one_minus_alpha": 1.0 - h["alpha"],
+            "eps_root": h["eps_root"],
+            "eps": h["eps"],
+            "momentum": h["momentum"],
+            "lr_in": inside,
+            "lr": outside,
+        }
+
+
+class Adadelta(Optimizer):
+    """Adadelta: RMSprop whose step size is a moving average of the squared updates.
+
+    ::
+
+        s = rho * s + (1 - rho) * g^2
+        delta = sqrt(d + eps) / sqrt(s + eps) * g
+        d = rho * d + (1 - rho) * delta^2
+        p = p - lr * delta
+
+    Source: Zeiler 2012, arXiv:1212.5701. State: ``square_avg``, ``acc_delta``.
+    """
+
+    kernel = "adadelta"
+    state_names = {"s": "square_avg", "d": "acc_delta"}
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def coefficients(h: Hyper, lr: float, t: int) -> dict[str, float]:
+        return {"rho": h["rho"], "one_minus_rho": 1.0 - h["rho"], "eps": h["eps"], "lr": lr}
+
+
+class Adam(Optimizer):
+    """Adam, and AMSGrad.
+
+    ::
+
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g^2
+        m^ = m / (1 - beta1^t);  v^ = v / (1 - beta2^t)
+        p = p - lr * m^ / (sqrt(v^ + eps_root) + eps)
+
+    With ``amsgrad``, v^ is made of max_exp_avg_sq, the largest v so far, in place of v. Without
+    ``bias_correction``, m^ = m and v^ = v. ``eps_hat`` is an eps before bias correction, as in Keras and at
+    the end of section 2 of the paper: lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + eps_hat); give
+    it with ``eps=0``, or as True to make it of eps itself. Adam with sqrt(v^ + eps) is ``eps=0,
+    eps_root=eps``.
+
+    Sources: Kingma, Ba 2014, arXiv:1412.6980; Reddi, Kale, Kumar 2018, arXiv:1904.09237. State:
+    ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``.
+    """
+
+    kernel = "adam"
+    state_names = {"m": "exp_avg", "v": "exp_avg_sq", "vmax": "max_exp_avg_sq"}
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        eps_root: float = 0.0,
+        eps_hat: float = 0.0,
+        bias_correction: bool = True,
+        decoupled_weight_decay: bool = False,
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def check(h: Hyper) -> None:
+        if isinstance(h["eps_hat"], bool):
+            h["eps"], h["eps_hat"] = (0.0, h["eps"]) if h["eps_hat"] else (h["eps"], 0.0)
+        betas: Any = h["betas"]
+        if h["bias_correction"] and 1 in betas:
+            raise ValueError(f"betas: {betas} must be below 1 for bias correction")
+
+    @staticmethod
+    def optional_states(h: Hyper) -> set[str]:
+        return {"vmax"} if h["amsgrad"] else set()
+
+    @staticmethod
+    def coefficients(h: Hyper, lr: float, t: int) -> dict[str, float]:
+        beta1, beta2 = h["betas"]
+        correction1 = correction2 = 1.0
+        if h["bias_correction"]:
+            correction1, correction2 = bias_correction(beta1, t), bias_correction(beta2, t)
+        return {
+            "beta1": beta1,
+            "one_minus_beta1": 1.0 - beta1,
+            "beta2": beta2,
+            "one_minus_beta2": 1.0 - beta2,
+            "correction2": 1.0 / correction2,
+            "eps_root": h["eps_root"],
+            "eps": h["eps"] + h["eps_hat"] / math.sqrt(correction2),
+            "step_size": lr / correction1,
+        }
+
+
+class AdamW(Adam):
+    """`Adam` with decoupled weight decay: p = p * (1 - lr * weight_decay) before the update.
+
+    Source: Loshchilov, Hutter 2017, arXiv:1711.05101.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        eps_root: float = 0.0,
+        eps_hat: float = 0.0,
+        bias_correction: bool = True,
+        decoupled_weight_decay: bool = True,
+    ) -> None:
+        Optimizer.__init__(self, params, locals())

@@ -1,0 +1,115 @@
+"""How many threads a step may use, and which instruction set it runs."""
+
+from __future__ import annotations
+
+import operator
+import os
+from pathlib import Path
+
+from fastopt import _kernels
+
+count = 1
+"""What a step uses when it is large enough to be divided."""
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: the least of its affinity, its cgroup's quota and OMP_NUM_THREADS."""
+    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    quota = _cgroup_quota()
+    if quota is not None:
+        limits.append(max(1, int(quota)))
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if first.isdigit() and int(first):
+        limits.append(int(first))
+    return min(limits)
+
+
+def _cgroup_quota(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """CPUs that the process's own cgroup, or one above it, grants (v1 and v2), if any does."""
+    quotas = []
+    try:
+        lines = proc.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "cpu" if controllers else root
+        folder = mount / path.lstrip("/")
+        for place in (folder, *folder.parents):
+            try:
+                if controllers:
+                    quota, period = ((place / f"cpu.cfs_{x}_us").read_text() for x in ("quota", "period"))
+                else:
+                    quota, period = (place / "cpu.max").read_text().split()
+                if quota != "max" and int(quota) > 0:
+                    quotas.append(int(quota) / int(period))
+            except (OSError, ValueError):
+                pass
+            if place == mount:
+                break
+    return min(quotas, default=None)
+
+
+def _checked(name: str, n: object) -> int:
+    try:
+        value = operator.index(n)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}: expected a whole number or None, got {n!r}") from None
+    if isinstance(n, bool) or not 1 <= value <= 4096:
+        raise ValueError(f"{name}: {n!r} is out of range; it must be from 1 to 4096")
+    return value
+
+
+def set_num_threads(n: int | None) -> None:
+    """Makes parallel steps use exactly ``n`` threads; None goes back to the default's own choice.
+
+    The default is one thread. Small steps run on the calling thread, always. The bits of the result do
+    not depend on it.
+    """
+    global count
+    count = 1 if n is None else _checked("n", n)
+
+
+def get_num_threads() -> int:
+    """The most threads that a step may use."""
+    return count
+
+
+def available_isas() -> tuple[str, ...]:
+    """The instruction sets that this machine can run, best first; ``numpy``, the plain NumPy twin, last."""
+    return _kernels.ISA_NAMES
+
+
+def set_isa(name: str | None) -> None:
+    """Makes every step run one instruction set of `available_isas`; None goes back to the best.
+
+    The bits of the result do not depend on it.
+    """
+    names = available_isas()
+    if name is None:
+        name = names[0]
+    if name not in names:
+        raise ValueError(f"isa: {name!r} cannot run here; choose one of {', '.join(names)}")
+    _kernels.select_isa(names.index(name))
+
+
+def get_isa() -> str:
+    """The instruction set that steps run."""
+    return available_isas()[_kernels.selected_isa()]
+
+
+def _from_environment() -> None:
+    wanted = os.environ.get("FASTOPT_NUM_THREADS")
+    if wanted:
+        if not wanted.strip().isdigit():
+            raise ValueError(f"FASTOPT_NUM_THREADS: {wanted!r} is no whole number")
+        set_num_threads(_checked("FASTOPT_NUM_THREADS", int(wanted)))
+    try:
+        set_isa(os.environ.get("FASTOPT_ISA") or None)
+    except ValueError as error:
+        raise ValueError(f"FASTOPT_ISA: {error}") from None
+
+
+_from_environment()

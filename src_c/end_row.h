@@ -1,0 +1,4 @@
+#undef OPTIMIZER
+#undef STATE
+#undef OPTIONAL
+#undef SCALARS

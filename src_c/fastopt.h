@@ -1,0 +1,32 @@
+/* The public face of the kernels: what they are called with, and where to find them. */
+#ifndef FASTOPT_H
+#define FASTOPT_H
+
+#include <stddef.h>
+
+enum { FASTOPT_FLOAT32, FASTOPT_FLOAT64, FASTOPT_DTYPES };
+enum { FASTOPT_MAX_BUFFERS = 8, FASTOPT_MAX_SCALARS = 16 };
+
+/* Updates the elements begin <= i < end. `buffers`: the parameter, the gradient, then the row's STATE
+ * and OPTIONAL buffers in order (an absent one is not looked at); only the gradient may not be
+ * written, and none may overlap another. `scalars`: grad_scale, weight_decay, decay, then the row's
+ * SCALARS. */
+typedef void (*fastopt_kernel)(void *const *buffers, const double *scalars, size_t begin, size_t end);
+
+/* A row of optimizers.def. The lists are the row's own text: names separated by commas. */
+typedef struct {
+    const char *name, *state, *optional, *scalars;
+    /* one kernel for every subset of the optional buffers; bit i stands for the i-th of them */
+    const fastopt_kernel *kernels[FASTOPT_DTYPES];
+} fastopt_optimizer;
+
+typedef struct {
+    const char *name;
+    const fastopt_optimizer *optimizers; /* ends with a NULL name */
+} fastopt_isa;
+
+/* The instruction sets that this processor and its operating system can run, best first; ends with a
+ * NULL name. */
+const fastopt_isa *fastopt_isas(void);
+
+#endif

@@ -1,0 +1,5 @@
+/* Adadelta (Zeiler 2012, arXiv:1212.5701, algorithm 1). */
+s = rho * s + one_minus_rho * (g * g);
+T delta = SQRT(d + eps) / SQRT(s + eps) * g;
+d = rho * d + one_minus_rho * (delta * delta);
+p = p - lr * delta;

@@ -1,0 +1,210 @@
+"""The programs in examples/: their reader of data, their network, and a short run of each."""
+
+import gzip
+import importlib
+import struct
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+for needed in ("matplotlib", "sklearn", "tqdm"):
+    pytest.importorskip(needed)
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(autouse=True)
+def examples_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python puts the folder of a script it runs on the path; so do we."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+
+@pytest.fixture
+def mnist() -> ModuleType:
+    return importlib.import_module("mnist")
+
+
+@pytest.fixture
+def train_mlp() -> ModuleType:
+    return importlib.import_module("train_mlp")
+
+
+def idx(values: np.ndarray) -> bytes:
+    """An array of bytes as the content of an IDX file."""
+    return struct.pack(f">4B{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+@pytest.fixture
+def arrays() -> dict[str, np.ndarray]:
+    """A tiny data set of 4 x 5 pixels: file names and what they hold."""
+    rng = np.random.default_rng(0)
+
+    def images(count: int) -> np.ndarray:
+        return rng.integers(0, 256, (count, 4, 5), np.uint8)
+
+    def labels(count: int) -> np.ndarray:
+        return rng.integers(0, 10, count, np.uint8)
+
+    return {
+        "train-images-idx3-ubyte": images(150),
+        "train-labels-idx1-ubyte": labels(150),
+        "t10k-images-idx3-ubyte": images(30),
+        "t10k-labels-idx1-ubyte": labels(30),
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    for name, values in arrays.items():
+        (tmp_path / name).write_bytes(idx(values))
+    return tmp_path
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_idx_files_are_read(
+    folder: Path, arrays: dict[str, np.ndarray], mnist: ModuleType, zipped: bool
+) -> None:
+    if zipped:
+        for file in list(folder.iterdir()):
+            file.with_name(file.name + ".gz").write_bytes(gzip.compress(file.read_bytes()))
+            file.unlink()
+    data = mnist.load(folder)
+    for part, images, labels in [
+        ("train", data.train_images, data.train_labels),
+        ("t10k", data.test_images, data.test_labels),
+    ]:
+        pixels = arrays[f"{part}-images-idx3-ubyte"]
+        assert images.dtype == np.float32
+        np.testing.assert_array_equal(images, pixels.reshape(-1, 20) / np.float32(255))
+        np.testing.assert_array_equal(labels, arrays[f"{part}-labels-idx1-ubyte"])
+
+
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+GOOD_IMAGES = idx(np.zeros((150, 4, 5), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        (IMAGES, None, "is missing"),
+        (IMAGES, b"", "begins with"),
+        (IMAGES, idx(np.zeros(150, np.uint8)), "begins with the bytes '00 00 08 01'"),
+        (IMAGES, gzip.compress(GOOD_IMAGES), "begins with the bytes '1f 8b"),
+        (IMAGES, GOOD_IMAGES[:10], "ends within its header"),
+        (IMAGES, GOOD_IMAGES[:-1], "holds 2,999 values where its header announces 150 x 4 x 5"),
+        (IMAGES, GOOD_IMAGES + b"\0", "holds 3,001 values"),
+        (IMAGES, idx(np.zeros((0, 4, 5), np.uint8)), "holds no pixels"),
+        (IMAGES, idx(np.zeros((150, 5, 5), np.uint8)), "25 pixels and the test images 20"),
+        (IMAGES + ".gz", GOOD_IMAGES, "is no gzip file"),
+        (IMAGES + ".gz", gzip.compress(GOOD_IMAGES)[:-9], "is cut short or damaged"),
+        (IMAGES + ".gz", gzip.compress(GOOD_IMAGES)[:10] + b"\xff" * 50, "is cut short or damaged"),
+        (LABELS, idx(np.zeros(149, np.uint8)), "has 149 labels for the 150 images"),
+        (LABELS, idx(np.full(150, 10, np.uint8)), "has the label 10, beyond 9"),
+    ],
+)
+def test_a_bad_file_is_named_in_one_line(
+    folder: Path,
+    train_mlp: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: bytes | None,
+    complaint: str,
+) -> None:
+    (folder / name.removesuffix(".gz")).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(SystemExit) as exit:
+        train_mlp.main(["--data", str(folder), "--output", str(folder)])
+    message = exit.value.code
+    assert isinstance(message, str)  # which Python prints, with an exit code of 1
+    assert complaint in message
+    assert str(folder) in message
+    assert "\n" not in message
+
+
+def test_a_folder_that_is_none_is_named(tmp_path: Path, mnist: ModuleType) -> None:
+    with pytest.raises(mnist.DataError, match="is not a folder"):
+        mnist.load(tmp_path / "nowhere")
+    with pytest.raises(mnist.DataError, match="train-images-idx3-ubyte is missing"):
+        mnist.load(tmp_path)
+
+
+def test_the_digits_are_split_the_same_way_every_time(mnist: ModuleType) -> None:
+    data, again = mnist.digits(), mnist.digits()
+    assert len(data.train_images) + len(data.test_images) == 1797
+    assert data.train_images.dtype == np.float32
+    assert (data.train_images.min(), data.train_images.max()) == (0, 1)
+    for ours, theirs in zip(data, again, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_gradient_is_that_of_the_loss(train_mlp: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    network = train_mlp.Network(6, rng, np.float64)
+    for bias in ("b1", "b2"):
+        network.params[bias][...] = rng.normal(size=network.params[bias].shape)
+    images, labels = rng.random((5, 6)), rng.integers(0, 10, 5)
+    _, grads = network.backward(images, labels)
+    assert grads.keys() == network.params.keys()
+    h = 1e-6
+    for name, param in network.params.items():
+        # Every direction would take long: a few random ones miss no term.
+        for _ in range(5):
+            direction = rng.normal(size=param.shape)
+            direction /= np.linalg.norm(direction)
+            start = param.copy()
+            losses = []
+            for sign in (1, -1):
+                param[...] = start + sign * h * direction
+                losses.append(network.backward(images, labels)[0])
+            param[...] = start
+            slope = (losses[0] - losses[1]) / (2 * h)
+            assert (grads[name] * direction).sum() == pytest.approx(slope, rel=1e-6, abs=1e-8)
+
+
+def test_training_prints_its_table_and_draws_the_curves(
+    folder: Path, train_mlp: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_mlp.main(["--data", str(folder), "--epochs", "1", "--output", str(folder / "new")])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(train_mlp.CLASSICS)
+    for row, name in zip(rows[2:], train_mlp.CLASSICS, strict=True):
+        assert name in row
+        assert row.endswith(" yes |")
+    assert (folder / "new" / "train_mlp.png").stat().st_size > 0
+
+
+def test_training_leaves_the_instruction_set_as_it_was(
+    folder: Path, train_mlp: ModuleType, mnist: ModuleType
+) -> None:
+    import fastopt
+
+    before = fastopt.get_isa()
+
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_mlp.train(train_mlp.CLASSICS["Adam"], mnist.load(folder), 1, 1, fail)
+    assert fastopt.get_isa() == before
+
+
+def test_the_paths_agree_with_numpy_and_are_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = importlib.import_module("paths")
+    paths.main(["--output", str(tmp_path)])
+    assert "agree in every bit of every point: yes" in capsys.readouterr().out
+    for picture in ("paths_sin.png", "paths_2d.png"):
+        assert (tmp_path / picture).stat().st_size > 0
+
+
+@pytest.mark.parametrize("script", ["train_mlp", "paths"])
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path, script: str) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(SystemExit, match="file") as exit:
+        importlib.import_module(script).main(["--output", str(file)])
+    assert isinstance(exit.value.code, str)
