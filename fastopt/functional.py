@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def _make(cls: type[Optimizer]) -> Callable[..., None]:
     row = _kernels.TABLE[cls.kernel]
     letters = [*row["state"], *row["optional"]]
-    defaults = {**cls.defaults_of(), **cls.functional_options}
+    defaults = cls.defaults_of()
     kinds = inspect.Parameter
     signature = inspect.Signature(
         [

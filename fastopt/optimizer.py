@@ -72,7 +72,11 @@ class Optimizer:
     state_names: ClassVar[dict[str, str]]
     """What users (and torch) call the state buffers, by the formula's letters."""
 
+    flags: ClassVar[Hyper] = {}
+    """What a parameter group has besides the options of the class, with their first values."""
+
     param_groups: list[Hyper]
+    """Dicts with ``"params"`` and the hyper-parameters, which may be edited between steps."""
 
     def __init__(self, params: Params, hyper: Mapping[str, Any]) -> None:
         # `hyper` is locals() of the subclass's __init__, so that its signature is the one list of options
@@ -80,7 +84,7 @@ class Optimizer:
             name: value
             for name, value in hyper.items()
             if name not in {"self", "params", "__class__"}
-        }
+        } | self.flags
         self._check(self.defaults, self.defaults_of())
         self.param_groups = []
         self._keys: list[int | str] = []
@@ -204,7 +208,7 @@ class Optimizer:
     def defaults_of(cls) -> Hyper:
         """The hyper-parameters of the class and their defaults, from its signature."""
         parameters = inspect.signature(cls).parameters.values()
-        return {p.name: p.default for p in parameters if p.name != "params"}
+        return {p.name: p.default for p in parameters if p.name != "params"} | cls.flags
 
     @classmethod
     def _check(cls, h: Hyper, defaults: Hyper) -> None:
@@ -284,6 +288,7 @@ class Optimizer:
             raise ValueError("params: there is nothing to update; pass at least one array")
         _kernels.Plan(self.kernel, params, keys, group_of, [{}] * len(params), np.zeros(len(params), np.int64))
         self.param_groups = self.param_groups + new_groups
+        self._members = [group["params"] for group in self.param_groups]
         self._keys, self._params, self._group_of = keys, params, group_of
         self._steps = np.append(self._steps, np.zeros(len(params) - len(self._steps), np.int64))
         states = self._plan.states if hasattr(self, "_plan") else []
@@ -291,13 +296,12 @@ class Optimizer:
 
     def _take_edits(self) -> None:
         """Checks groups that were edited and makes the state that they newly need."""
-        if len(self.param_groups) != len(set(self._group_of)):
+        if len(self.param_groups) != len(self._members):
             raise ValueError("param_groups: groups cannot be added or removed by hand; use add_param_group")
-        for index, group in enumerate(self.param_groups):
-            seen = self._seen[index]
-            if group.get("params") is not seen[list(self._order[index]).index("params")]:
+        for index, (group, members) in enumerate(zip(self.param_groups, self._members, strict=True)):
+            if group.get("params") is not members:
                 raise ValueError(
-                    f"params of group {index}: they are fixed; make a new optimizer or use add_param_group"
+                    f"group {index}: its params are fixed; make a new optimizer or use add_param_group"
                 )
         edited = [dict(group) for group in self.param_groups]
         for index, group in enumerate(edited):
@@ -309,14 +313,17 @@ class Optimizer:
             group.update(checked)
         self._lay_out(self._plan.states)
 
+    def _remember(self) -> None:
+        """Takes the groups as they are for checked."""
+        self._seen = [list(group.values()) for group in self.param_groups]
+
     def _lay_out(self, states: Sequence[Mapping[str, Array]]) -> None:
         """Puts every state array into one arena, makes those that are missing, and binds a new plan.
 
         Arrays that are there already stay, unless one has to be made.
         """
         self._subsets = [self.subset(group) for group in self.param_groups]
-        self._order = [list(group) for group in self.param_groups]
-        self._seen = [list(group.values()) for group in self.param_groups]
+        self._remember()
         needed = [
             [*have, *(x for x in self.letters(self.param_groups[g]) if x not in have)]
             for have, g in zip(states, self._group_of, strict=True)

@@ -8,9 +8,14 @@ after ``grad_scale``, ``maximize`` (g = -g) and ``weight_decay`` (g = g + weight
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from fastopt.optimizer import Hyper, LearningRate, Optimizer, Params, bias_correction
+import numpy as np
+
+from fastopt import threads
+from fastopt._kernels import Plan
+from fastopt.optimizer import Grads, Hyper, LearningRate, Optimizer, Params, bias_correction
 
 __all__ = ["NAG", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "RMSprop"]
 
@@ -89,6 +94,7 @@ class NAG(Optimizer):
 
     kernel = "nag"
     state_names = {"v": "velocity"}
+    flags = {"ahead": False}
 
     def __init__(
         self,
@@ -103,7 +109,43 @@ class NAG(Optimizer):
 
     @staticmethod
     def coefficients(h: Hyper, lr: float, t: int) -> dict[str, float]:
-        return {"momentum": h["momentum"], "lr": lr, "ahead": h.get("ahead", False)}
+        return {"momentum": h["momentum"], "lr": lr, "ahead": h["ahead"]}
+
+    def lookahead(self) -> None:
+        """Moves every parameter to p + momentum * v; the next ``step`` takes gradients from there."""
+        self._take_edits()
+        if self.param_groups[0]["ahead"]:
+            raise RuntimeError("the parameters are ahead already; call step() before lookahead() again")
+        self._move([True] * len(self._params), 1.0)
+        self._set_ahead(True)
+
+    def step(self, grads: Grads | None = None, **options: Any) -> None:
+        before = self._steps.copy()
+        super().step(grads, **options)
+        if self.param_groups[0]["ahead"]:
+            self._move(list(self._steps == before), -1.0)
+            self._set_ahead(False)
+
+    step.__doc__ = Optimizer.step.__doc__
+
+    def _move(self, which: Sequence[bool], sign: float) -> None:
+        """p = p + sign * momentum * v: a step of plain SGD along the velocity."""
+
+        def along(group: int, t: int, grad_scale: float) -> tuple[int, dict[str, float]]:
+            h = {**SGD.defaults_of(), "lr": -sign * self.param_groups[group]["momentum"]}
+            return 0, SGD.scalars(h, h["lr"], t, grad_scale)
+
+        if any(which):
+            velocities = [s["v"] if w else None for s, w in zip(self._plan.states, which, strict=True)]
+            nothing: list[dict[str, Any]] = [{} for _ in velocities]
+            steps = np.zeros(len(velocities), np.int64)
+            plan = Plan("sgd", self._params, self._keys, self._group_of, nothing, steps)
+            plan.step(velocities, 1.0, along, threads.count)
+
+    def _set_ahead(self, ahead: bool) -> None:
+        for group in self.param_groups:
+            group["ahead"] = ahead
+        self._remember()
 
 
 class Adagrad(Optimizer):
