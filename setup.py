@@ -49,7 +49,11 @@ setup(
         Extension(
             "fastopt._kernels",
             sources=["fastopt/_kernels.pyx", *map(str, sorted(Path("src_c").glob("*.c")))],
-            depends=[str(path) for path in sorted(Path("src_c").rglob("*")) if path.suffix in {".h", ".def"}],
+            depends=[
+                str(path)
+                for path in sorted(Path("src_c").rglob("*"))
+                if path.suffix in {".h", ".def"}
+            ],
             include_dirs=["src_c"],
             extra_compile_args=FLAGS + OPENMP,
             extra_link_args=OPENMP,

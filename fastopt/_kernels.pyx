@@ -108,16 +108,22 @@ def selected_isa():
 
 # -- Small helpers -------------------------------------------------------------------------------
 
-def same_values(dict mapping, list values):
-    """Whether a dict still holds these very objects, in this order: much faster than to compare them."""
-    cdef Py_ssize_t position = 0, i = 0
+def unedited(list mappings, list seen):
+    """Whether dicts still hold these very objects, in this order: much faster than to compare them."""
+    cdef Py_ssize_t position, i
     cdef PyObject *value = NULL
-    if len(mapping) != len(values):
+    cdef dict mapping
+    cdef list values
+    if len(mappings) != len(seen):
         return False
-    while PyDict_Next(mapping, &position, NULL, &value):
-        if value != <PyObject *>values[i]:
+    for mapping, values in zip(mappings, seen):
+        if len(mapping) != len(values):
             return False
-        i += 1
+        position = i = 0
+        while PyDict_Next(mapping, &position, NULL, &value):
+            if value != <PyObject *>values[i]:
+                return False
+            i += 1
     return True
 
 
@@ -515,7 +521,7 @@ cdef class Plan:
 
         For the NumPy twin, appends what it needs to `twins` instead of choosing kernels.
         """
-        cdef Py_ssize_t i, k, row = -1
+        cdef Py_ssize_t i, k
         cdef int64_t group = -1, step = -1
         cdef size_t subset = 0
         cdef bint native = active_isa < len(ISA_NAMES) - 1
@@ -533,14 +539,17 @@ cdef class Plan:
             self.elements += tensor.size
             if self.group_view[i] != group or self.step_view[i] != step:
                 group, step = self.group_view[i], self.step_view[i]
-                if (group, step) not in seen:
-                    seen[group, step] = (len(seen), *coefficients(group, step + 1, grad_scale))
-                    row, subset, values = seen[group, step]
-                    scalars = self.scalars + row * FASTOPT_MAX_SCALARS
+                key = (group, step)
+                known = seen.get(key)
+                if known is None:
+                    known = seen[key] = coefficients(group, step + 1, grad_scale), len(seen)
+                    subset, values = known[0]
+                    scalars = self.scalars + <Py_ssize_t>known[1] * FASTOPT_MAX_SCALARS
                     for k in range(len(self.scalar_names)):
                         scalars[k] = values[self.scalar_names[k]]
-                row, subset, values = seen[group, step]
-                scalars = self.scalars + row * FASTOPT_MAX_SCALARS
+                else:
+                    subset, values = known[0]
+                    scalars = self.scalars + <Py_ssize_t>known[1] * FASTOPT_MAX_SCALARS
             tensor.scalars = scalars
             if native:
                 tensor.kernel = kernels.kernels[tensor.dtype][subset]
@@ -607,5 +616,6 @@ cdef class Plan:
                 self.states[i][name] if k < required or subset >> (k - required) & 1 else None
                 for k, name in enumerate(self.names[2:])
             ]
-            reference.update(self.kernel, self.params[i], np.asarray(self.fetched[i]), states, values)
+            scalars = [values[name] for name in self.scalar_names]
+            reference.update(self.kernel, self.params[i], np.asarray(self.fetched[i]), states, scalars)
         return 0

@@ -9,67 +9,91 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastopt import _kernels, optimizers, threads
-from fastopt.optimizer import Array, Optimizer, _check_grad_scale, check_number
+from fastopt.optimizer import Array, Hyper, Optimizer, check_grad_scale, check_number
 
 if TYPE_CHECKING:
 
     def __getattr__(name: str) -> Callable[..., None]: ...
 
 
+@lru_cache(maxsize=128, typed=True)
+def _checked(cls: type[Optimizer], **options: Any) -> tuple[Hyper, int, list[str]]:
+    """All hyper-parameters but ``lr``, the subset of optional states and the letters of all states."""
+    defaults = cls.defaults_of()
+    h = {**defaults, **options}
+    cls._check(h, defaults)
+    return h, cls.subset(h), cls.letters(h)
+
+
 def _make(cls: type[Optimizer]) -> Callable[..., None]:
     row = _kernels.TABLE[cls.kernel]
     letters = [*row["state"], *row["optional"]]
+    names = [cls.state_names[letter] for letter in letters]
     defaults = cls.defaults_of()
-    kinds = inspect.Parameter
+
+    def function(
+        param: Array,
+        grad: Array,
+        *arrays: Array,
+        step: int,
+        grad_scale: float = 1.0,
+        **options: Any,
+    ) -> None:
+        if len(arrays) > len(names):
+            raise TypeError(
+                f"{function.__name__}: got {len(arrays)} state arrays, it takes {names}"
+            )
+        given = dict(zip(names, arrays, strict=False))
+        for name in names[len(arrays) :]:
+            given[name] = options.pop(name, None)
+        lr = options.pop("lr", defaults["lr"])
+        try:
+            h, subset, needed = _checked(cls, **options)
+        except TypeError:  # an option that cannot be hashed, or is wrong
+            h, subset, needed = _checked.__wrapped__(cls, **options)
+        if isinstance(step, bool) or not isinstance(step, int | np.integer):
+            raise TypeError(f"step: expected a whole number, 1 for the first step, got {step!r}")
+        if step < 1:
+            raise ValueError(f"step: {step} is out of range; it is 1 for the first step")
+        lr = check_number("lr", lr(int(step) - 1) if callable(lr) else lr)
+        states: dict[str, Array] = {}
+        for letter in needed:
+            array = given[cls.state_names[letter]]
+            if array is None:
+                raise TypeError(
+                    f"{cls.state_names[letter]}: missing; pass an array of param's shape"
+                )
+            states[letter] = array
+        plan = _kernels.Plan(cls.kernel, [param], ["param"], [0], [states], np.array([step - 1]))
+        scalars = cls.scalars(h, lr, int(step), check_grad_scale(grad_scale))
+        plan.step([grad], 1.0, lambda *_: (subset, scalars), threads.count)
+
+    parameter = inspect.Parameter
+    either, keyword = parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY
     signature = inspect.Signature(
         [
-            kinds("param", kinds.POSITIONAL_OR_KEYWORD),
-            kinds("grad", kinds.POSITIONAL_OR_KEYWORD),
-            *(kinds(cls.state_names[x], kinds.POSITIONAL_OR_KEYWORD) for x in row["state"]),
-            *(kinds(cls.state_names[x], kinds.POSITIONAL_OR_KEYWORD, default=None) for x in row["optional"]),
-            kinds("step", kinds.KEYWORD_ONLY),
-            *(kinds(k, kinds.KEYWORD_ONLY, default=v) for k, v in defaults.items()),
-            kinds("grad_scale", kinds.KEYWORD_ONLY, default=1.0),
+            *(parameter(name, either) for name in ("param", "grad", *names[: len(row["state"])])),
+            *(parameter(name, either, default=None) for name in names[len(row["state"]) :]),
+            parameter("step", keyword),
+            *(parameter(name, keyword, default=value) for name, value in defaults.items()),
+            parameter("grad_scale", keyword, default=1.0),
         ]
     )
-
-    def function(*args: Any, **options: Any) -> None:
-        bound = signature.bind(*args, **options)
-        bound.apply_defaults()
-        given = bound.arguments
-        t, grad_scale = given["step"], _check_grad_scale(given["grad_scale"])
-        if isinstance(t, bool) or not isinstance(t, int | np.integer):
-            raise TypeError(f"step: expected a whole number, 1 for the first step, got {t!r}")
-        if t < 1:
-            raise ValueError(f"step: {t} is out of range; it is 1 for the first step")
-        h = {name: given[name] for name in defaults}
-        cls._check(h, defaults)
-        lr = h["lr"]
-        if callable(lr):
-            lr = check_number("lr, as its callable returned it", lr(int(t) - 1))
-        states: dict[str, Array] = {}
-        for letter in cls.letters(h):
-            name = cls.state_names[letter]
-            if given[name] is None:
-                raise ValueError(f"{name}: these options need it; pass an array of param's shape")
-            states[letter] = given[name]
-        plan = _kernels.Plan(cls.kernel, [given["param"]], ["param"], [0], [states], np.array([t - 1]))
-        scalars = cls.scalars(h, lr, int(t), grad_scale)
-        plan.step([given["grad"]], grad_scale, lambda *_: (cls.subset(h), scalars), threads.count)
-
     function.__name__ = function.__qualname__ = cls.__name__.lower()
     function.__module__ = __name__
-    function.__doc__ = f"One update of one array as by `fastopt.{cls.__name__}`.\n\n{inspect.getdoc(cls)}"
+    function.__doc__ = (
+        f"One update of one array as by `fastopt.{cls.__name__}`.\n\n{inspect.getdoc(cls)}"
+    )
     function.__signature__ = signature  # type: ignore[attr-defined]
-    assert all(letter in cls.state_names for letter in letters)
     return function
 
 
-__all__ = [name.lower() for name in optimizers.__all__]  # pyright: ignore
+__all__ = [name.lower() for name in optimizers.__all__]
 for _name in optimizers.__all__:
     globals()[_name.lower()] = _make(getattr(optimizers, _name))

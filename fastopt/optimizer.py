@@ -6,6 +6,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import expm1, log
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -28,7 +29,7 @@ BELOW_ONE = {"alpha", "betas", "momentum_decay", "rho"}
 
 def bias_correction(beta: float, t: int) -> float:
     """``1 - beta**t`` for ``0 <= beta < 1`` and ``t >= 1``, without cancellation: relative error below 1e-14."""
-    return -math.expm1(t * math.log(beta)) if beta > 0 else 1.0
+    return -expm1(t * log(beta)) if beta > 0 else 1.0
 
 
 def check_number(name: str, value: Any, high: float = math.inf) -> float:
@@ -48,7 +49,9 @@ def check_hyper(name: str, value: Any, default: Any) -> Any:
         return value
     if isinstance(default, bool):
         if not isinstance(value, bool | np.bool):
-            raise TypeError(f"{name}: expected True or False, got {value!r} ({type(value).__name__})")
+            raise TypeError(
+                f"{name}: expected True or False, got {value!r} ({type(value).__name__})"
+            )
         return bool(value)
     high = 1.0 if name in BELOW_ONE else math.inf
     if isinstance(default, tuple):
@@ -133,12 +136,12 @@ class Optimizer:
         skip_nonfinite are not there yet.
         """
         if max_norm is not None or skip_nonfinite:
-            raise NotImplementedError("max_norm and skip_nonfinite are not there yet; leave them out")
+            raise NotImplementedError(
+                "max_norm and skip_nonfinite are not there yet; leave them out"
+            )
         if type(grad_scale) is not float or not math.isfinite(grad_scale):
-            grad_scale = _check_grad_scale(grad_scale)
-        if len(self.param_groups) != len(self._seen) or not all(
-            map(_kernels.same_values, self.param_groups, self._seen)
-        ):
+            grad_scale = check_grad_scale(grad_scale)
+        if not _kernels.unedited(self.param_groups, self._seen):
             self._take_edits()
         self._plan.step(grads, grad_scale, self._scalars, threads.count)
 
@@ -215,7 +218,9 @@ class Optimizer:
         """Checks every hyper-parameter of ``h`` and puts it into its plain form."""
         for name in h:
             if name not in defaults and name != "params":
-                raise ValueError(f"{name}: no option of {cls.__name__}; it has {', '.join(defaults)}")
+                raise ValueError(
+                    f"{name}: no option of {cls.__name__}; it has {', '.join(defaults)}"
+                )
         for name in defaults:
             if name not in h:
                 raise ValueError(f"{name}: missing from the parameter group; put it back")
@@ -231,12 +236,11 @@ class Optimizer:
         weight_decay, decay = h["weight_decay"], 1.0
         if h.get("decoupled_weight_decay"):
             weight_decay, decay = 0.0, 1.0 - lr * weight_decay
-        return {
-            "grad_scale": -grad_scale if h["maximize"] else grad_scale,
-            "weight_decay": weight_decay,
-            "decay": decay,
-            **cls.coefficients(h, lr, t),
-        }
+        scalars = cls.coefficients(h, lr, t)
+        scalars["grad_scale"] = -grad_scale if h["maximize"] else grad_scale
+        scalars["weight_decay"] = weight_decay
+        scalars["decay"] = decay
+        return scalars
 
     @classmethod
     def subset(cls, h: Hyper) -> int:
@@ -258,7 +262,10 @@ class Optimizer:
     def _scalars(self, index: int, t: int, grad_scale: float) -> tuple[int, dict[str, float]]:
         """What the plan asks for each group and step that occurs."""
         group = self.param_groups[index]
-        return self._subsets[index], self.scalars(group, self._learning_rate(group), t, grad_scale)
+        lr = group["lr"]
+        if callable(lr):
+            lr = self._learning_rate(group)
+        return self._subsets[index], self.scalars(group, lr, t, grad_scale)
 
     def _learning_rate(self, group: Hyper) -> float:
         lr = group["lr"]
@@ -269,11 +276,18 @@ class Optimizer:
 
     def _add_groups(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Appends groups; on an error nothing has changed."""
-        new_groups, keys, params, group_of = [], list(self._keys), list(self._params), list(self._group_of)
+        new_groups, keys, params, group_of = (
+            [],
+            list(self._keys),
+            list(self._params),
+            list(self._group_of),
+        )
         for group in groups:
             h = {**self.defaults, **group}
             if "params" not in h:
-                raise ValueError('params: missing from a parameter group; pass {"params": [...], ...}')
+                raise ValueError(
+                    'params: missing from a parameter group; pass {"params": [...], ...}'
+                )
             names, members = _as_params(h["params"], len(keys))
             h["params"] = tuple(members)
             self._check(h, self.defaults)
@@ -286,7 +300,9 @@ class Optimizer:
             new_groups.append(h)
         if not params:
             raise ValueError("params: there is nothing to update; pass at least one array")
-        _kernels.Plan(self.kernel, params, keys, group_of, [{}] * len(params), np.zeros(len(params), np.int64))
+        _kernels.Plan(
+            self.kernel, params, keys, group_of, [{}] * len(params), np.zeros(len(params), np.int64)
+        )
         self.param_groups = self.param_groups + new_groups
         self._members = [group["params"] for group in self.param_groups]
         self._keys, self._params, self._group_of = keys, params, group_of
@@ -297,8 +313,12 @@ class Optimizer:
     def _take_edits(self) -> None:
         """Checks groups that were edited and makes the state that they newly need."""
         if len(self.param_groups) != len(self._members):
-            raise ValueError("param_groups: groups cannot be added or removed by hand; use add_param_group")
-        for index, (group, members) in enumerate(zip(self.param_groups, self._members, strict=True)):
+            raise ValueError(
+                "param_groups: groups cannot be added or removed by hand; use add_param_group"
+            )
+        for index, (group, members) in enumerate(
+            zip(self.param_groups, self._members, strict=True)
+        ):
             if group.get("params") is not members:
                 raise ValueError(
                     f"group {index}: its params are fixed; make a new optimizer or use add_param_group"
@@ -329,7 +349,9 @@ class Optimizer:
             for have, g in zip(states, self._group_of, strict=True)
         ]
         in_place = hasattr(self, "_plan") and states is self._plan.states
-        if in_place and all(len(have) == len(need) for have, need in zip(states, needed, strict=True)):
+        if in_place and all(
+            len(have) == len(need) for have, need in zip(states, needed, strict=True)
+        ):
             return
         room = [
             -(-param.nbytes // ALIGNMENT) * ALIGNMENT * len(need)
@@ -364,7 +386,8 @@ class _State(dict[int | str, dict[str, Any]]):
         raise KeyError(key)
 
 
-def _check_grad_scale(value: Any) -> float:
+def check_grad_scale(value: Any) -> float:
+    """The factor of all gradients as a float; refuses what is no number or not finite."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"grad_scale: expected a number, got {value!r} ({type(value).__name__})")
     if not math.isfinite(value):
@@ -384,7 +407,9 @@ def _as_groups(params: Any) -> list[Mapping[str, Any]]:
     if any(isinstance(p, Mapping) for p in params):
         for p in params:
             if not isinstance(p, Mapping):
-                raise TypeError(f"params: a group must be a dict, got {type(p).__name__} among dicts")
+                raise TypeError(
+                    f"params: a group must be a dict, got {type(p).__name__} among dicts"
+                )
         return params
     return [{"params": params}]
 
@@ -442,7 +467,9 @@ def _read_state_dict(
     steps = np.zeros(len(numbers_of), np.int64)
     for i, number in enumerate(numbers_of):
         label, param = optimizer._plan.labels[i], optimizer._params[i]
-        entry = {name: value for name, value in saved_states.pop(number, {}).items() if value is not None}
+        entry = {
+            name: value for name, value in saved_states.pop(number, {}).items() if value is not None
+        }
         default_step = 1 if entry else 0  # torch's SGD counts no steps
         step = np.asarray(entry.pop("step", default_step))
         if step.size != 1 or step != np.floor(step) or step < 0:
@@ -454,7 +481,9 @@ def _read_state_dict(
                 raise ValueError(f"state_dict: {label}: unknown state {name!r}")
             array = np.asarray(value)
             if array.dtype.kind != "f":
-                raise TypeError(f"state_dict: {label}: {name} has dtype {array.dtype}, not a float's")
+                raise TypeError(
+                    f"state_dict: {label}: {name} has dtype {array.dtype}, not a float's"
+                )
             if array.shape != param.shape:
                 raise ValueError(
                     f"state_dict: {label}: {name} has shape {array.shape}, the parameter {param.shape}"
@@ -467,5 +496,7 @@ def _read_state_dict(
             raise ValueError(f"state_dict: {label}: {name} is missing")
         states.append(arrays)
     if saved_states:
-        raise ValueError(f"state_dict: state for unknown parameters {sorted(saved_states, key=str)}")
+        raise ValueError(
+            f"state_dict: state for unknown parameters {sorted(saved_states, key=str)}"
+        )
     return groups, states, steps

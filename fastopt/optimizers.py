@@ -115,7 +115,9 @@ class NAG(Optimizer):
         """Moves every parameter to p + momentum * v; the next ``step`` takes gradients from there."""
         self._take_edits()
         if self.param_groups[0]["ahead"]:
-            raise RuntimeError("the parameters are ahead already; call step() before lookahead() again")
+            raise RuntimeError(
+                "the parameters are ahead already; call step() before lookahead() again"
+            )
         self._move([True] * len(self._params), 1.0)
         self._set_ahead(True)
 
@@ -136,7 +138,9 @@ class NAG(Optimizer):
             return 0, SGD.scalars(h, h["lr"], t, grad_scale)
 
         if any(which):
-            velocities = [s["v"] if w else None for s, w in zip(self._plan.states, which, strict=True)]
+            velocities = [
+                s["v"] if w else None for s, w in zip(self._plan.states, which, strict=True)
+            ]
             nothing: list[dict[str, Any]] = [{} for _ in velocities]
             steps = np.zeros(len(velocities), np.int64)
             plan = Plan("sgd", self._params, self._keys, self._group_of, nothing, steps)
@@ -234,7 +238,8 @@ class RMSprop(Optimizer):
 
     @staticmethod
     def optional_states(h: Hyper) -> set[str]:
-        return {"a"} * h["centered"] | {"buf"} * (h["momentum"] != 0)
+        in_use = {"a": h["centered"], "buf": h["momentum"] != 0}
+        return {letter for letter, used in in_use.items() if used}
 
     @staticmethod
     def initial_states(h: Hyper) -> dict[str, float]:

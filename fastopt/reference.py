@@ -10,7 +10,7 @@ The equations stand in the docstrings of the classes in ``optimizers.py``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,11 +24,14 @@ def update(
     p: Array,
     grad: Array,
     states: Sequence[Array | None],
-    scalars: Mapping[str, float],
+    scalars: Sequence[float],
 ) -> None:
-    """One step of the optimizer ``name`` on one array: what loops.h puts around each formula."""
-    grad_scale, weight_decay, decay, *rest = (p.dtype.type(value) for value in scalars.values())
+    """One step of the optimizer ``name`` on one array: what loops.h puts around each formula.
+
+    states: the row's STATE and OPTIONAL buffers. scalars: grad_scale, weight_decay, decay, the row's SCALARS.
+    """
     with np.errstate(all="ignore"):
+        grad_scale, weight_decay, decay, *rest = (p.dtype.type(value) for value in scalars)
         g = grad_scale * grad
         if weight_decay != 0:
             g = g + weight_decay * p

@@ -14,7 +14,9 @@ count = 1
 
 def available_cpus() -> int:
     """CPUs this process may use: the least of its affinity, its cgroup's quota and OMP_NUM_THREADS."""
-    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    limits = [
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ]
     quota = _cgroup_quota()
     if quota is not None:
         limits.append(max(1, int(quota)))
@@ -24,7 +26,9 @@ def available_cpus() -> int:
     return min(limits)
 
 
-def _cgroup_quota(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float | None:
+def _cgroup_quota(
+    proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> float | None:
     """CPUs that the process's own cgroup, or one above it, grants (v1 and v2), if any does."""
     quotas = []
     try:
@@ -40,7 +44,9 @@ def _cgroup_quota(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sy
         for place in (folder, *folder.parents):
             try:
                 if controllers:
-                    quota, period = ((place / f"cpu.cfs_{x}_us").read_text() for x in ("quota", "period"))
+                    quota, period = (
+                        (place / f"cpu.cfs_{x}_us").read_text() for x in ("quota", "period")
+                    )
                 else:
                     quota, period = (place / "cpu.max").read_text().split()
                 if quota != "max" and int(quota) > 0:
