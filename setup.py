@@ -1,4 +1,7 @@
-"""One extension: the kernels in src_c/ and the Cython boundary over them. Metadata: pyproject.toml."""
+"""One extension: the kernels in src_c/ and the Cython boundary over them.
+
+The metadata is in pyproject.toml.
+"""
 
 import os
 import subprocess
@@ -31,7 +34,9 @@ def openmp() -> list[str]:
     """The OpenMP flag, if a program with a parallel loop compiles and links with it."""
     if os.environ.get("FASTOPT_OPENMP") == "0":
         return []
-    source = "#include <omp.h>\nint main(void) {\n#pragma omp parallel\n{}\nreturn omp_get_max_threads() < 1;}\n"
+    source = (
+        "#include <omp.h>\nint main(void) {\n#pragma omp parallel\n{}\nreturn omp_get_max_threads() < 1; }\n"
+    )
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "probe.c").write_text(source)
         command = [*compiler().split(), "-fopenmp", "probe.c", "-o", "probe"]
@@ -49,11 +54,7 @@ setup(
         Extension(
             "fastopt._kernels",
             sources=["fastopt/_kernels.pyx", *map(str, sorted(Path("src_c").glob("*.c")))],
-            depends=[
-                str(path)
-                for path in sorted(Path("src_c").rglob("*"))
-                if path.suffix in {".h", ".def"}
-            ],
+            depends=[str(path) for path in sorted(Path("src_c").rglob("*")) if path.suffix in {".h", ".def"}],
             include_dirs=["src_c"],
             extra_compile_args=FLAGS + OPENMP,
             extra_link_args=OPENMP,

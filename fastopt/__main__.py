@@ -22,11 +22,7 @@ def cpu() -> str:
 
 def facts() -> dict[str, str]:
     """Everything that a report about speed or bits should say."""
-    openmp = (
-        f"yes ({_kernels.OPENMP})"
-        if _kernels.OPENMP
-        else "no: every step is serial, with the same bits"
-    )
+    openmp = f"yes ({_kernels.OPENMP})" if _kernels.OPENMP else "no: every step is serial, with the same bits"
     return {
         "fastopt": fastopt.__version__,
         "Python": f"{platform.python_version()}, NumPy {version('numpy')}",

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=128, typed=True)
-def _checked(cls: type[Optimizer], **options: Any) -> tuple[Hyper, int, list[str]]:
+def _checked(name: str, **options: Any) -> tuple[Hyper, int, list[str]]:
     """All hyper-parameters but ``lr``, the subset of optional states and the letters of all states."""
+    cls: type[Optimizer] = getattr(optimizers, name)
     defaults = cls.defaults_of()
     h = {**defaults, **options}
     cls._check(h, defaults)
@@ -46,17 +47,15 @@ def _make(cls: type[Optimizer]) -> Callable[..., None]:
         **options: Any,
     ) -> None:
         if len(arrays) > len(names):
-            raise TypeError(
-                f"{function.__name__}: got {len(arrays)} state arrays, it takes {names}"
-            )
+            raise TypeError(f"{function.__name__}: got {len(arrays)} state arrays, it takes {names}")
         given = dict(zip(names, arrays, strict=False))
         for name in names[len(arrays) :]:
             given[name] = options.pop(name, None)
         lr = options.pop("lr", defaults["lr"])
         try:
-            h, subset, needed = _checked(cls, **options)
+            h, subset, needed = _checked(cls.__name__, **options)
         except TypeError:  # an option that cannot be hashed, or is wrong
-            h, subset, needed = _checked.__wrapped__(cls, **options)
+            h, subset, needed = _checked.__wrapped__(cls.__name__, **options)
         if isinstance(step, bool) or not isinstance(step, int | np.integer):
             raise TypeError(f"step: expected a whole number, 1 for the first step, got {step!r}")
         if step < 1:
@@ -66,9 +65,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., None]:
         for letter in needed:
             array = given[cls.state_names[letter]]
             if array is None:
-                raise TypeError(
-                    f"{cls.state_names[letter]}: missing; pass an array of param's shape"
-                )
+                raise TypeError(f"{cls.state_names[letter]}: missing; pass an array of param's shape")
             states[letter] = array
         plan = _kernels.Plan(cls.kernel, [param], ["param"], [0], [states], np.array([step - 1]))
         scalars = cls.scalars(h, lr, int(step), check_grad_scale(grad_scale))
@@ -87,9 +84,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., None]:
     )
     function.__name__ = function.__qualname__ = cls.__name__.lower()
     function.__module__ = __name__
-    function.__doc__ = (
-        f"One update of one array as by `fastopt.{cls.__name__}`.\n\n{inspect.getdoc(cls)}"
-    )
+    function.__doc__ = f"One update of one array as by `fastopt.{cls.__name__}`.\n\n{inspect.getdoc(cls)}"
     function.__signature__ = signature  # type: ignore[attr-defined]
     return function
 

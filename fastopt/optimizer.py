@@ -23,24 +23,24 @@ LearningRate: TypeAlias = float | Callable[[int], float]
 ALIGNMENT = 64
 """Bytes: every state array begins at a multiple of it."""
 
-BELOW_ONE = {"alpha", "betas", "momentum_decay", "rho"}
-"""Hyper-parameters that weight a moving average: 0 <= value <= 1."""
+UP_TO_ONE = {"alpha", "betas", "dampening", "rho"}
+"""Hyper-parameters that are the weight of an average: 0 <= value <= 1."""
 
 
 def bias_correction(beta: float, t: int) -> float:
-    """``1 - beta**t`` for ``0 <= beta < 1`` and ``t >= 1``, without cancellation: relative error below 1e-14."""
-    return -expm1(t * log(beta)) if beta > 0 else 1.0
+    """``1 - beta**t`` for ``0 <= beta < 1``, ``t >= 1``; no cancellation, relative error below 1e-14."""
+    return float(-expm1(t * log(beta))) if beta > 0 else 1.0
 
 
 def check_number(name: str, value: Any, high: float = math.inf) -> float:
     """A hyper-parameter as a float; refuses what is no number, negative, not finite or above ``high``."""
-    if isinstance(value, bool | np.bool) or not isinstance(value, numbers.Real):
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number, got {value!r} ({type(value).__name__})")
-    value = float(value)
-    if not 0 <= value <= high or not math.isfinite(value):
+    number = float(value)
+    if not 0 <= number <= high or not math.isfinite(number):
         limit = "finite and not negative" if math.isinf(high) else f"from 0 to {high:g}"
-        raise ValueError(f"{name}: {value} is out of range; it must be {limit}")
-    return value
+        raise ValueError(f"{name}: {number} is out of range; it must be {limit}")
+    return number
 
 
 def check_hyper(name: str, value: Any, default: Any) -> Any:
@@ -48,12 +48,10 @@ def check_hyper(name: str, value: Any, default: Any) -> Any:
     if name == "lr" and callable(value):
         return value
     if isinstance(default, bool):
-        if not isinstance(value, bool | np.bool):
-            raise TypeError(
-                f"{name}: expected True or False, got {value!r} ({type(value).__name__})"
-            )
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name}: expected True or False, got {value!r} ({type(value).__name__})")
         return bool(value)
-    high = 1.0 if name in BELOW_ONE else math.inf
+    high = 1.0 if name in UP_TO_ONE else math.inf
     if isinstance(default, tuple):
         if not isinstance(value, tuple | list) or len(value) != len(default):
             raise TypeError(f"{name}: expected {len(default)} numbers, got {value!r}")
@@ -84,9 +82,7 @@ class Optimizer:
     def __init__(self, params: Params, hyper: Mapping[str, Any]) -> None:
         # `hyper` is locals() of the subclass's __init__, so that its signature is the one list of options
         self.defaults = {
-            name: value
-            for name, value in hyper.items()
-            if name not in {"self", "params", "__class__"}
+            name: value for name, value in hyper.items() if name not in {"self", "params", "__class__"}
         } | self.flags
         self._check(self.defaults, self.defaults_of())
         self.param_groups = []
@@ -94,7 +90,8 @@ class Optimizer:
         self._params: list[Array] = []
         self._group_of: list[int] = []
         self._steps = np.zeros(0, np.int64)
-        self._arena_states: list[dict[str, Array]] = []
+        self._members: list[tuple[Array, ...]] = []
+        self._plan = _kernels.Plan(self.kernel, [], [], [], [], self._steps)
         self._add_groups(_as_groups(params))
 
     # -- What a subclass says --
@@ -136,9 +133,7 @@ class Optimizer:
         skip_nonfinite are not there yet.
         """
         if max_norm is not None or skip_nonfinite:
-            raise NotImplementedError(
-                "max_norm and skip_nonfinite are not there yet; leave them out"
-            )
+            raise NotImplementedError("max_norm and skip_nonfinite are not there yet; leave them out")
         if type(grad_scale) is not float or not math.isfinite(grad_scale):
             grad_scale = check_grad_scale(grad_scale)
         if not _kernels.unedited(self.param_groups, self._seen):
@@ -218,9 +213,7 @@ class Optimizer:
         """Checks every hyper-parameter of ``h`` and puts it into its plain form."""
         for name in h:
             if name not in defaults and name != "params":
-                raise ValueError(
-                    f"{name}: no option of {cls.__name__}; it has {', '.join(defaults)}"
-                )
+                raise ValueError(f"{name}: no option of {cls.__name__}; it has {', '.join(defaults)}")
         for name in defaults:
             if name not in h:
                 raise ValueError(f"{name}: missing from the parameter group; put it back")
@@ -247,9 +240,7 @@ class Optimizer:
         """The optional state buffers in use, as the bits that number the row's kernels."""
         needed = cls.optional_states(h)
         return sum(
-            1 << bit
-            for bit, letter in enumerate(_kernels.TABLE[cls.kernel]["optional"])
-            if letter in needed
+            1 << bit for bit, letter in enumerate(_kernels.TABLE[cls.kernel]["optional"]) if letter in needed
         )
 
     @classmethod
@@ -276,8 +267,8 @@ class Optimizer:
 
     def _add_groups(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Appends groups; on an error nothing has changed."""
-        new_groups, keys, params, group_of = (
-            [],
+        new_groups: list[Hyper] = []
+        keys, params, group_of = (
             list(self._keys),
             list(self._params),
             list(self._group_of),
@@ -285,9 +276,7 @@ class Optimizer:
         for group in groups:
             h = {**self.defaults, **group}
             if "params" not in h:
-                raise ValueError(
-                    'params: missing from a parameter group; pass {"params": [...], ...}'
-                )
+                raise ValueError('params: missing from a parameter group; pass {"params": [...], ...}')
             names, members = _as_params(h["params"], len(keys))
             h["params"] = tuple(members)
             self._check(h, self.defaults)
@@ -307,18 +296,14 @@ class Optimizer:
         self._members = [group["params"] for group in self.param_groups]
         self._keys, self._params, self._group_of = keys, params, group_of
         self._steps = np.append(self._steps, np.zeros(len(params) - len(self._steps), np.int64))
-        states = self._plan.states if hasattr(self, "_plan") else []
+        states = self._plan.states
         self._lay_out([*states, *({} for _ in params[len(states) :])])
 
     def _take_edits(self) -> None:
         """Checks groups that were edited and makes the state that they newly need."""
         if len(self.param_groups) != len(self._members):
-            raise ValueError(
-                "param_groups: groups cannot be added or removed by hand; use add_param_group"
-            )
-        for index, (group, members) in enumerate(
-            zip(self.param_groups, self._members, strict=True)
-        ):
+            raise ValueError("param_groups: groups cannot be added or removed by hand; use add_param_group")
+        for index, (group, members) in enumerate(zip(self.param_groups, self._members, strict=True)):
             if group.get("params") is not members:
                 raise ValueError(
                     f"group {index}: its params are fixed; make a new optimizer or use add_param_group"
@@ -348,10 +333,8 @@ class Optimizer:
             [*have, *(x for x in self.letters(self.param_groups[g]) if x not in have)]
             for have, g in zip(states, self._group_of, strict=True)
         ]
-        in_place = hasattr(self, "_plan") and states is self._plan.states
-        if in_place and all(
-            len(have) == len(need) for have, need in zip(states, needed, strict=True)
-        ):
+        in_place = states is self._plan.states
+        if in_place and all(len(have) == len(need) for have, need in zip(states, needed, strict=True)):
             return
         room = [
             -(-param.nbytes // ALIGNMENT) * ALIGNMENT * len(need)
@@ -365,16 +348,14 @@ class Optimizer:
             arrays = {}
             for letter in need:
                 flat = arena[at : at + param.nbytes].view(param.dtype)
-                order = "C" if param.flags.c_contiguous else "F"
-                array = arrays[letter] = flat.reshape(param.shape, order=order)
+                array = flat.reshape(param.shape, order="C" if param.flags.c_contiguous else "F")
+                arrays[letter] = array
                 value = have[letter] if letter in have else fill.get(letter, 0.0)
                 if letter in have or value:
                     array[...] = value
                 at += -(-param.nbytes // ALIGNMENT) * ALIGNMENT
             made.append(arrays)
-        self._plan = _kernels.Plan(
-            self.kernel, self._params, self._keys, self._group_of, made, self._steps
-        )
+        self._plan = _kernels.Plan(self.kernel, self._params, self._keys, self._group_of, made, self._steps)
 
 
 class _State(dict[int | str, dict[str, Any]]):
@@ -407,10 +388,8 @@ def _as_groups(params: Any) -> list[Mapping[str, Any]]:
     if any(isinstance(p, Mapping) for p in params):
         for p in params:
             if not isinstance(p, Mapping):
-                raise TypeError(
-                    f"params: a group must be a dict, got {type(p).__name__} among dicts"
-                )
-        return params
+                raise TypeError(f"params: a group must be a dict, got {type(p).__name__} among dicts")
+        return list(params)
     return [{"params": params}]
 
 
@@ -467,9 +446,7 @@ def _read_state_dict(
     steps = np.zeros(len(numbers_of), np.int64)
     for i, number in enumerate(numbers_of):
         label, param = optimizer._plan.labels[i], optimizer._params[i]
-        entry = {
-            name: value for name, value in saved_states.pop(number, {}).items() if value is not None
-        }
+        entry = {name: value for name, value in saved_states.pop(number, {}).items() if value is not None}
         default_step = 1 if entry else 0  # torch's SGD counts no steps
         step = np.asarray(entry.pop("step", default_step))
         if step.size != 1 or step != np.floor(step) or step < 0:
@@ -481,9 +458,7 @@ def _read_state_dict(
                 raise ValueError(f"state_dict: {label}: unknown state {name!r}")
             array = np.asarray(value)
             if array.dtype.kind != "f":
-                raise TypeError(
-                    f"state_dict: {label}: {name} has dtype {array.dtype}, not a float's"
-                )
+                raise TypeError(f"state_dict: {label}: {name} has dtype {array.dtype}, not a float's")
             if array.shape != param.shape:
                 raise ValueError(
                     f"state_dict: {label}: {name} has shape {array.shape}, the parameter {param.shape}"
@@ -496,7 +471,5 @@ def _read_state_dict(
             raise ValueError(f"state_dict: {label}: {name} is missing")
         states.append(arrays)
     if saved_states:
-        raise ValueError(
-            f"state_dict: state for unknown parameters {sorted(saved_states, key=str)}"
-        )
+        raise ValueError(f"state_dict: state for unknown parameters {sorted(saved_states, key=str)}")
     return groups, states, steps

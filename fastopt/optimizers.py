@@ -115,9 +115,7 @@ class NAG(Optimizer):
         """Moves every parameter to p + momentum * v; the next ``step`` takes gradients from there."""
         self._take_edits()
         if self.param_groups[0]["ahead"]:
-            raise RuntimeError(
-                "the parameters are ahead already; call step() before lookahead() again"
-            )
+            raise RuntimeError("the parameters are ahead already; call step() before lookahead() again")
         self._move([True] * len(self._params), 1.0)
         self._set_ahead(True)
 
@@ -138,9 +136,7 @@ class NAG(Optimizer):
             return 0, SGD.scalars(h, h["lr"], t, grad_scale)
 
         if any(which):
-            velocities = [
-                s["v"] if w else None for s, w in zip(self._plan.states, which, strict=True)
-            ]
+            velocities = [s["v"] if w else None for s, w in zip(self._plan.states, which, strict=True)]
             nothing: list[dict[str, Any]] = [{} for _ in velocities]
             steps = np.zeros(len(velocities), np.int64)
             plan = Plan("sgd", self._params, self._keys, self._group_of, nothing, steps)

@@ -14,9 +14,7 @@ count = 1
 
 def available_cpus() -> int:
     """CPUs this process may use: the least of its affinity, its cgroup's quota and OMP_NUM_THREADS."""
-    limits = [
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ]
+    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
     quota = _cgroup_quota()
     if quota is not None:
         limits.append(max(1, int(quota)))
@@ -44,9 +42,7 @@ def _cgroup_quota(
         for place in (folder, *folder.parents):
             try:
                 if controllers:
-                    quota, period = (
-                        (place / f"cpu.cfs_{x}_us").read_text() for x in ("quota", "period")
-                    )
+                    quota, period = ((place / f"cpu.cfs_{x}_us").read_text() for x in ("quota", "period"))
                 else:
                     quota, period = (place / "cpu.max").read_text().split()
                 if quota != "max" and int(quota) > 0:

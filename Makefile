@@ -1,0 +1,34 @@
+# One virtual environment, .venv, into which every target installs what it needs.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+
+.PHONY: help demo paths test bench check clean
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# The sources that an installation depends on; a change of any of them builds again.
+SOURCES = $(shell find fastopt src_c -name '*.py' -o -name '*.py[xi]' -o -name '*.[ch]' -o -name '*.def')
+
+$(VENV)/%: pyproject.toml setup.py $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet '.[$*]'
+	touch $@
+
+demo: $(VENV)/demo  ## train a network on real images with every classic optimizer
+	$(BIN)/python examples/train_mlp.py
+
+paths: $(VENV)/demo  ## draw the paths that the optimizers take
+	$(BIN)/python examples/paths.py
+
+test: $(VENV)/test  ## all tests that every user can run
+	$(BIN)/python -m pytest -n 2 tests
+
+bench: $(VENV)/bench  ## time every optimizer against plain NumPy
+	$(BIN)/python -m pytest bench
+
+check: $(VENV)/dev  ## lint and type-check
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean:  ## remove what was built
+	rm -rf $(VENV) build dist fastopt/_kernels.c fastopt/*.so *.egg-info
