@@ -12,7 +12,7 @@ SOURCES = $(shell find fastopt src_c -name '*.py' -o -name '*.py[xi]' -o -name '
 
 $(VENV)/%: pyproject.toml setup.py $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet '.[$*]'
+	$(BIN)/python -m pip install --quiet -e '.[$*]'
 	touch $@
 
 demo: $(VENV)/demo  ## train a network on real images with every classic optimizer

@@ -26,12 +26,12 @@ import fastopt
 HIDDEN = 200
 BATCH = 64
 
+# The two runs of every optimizer, by what computes their steps.
+ARMS = ("NumPy", "fastopt")
+
 # The arms take turns of so many iterations: few enough that a busy spell of the machine slows both,
 # enough that most iterations find the cache as their own arm left it.
 TURN = 20
-
-# The two ways to compute a step, as `fastopt.set_isa` names them: None is the best of this CPU.
-ARMS: dict[str, str | None] = {"NumPy": "numpy", "fastopt": None}
 
 
 class Network:
@@ -138,17 +138,19 @@ def train(
         network = Network(data.train_images.shape[1], np.random.default_rng(seed))
         runs[arm] = Run(network, classic.make(network.params))
     shuffle = np.random.default_rng(seed)
+    chosen = fastopt.get_isa()
+    isas = {"NumPy": "numpy", "fastopt": chosen}
     try:
         for _ in range(epochs):
             epoch = list(batches(len(data.train_images), shuffle))
             for begin in range(0, len(epoch), TURN):
                 for arm, run in runs.items():
-                    fastopt.set_isa(ARMS[arm])
+                    fastopt.set_isa(isas[arm])
                     for batch in epoch[begin : begin + TURN]:
                         run.iterate(data, batch)
                         after_iteration()
     finally:
-        fastopt.set_isa(None)
+        fastopt.set_isa(chosen)
     return runs
 
 
