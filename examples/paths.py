@@ -149,12 +149,8 @@ def draw_sine(walks: list[tuple[Landscape, dict[str, Array]]]) -> Figure:
     """
     land = walks[0][0]
     figure = Figure(figsize=(13, 9), layout="constrained")
-    figure.suptitle(
-        f"{land.title}: {land.steps} steps, momentum {land.settings['momentum']}", size="x-large"
-    )
-    panels = figure.subplots(
-        2 * ROWS, COLUMNS, sharex=True, sharey="row", height_ratios=[1, 3] * ROWS
-    )
+    figure.suptitle(f"{land.title}: {land.steps} steps, momentum {land.settings['momentum']}", size="x-large")
+    panels = figure.subplots(2 * ROWS, COLUMNS, sharex=True, sharey="row", height_ratios=[1, 3] * ROWS)
     x = np.linspace(*land.view[0], 500)
     valleys = {r"$-5\pi/2$": -5 * np.pi / 2, r"$-\pi/2$": -np.pi / 2}
     for position, name in enumerate(OPTIMIZERS):

@@ -52,9 +52,7 @@ class Network:
             "b2": np.zeros(mnist.CLASSES, dtype),
         }
 
-    def forward(
-        self, images: NDArray[np.floating]
-    ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    def forward(self, images: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
         """The hidden layer (images, 200) and the logits (images, 10) of images (images, inputs)."""
         hidden = np.maximum(images @ self.params["w1"] + self.params["b1"], 0)
         return hidden, hidden @ self.params["w2"] + self.params["b2"]
@@ -230,9 +228,7 @@ def draw(results: dict[str, dict[str, Run]], epochs: int, title: str) -> Figure:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 5, 7)))
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter("")
-    axes.set(
-        xlim=(0, epochs), xlabel="epoch", ylabel="training loss, mean of a quarter of an epoch"
-    )
+    axes.set(xlim=(0, epochs), xlabel="epoch", ylabel="training loss, mean of a quarter of an epoch")
     axes.set_title(title, loc="left")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -261,9 +257,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--epochs", type=natural, default=5, help="default: %(default)s")
     parser.add_argument("--seed", type=natural, default=1, help="default: %(default)s")
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", default=Path(), help="where to put the picture"
-    )
+    parser.add_argument("--output", type=Path, metavar="DIR", default=Path(), help="where to put the picture")
     options = parser.parse_args(argv)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
@@ -277,9 +271,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         print(table(results, data, options.epochs))
         picture = options.output / "train_mlp.png"
-        title = (
-            f"How fast each optimizer learns {source} ({inputs}-{HIDDEN}-{mnist.CLASSES} network)"
-        )
+        title = f"How fast each optimizer learns {source} ({inputs}-{HIDDEN}-{mnist.CLASSES} network)"
         draw(results, options.epochs, title).savefig(picture, dpi=150)
     except (mnist.DataError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")

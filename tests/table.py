@@ -85,7 +85,8 @@ def variants(cls: type[fastopt.Optimizer]) -> list[Variant]:
     found = list(one_option_changed(start))
     if "momentum" in start.options:
         found += one_option_changed(Variant(cls, start.options | {"momentum": 0.0}))
-    return [variant for variant in [*found, Variant(cls, {})] if accepted(variant)]
+    distinct = {str(variant): variant for variant in [*found, Variant(cls, {})]}
+    return [variant for variant in distinct.values() if accepted(variant)]
 
 
 BASES = [base(cls) for cls in OPTIMIZERS]

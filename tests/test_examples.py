@@ -195,9 +195,7 @@ def test_training_leaves_the_instruction_set_as_it_was(
         fastopt.set_isa(before)
 
 
-def test_the_paths_agree_with_numpy_and_are_drawn(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_paths_agree_with_numpy_and_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = importlib.import_module("paths")
     paths.main(["--output", str(tmp_path)])
     assert "agree in every bit of every point: yes" in capsys.readouterr().out

@@ -1,0 +1,255 @@
+"""The same bits as the NumPy twin: every optimizer, option, dtype, instruction set, layout and thread count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import table
+from table import Array, Variant
+
+import fastopt
+from fastopt import _kernels
+
+SIZES = [*range(131), *range(1023, 1026), *range(2**16 - 1, 2**16 + 2)]
+"""All that a kernel's body, its epilogues and the cuts between chunks tell apart; together far above what
+a step needs to run in parallel."""
+STEPS = 3
+SCALES = [1.0, 0.7, -0.3]
+"""grad_scale of each step."""
+
+every_optimizer = pytest.mark.parametrize("variant", table.BASES, ids=lambda v: v.cls.__name__)
+every_variant = pytest.mark.parametrize("variant", table.VARIANTS, ids=str)
+every_dtype = pytest.mark.parametrize("dtype", table.DTYPES)
+every_isa = pytest.mark.parametrize("isa", table.NATIVE_ISAS)
+
+
+@lru_cache(maxsize=2)
+def inputs(dtype: str) -> tuple[list[Array], list[list[Array]]]:
+    """Parameters of all sizes, and their gradients in each step."""
+    params = [table.plain_values(size, dtype, 0) for size in SIZES]
+    grads = [[table.hard_values(size, dtype, 1 + k) for size in SIZES] for k in range(STEPS)]
+    return params, grads
+
+
+def train(
+    variant: Variant, params: Sequence[Array], grads: Sequence[Sequence[Array]]
+) -> fastopt.Optimizer:
+    """Updates ``params`` with each step's gradients."""
+    optimizer = variant.make(params)
+    for step, scale in zip(grads, SCALES, strict=True):
+        optimizer.step(step, grad_scale=scale)
+    return optimizer
+
+
+@lru_cache(maxsize=2)
+def expected(variant: Variant, dtype: str) -> list[list[bytes]]:
+    """What the NumPy twin makes of the inputs."""
+    isa = fastopt.get_isa()
+    fastopt.set_isa("numpy")
+    try:
+        start, grads = inputs(dtype)
+        params = [p.copy() for p in start]
+        return table.bits(train(variant, params, grads), params)
+    finally:
+        fastopt.set_isa(isa)
+
+
+def whole(optimizer: fastopt.Optimizer, params: Sequence[Array]) -> dict[str, bytes]:
+    """Bits of all parameters, and of each of their states, one after the other."""
+    arrays: dict[str, list[Array]] = {"params": [p.ravel() for p in params]}
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if name != "step":
+                arrays.setdefault(name, []).append(value.ravel())
+    return {name: table.bits_of(np.concatenate(parts)) for name, parts in arrays.items()}
+
+
+def test_variants_reach_every_kernel() -> None:
+    reached = {(v.cls.kernel, v.cls.subset(v.hyper)) for v in table.VARIANTS}
+    for kernel, row in _kernels.TABLE.items():
+        for subset in range(2 ** len(row["optional"])):
+            assert (kernel, subset) in reached, f"no variant runs {kernel}_{subset}"
+
+
+def test_the_inputs_are_hard() -> None:
+    for dtype in table.DTYPES:
+        values = np.concatenate([g for step in inputs(dtype)[1] for g in step])
+        zero, subnormal = values == 0, np.abs(values) < np.finfo(dtype).tiny
+        kinds = {
+            "zero": zero & ~np.signbit(values),
+            "negative zero": zero & np.signbit(values),
+            "subnormal": subnormal & ~zero,
+            "infinity": values == np.inf,
+            "negative infinity": values == -np.inf,
+            "NaN": np.isnan(values),
+        }
+        for kind, found in kinds.items():
+            assert found.sum() > 100, f"{dtype}: hardly any {kind}"
+
+
+@every_dtype
+@every_variant
+def test_all_sizes_in_one_optimizer(variant: Variant, dtype: str) -> None:
+    want = expected(variant, dtype)
+    start, grads = inputs(dtype)
+    for isa in table.NATIVE_ISAS:
+        for threads in 1, 2, 3, 5:
+            fastopt.set_isa(isa)
+            fastopt.set_num_threads(threads)
+            params = [p.copy() for p in start]
+            got = table.bits(train(variant, params, grads), params)
+            wrong = [size for size, a, b in zip(SIZES, got, want, strict=True) if a != b]
+            assert not wrong, f"{isa}, {threads} threads: not the twin's bits for sizes {wrong}"
+
+
+@every_dtype
+@every_isa
+@every_optimizer
+def test_each_size_alone(variant: Variant, dtype: str, isa: str) -> None:
+    want = expected(variant, dtype)
+    start, grads = inputs(dtype)
+    fastopt.set_isa(isa)
+    for i, size in enumerate(SIZES):
+        params = [start[i].copy()]
+        got = table.bits(train(variant, params, [[step[i]] for step in grads]), params)
+        assert got == [want[i]], f"not the twin's bits for one array of {size}"
+
+
+# -- Where and how the elements lie ----------------------------------------------------------------
+
+SHAPE = (131, 517)  # odd, and enough elements to run in parallel
+
+
+@lru_cache(maxsize=2)
+def matrices(dtype: str) -> tuple[Array, list[Array]]:
+    """A parameter and its gradient in each step."""
+    size = SHAPE[0] * SHAPE[1]
+    grads = [table.hard_values(size, dtype, 11 + k).reshape(SHAPE) for k in range(STEPS)]
+    return table.plain_values(size, dtype, 10).reshape(SHAPE), grads
+
+
+def trained_by_the_twin(variant: Variant, param: Array, grads: Sequence[Array]) -> dict[str, bytes]:
+    fastopt.set_isa("numpy")
+    params = [param.copy()]
+    return whole(train(variant, params, [[np.ascontiguousarray(g)] for g in grads]), params)
+
+
+def shifted(array: Array) -> Array:
+    """A copy that begins one element after an address that is a multiple of 64 bytes."""
+    room = np.empty(array.size + 64, array.dtype)
+    start = -room.ctypes.data % 64 // array.itemsize + 1
+    view = room[start : start + array.size].reshape(array.shape)
+    view[...] = array
+    assert view.ctypes.data % 64 == array.itemsize
+    return view
+
+
+def sliced(array: Array) -> Array:
+    view = np.full((2 * array.shape[0], 3 * array.shape[1] + 1), 7, array.dtype)[::2, 1::3]
+    view[...] = array
+    return view
+
+
+def read_only(array: Array) -> Array:
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+GRADIENT_LAYOUTS: dict[str, Callable[[Array], Array]] = {
+    "as it is": lambda g: g,
+    "one element on": shifted,
+    "transposed": np.asfortranarray,
+    "sliced": sliced,
+    "reversed": lambda g: g[::-1, ::-1].copy()[::-1, ::-1],
+    "read-only": read_only,
+    "one row for all": lambda g: np.broadcast_to(g[:1], g.shape),
+    "one column for all": lambda g: np.broadcast_to(g[:, :1], g.shape),
+}
+PARAMETER_LAYOUTS: dict[str, Callable[[Array], Array]] = {
+    "C": np.copy,
+    "Fortran": np.asfortranarray,
+    "one element on": shifted,
+}
+
+
+@pytest.mark.parametrize("gradient_layout", GRADIENT_LAYOUTS)
+@every_dtype
+@every_optimizer
+def test_any_layout(variant: Variant, dtype: str, gradient_layout: str) -> None:
+    start, plain = matrices(dtype)
+    grads = [GRADIENT_LAYOUTS[gradient_layout](g) for g in plain]
+    before = [table.bits_of(g) for g in grads]
+    want = trained_by_the_twin(variant, start, grads)
+    for isa in fastopt.available_isas():
+        for parameter_layout, lay_out in PARAMETER_LAYOUTS.items():
+            fastopt.set_isa(isa)
+            fastopt.set_num_threads(2)
+            params = [lay_out(start)]
+            got = whole(train(variant, params, [[g] for g in grads]), params)
+            assert got == want, f"{isa}, parameter layout: {parameter_layout}"
+    assert [table.bits_of(g) for g in grads] == before, "a step wrote to its gradients"
+
+
+@every_dtype
+@every_isa
+@every_optimizer
+def test_one_array_or_many(variant: Variant, dtype: str, isa: str) -> None:
+    start, grads = matrices(dtype)
+    want = trained_by_the_twin(variant, start, grads)
+    fastopt.set_isa(isa)
+    fastopt.set_num_threads(3)
+    for cuts in [[1], [1, 2, 5, 68, 1005, 16389, 40000, 40000, 67726], list(range(0, 67000, 333))]:
+        flat = start.flatten()
+        params = np.split(flat, cuts)
+        got = whole(train(variant, params, [np.split(g.ravel(), cuts) for g in grads]), params)
+        assert got == want, f"cut into {len(params)}"
+
+
+@every_isa
+@pytest.mark.parametrize("dtype", table.DTYPES)
+@every_optimizer
+def test_no_element_changes_another(variant: Variant, dtype: str, isa: str) -> None:
+    size = 1003
+    start = table.plain_values(size, dtype, 20)
+    grads = [table.plain_values(size, dtype, 21 + k) for k in range(STEPS)]
+    clean = [start.copy()]
+    fastopt.set_isa(isa)
+    clean_state = train(variant, clean, [[g] for g in grads]).state[0]
+    for value in np.nan, np.inf, -np.inf:
+        for position in 0, 7, 500, size - 2, size - 1:
+            soiled = [g.copy() for g in grads]
+            soiled[0][position] = value
+            params = [start.copy()]
+            state = train(variant, params, [[g] for g in soiled]).state[0]
+            for name in state.keys() - {"step"}:
+                others = np.delete(state[name], position)
+                assert np.array_equal(others, np.delete(clean_state[name], position)), name
+            assert np.array_equal(np.delete(params[0], position), np.delete(clean[0], position))
+            assert not np.isfinite(params[0][position])
+
+
+# -- Kernels that no option selects ----------------------------------------------------------------
+
+looking_ahead = [v for v in table.BASES if hasattr(v.cls, "lookahead")]
+
+
+@every_dtype
+@pytest.mark.parametrize("variant", looking_ahead, ids=str)
+def test_lookahead(variant: Variant, dtype: str) -> None:
+    start, grads = inputs(dtype)
+    results = []
+    for isa in fastopt.available_isas():
+        fastopt.set_isa(isa)
+        fastopt.set_num_threads(2)
+        params = [p.copy() for p in start]
+        optimizer = variant.make(params)
+        for k, step in enumerate(grads):
+            optimizer.lookahead()  # type: ignore[attr-defined]
+            # every third parameter has no gradient, and goes back to where it was
+            optimizer.step([None if i % 3 == k else g for i, g in enumerate(step)])
+        results.append(table.bits(optimizer, params))
+    assert all(result == results[-1] for result in results)
