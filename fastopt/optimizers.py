@@ -15,9 +15,17 @@ import numpy as np
 
 from fastopt import threads
 from fastopt._kernels import Plan
-from fastopt.optimizer import Grads, Hyper, LearningRate, Optimizer, Params, bias_correction
+from fastopt.optimizer import (
+    Grads,
+    Hyper,
+    LearningRate,
+    Optimizer,
+    Params,
+    bias_correction,
+    check_number,
+)
 
-__all__ = ["NAG", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "RMSprop"]
+__all__ = ["NAG", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "RMSprop", "Signum"]
 
 
 class SGD(Optimizer):
@@ -146,6 +154,42 @@ class NAG(Optimizer):
         for group in self.param_groups:
             group["ahead"] = ahead
         self._remember()
+
+
+class Signum(Optimizer):
+    """Signum: steps of one length, in the direction of the sign of the averaged gradient.
+
+    ::
+
+        m = momentum * m + (1 - momentum) * g
+        p = p - lr * sign(m)
+
+    The sign of 0 is 0. With ``momentum=0`` it is signSGD.
+
+    Source: Bernstein, Wang, Azizzadenesheli, Anandkumar 2018, arXiv:1802.04434. State: ``exp_avg``.
+    """
+
+    kernel = "signum"
+    state_names = {"m": "exp_avg"}
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def check(h: Hyper) -> None:
+        check_number("momentum", h["momentum"], 1.0)
+
+    @staticmethod
+    def coefficients(h: Hyper, lr: float, t: int) -> dict[str, float]:
+        return {"beta": h["momentum"], "one_minus_beta": 1.0 - h["momentum"], "lr": lr}
 
 
 class Adagrad(Optimizer):

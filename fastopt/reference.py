@@ -61,6 +61,12 @@ def nag(p: Array, g: Array, v: Array, momentum: Any, lr: Any, ahead: Any) -> Non
         p += v
 
 
+def signum(p: Array, g: Array, m: Array, beta: Any, one_minus_beta: Any, lr: Any) -> None:
+    m *= beta
+    m += one_minus_beta * g
+    p -= lr * np.sign(m)
+
+
 def adagrad(p: Array, g: Array, s: Array, lr: Any, eps_root: Any, eps: Any) -> None:
     s += g * g
     p -= lr * (g / (np.sqrt(s + eps_root) + eps))
