@@ -17,6 +17,7 @@ class Plan:
     labels: list[str]
     states: list[dict[str, Any]]
     steps: Any
+    bound: Any
     def __init__(
         self,
         kernel: str,

@@ -228,7 +228,8 @@ cdef class Plan:
         Interval *intervals
         size_t interval_count
         int64_t[::1] step_view, group_view
-        bint busy, bound
+        bint busy
+        readonly object bound  # the gradients that `bind` was given, or None
 
     def __cinit__(self, *_):
         self.count = 0
@@ -487,8 +488,7 @@ cdef class Plan:
         self._enter()
         try:
             self._release()
-            self.bound = False
-            self.fetched = None
+            self.bound = self.fetched = None
             if grads is None:
                 return
             try:
@@ -502,7 +502,7 @@ cdef class Plan:
             except BaseException:
                 self._release()
                 raise
-            self.bound = True
+            self.bound = grads
         finally:
             self.busy = False
 
@@ -568,11 +568,11 @@ cdef class Plan:
         self._enter()
         try:
             if grads is not None:
-                if self.bound:
+                if self.bound is not None:
                     self._release()
-                    self.bound = False
+                    self.bound = None
                 self._fetch(grads)
-            elif not self.bound:
+            elif self.bound is None:
                 raise TypeError("step() needs gradients: pass a list or a dict, or name buffers with bind()")
             self._coefficients(coefficients, grad_scale, twins)
             # Nothing above has written; nothing below can be refused.
@@ -583,7 +583,7 @@ cdef class Plan:
             else:
                 self._run(threads)
         finally:
-            if not self.bound:
+            if self.bound is None:
                 self._release()
                 self.fetched = None
             self.busy = False

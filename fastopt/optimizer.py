@@ -23,6 +23,9 @@ LearningRate: TypeAlias = float | Callable[[int], float]
 ALIGNMENT = 64
 """Bytes: every state array begins at a multiple of it."""
 
+PAGE = 4096
+"""Bytes: addresses that agree modulo it may be taken for the same."""
+
 UP_TO_ONE = {"alpha", "betas", "dampening", "rho"}
 """Hyper-parameters that are the weight of an average: 0 <= value <= 1."""
 
@@ -336,26 +339,45 @@ class Optimizer:
         in_place = states is self._plan.states
         if in_place and all(len(have) == len(need) for have, need in zip(states, needed, strict=True)):
             return
-        room = [
-            -(-param.nbytes // ALIGNMENT) * ALIGNMENT * len(need)
-            for param, need in zip(self._params, needed, strict=True)
-        ]
-        arena = np.zeros(sum(room) + ALIGNMENT, np.uint8)
-        at = -arena.ctypes.data % ALIGNMENT
-        made = []
-        for param, need, have, g in zip(self._params, needed, states, self._group_of, strict=True):
+        made = _arena(self._params, needed)
+        for arrays, have, g in zip(made, states, self._group_of, strict=True):
             fill = self.initial_states(self.param_groups[g])
-            arrays = {}
-            for letter in need:
-                flat = arena[at : at + param.nbytes].view(param.dtype)
-                array = flat.reshape(param.shape, order="C" if param.flags.c_contiguous else "F")
-                arrays[letter] = array
+            for letter, array in arrays.items():
                 value = have[letter] if letter in have else fill.get(letter, 0.0)
                 if letter in have or value:
                     array[...] = value
-                at += -(-param.nbytes // ALIGNMENT) * ALIGNMENT
-            made.append(arrays)
+        bound = self._plan.bound
         self._plan = _kernels.Plan(self.kernel, self._params, self._keys, self._group_of, made, self._steps)
+        if bound is not None:
+            self._plan.bind(bound)
+
+
+def _arena(params: Sequence[Array], letters: Sequence[Sequence[str]]) -> list[dict[str, Array]]:
+    """Zeros for the state of every parameter, in its shape, dtype and order, in one piece of memory.
+
+    Every array begins at a multiple of ALIGNMENT. A processor takes a load for one that depends on a store
+    a little before it when their addresses agree modulo a page, and waits: so arrays of a page or more begin
+    a quarter of a page apart from each other, and half a page from their parameter.
+    """
+    rooms = [(-(-p.nbytes // ALIGNMENT) * ALIGNMENT + PAGE * (p.nbytes >= PAGE)) for p in params]
+    memory = np.zeros(
+        sum(room * len(x) for room, x in zip(rooms, letters, strict=True)) + ALIGNMENT, np.uint8
+    )
+    start = memory.ctypes.data
+    at = -start % ALIGNMENT
+    made = []
+    for param, room, names in zip(params, rooms, letters, strict=True):
+        arrays = {}
+        for k, name in enumerate(names):
+            begin = at
+            if param.nbytes >= PAGE:
+                apart = param.ctypes.data // ALIGNMENT * ALIGNMENT + PAGE // 2 + k * PAGE // 4
+                begin += (apart - start - at) % PAGE
+            flat = memory[begin : begin + param.nbytes].view(param.dtype)
+            arrays[name] = flat.reshape(param.shape, order="C" if param.flags.c_contiguous else "F")
+            at += room
+        made.append(arrays)
+    return made
 
 
 class _State(dict[int | str, dict[str, Any]]):

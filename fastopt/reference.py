@@ -32,10 +32,12 @@ def update(
     """
     with np.errstate(all="ignore"):
         grad_scale, weight_decay, decay, *rest = (p.dtype.type(value) for value in scalars)
-        g = grad_scale * grad
+        # what changes no bit is left out, as in a loop written by hand
+        g = grad_scale * grad if grad_scale != 1 else grad
         if weight_decay != 0:
             g = g + weight_decay * p
-        p *= decay
+        if decay != 1:
+            p *= decay
         globals()[name](p, g, *states, *rest)
 
 

@@ -67,11 +67,11 @@ def _checked(name: str, n: object) -> int:
 def set_num_threads(n: int | None) -> None:
     """Makes parallel steps use exactly ``n`` threads; None goes back to the default's own choice.
 
-    The default is one thread. Small steps run on the calling thread, always. The bits of the result do
-    not depend on it.
+    The default is FASTOPT_NUM_THREADS, else one thread. Small steps run on the calling thread, always. The
+    bits of the result do not depend on it.
     """
     global count
-    count = 1 if n is None else _checked("n", n)
+    count = _default_count if n is None else _checked("n", n)
 
 
 def get_num_threads() -> int:
@@ -85,13 +85,13 @@ def available_isas() -> tuple[str, ...]:
 
 
 def set_isa(name: str | None) -> None:
-    """Makes every step run one instruction set of `available_isas`; None goes back to the best.
+    """Makes every step run one instruction set of `available_isas`; None goes back to the default.
 
-    The bits of the result do not depend on it.
+    The default is FASTOPT_ISA, else the best. The bits of the result do not depend on it.
     """
     names = available_isas()
     if name is None:
-        name = names[0]
+        name = _default_isa
     if name not in names:
         raise ValueError(f"isa: {name!r} cannot run here; choose one of {', '.join(names)}")
     _kernels.select_isa(names.index(name))
@@ -102,16 +102,25 @@ def get_isa() -> str:
     return available_isas()[_kernels.selected_isa()]
 
 
-def _from_environment() -> None:
+_default_count = 1
+_default_isa = available_isas()[0]
+
+
+def _read_environment() -> None:
+    global _default_count, _default_isa
     wanted = os.environ.get("FASTOPT_NUM_THREADS")
     if wanted:
-        if not wanted.strip().isdigit():
-            raise ValueError(f"FASTOPT_NUM_THREADS: {wanted!r} is no whole number")
-        set_num_threads(_checked("FASTOPT_NUM_THREADS", int(wanted)))
-    try:
-        set_isa(os.environ.get("FASTOPT_ISA") or None)
-    except ValueError as error:
-        raise ValueError(f"FASTOPT_ISA: {error}") from None
+        number = int(wanted) if wanted.strip().isdigit() else wanted
+        _default_count = _checked("FASTOPT_NUM_THREADS", number)
+    isa = os.environ.get("FASTOPT_ISA")
+    if isa:
+        try:
+            set_isa(isa)
+        except ValueError as error:
+            raise ValueError(f"FASTOPT_ISA: {error}") from None
+        _default_isa = isa
+    set_num_threads(None)
+    set_isa(None)
 
 
-_from_environment()
+_read_environment()

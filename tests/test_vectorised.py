@@ -1,0 +1,256 @@
+"""Reads the compiled code: every loop of every kernel uses the full vectors of its instruction set.
+
+A loop over elements that the compiler did vectorise leaves up to one vector of elements over; the
+narrower loops that finish them, its epilogues, are those that control reaches from it. A loop that it did
+not vectorise, or one that it keeps as a fallback, is reached from no other.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import table
+
+from fastopt import _kernels, reference
+
+REGISTER = {"baseline": "xmm", "avx2": "ymm", "avx512": "zmm"}
+SUFFIX = {"float32": "s", "float64": "d"}
+ARITHMETIC = re.compile(r"v?(mul|add|sub|div|sqrt)([ps])([sd])$")
+FUSED = re.compile(r"vf(n?m(add|sub)|maddsub|msubadd)")
+AVX512_ONLY = re.compile(r"%zmm|%k[0-7]|%[xy]mm(1[6-9]|2\d|3[01])\b")
+PREFIXES = {"bnd", "cs", "data16", "ds", "lock", "notrack", "rep", "repz", "repnz"}
+
+needs_objdump = pytest.mark.skipif(
+    platform.machine() != "x86_64" or not shutil.which("objdump"),
+    reason="reads x86-64 code with objdump (package binutils)",
+)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    address: int
+    name: str
+    operands: str
+
+    @property
+    def target(self) -> int | None:
+        """Where a direct jump goes."""
+        found = re.match(r"[0-9a-f]+\b", self.operands) if self.name[0] == "j" else None
+        return int(found[0], 16) if found else None
+
+    @property
+    def arithmetic(self) -> tuple[str, bool, str] | None:
+        """For floating-point arithmetic the operation, whether it is packed, and s or d."""
+        found = ARITHMETIC.match(self.name)
+        return (found[1], found[2] == "p", found[3]) if found else None
+
+
+def parse(listing: str) -> dict[str, list[Instruction]]:
+    """Instructions of every function in the output of ``objdump -d --no-show-raw-insn``."""
+    functions: dict[str, list[Instruction]] = {}
+    for line in listing.splitlines():
+        if found := re.match(r"[0-9a-f]+ <(.+)>:$", line):
+            code = functions.setdefault(found[1], [])
+        elif found := re.match(r" *([0-9a-f]+):\s+(\S.*)$", line):
+            words = found[2].split(maxsplit=1)
+            while words[0] in PREFIXES and len(words) > 1:
+                words = words[1].split(maxsplit=1)
+            code.append(Instruction(int(found[1], 16), words[0], "".join(words[1:])))
+    return functions
+
+
+def reached(start: int, edges: dict[int, set[int]]) -> frozenset[int]:
+    """All that can be reached from ``start`` by one edge or more."""
+    found: set[int] = set()
+    waiting = set(edges[start])
+    while waiting:
+        node = waiting.pop()
+        found.add(node)
+        waiting |= edges[node] - found
+    return frozenset(found)
+
+
+@dataclass(frozen=True)
+class Loop:
+    body: list[Instruction]
+    after: frozenset[int]
+    """Addresses that control can reach from it."""
+
+    def operations(self, packed: bool) -> set[str]:
+        found = (i.arithmetic for i in self.body)
+        return {a[0] for a in found if a and a[1] == packed}
+
+    def is_epilogue_of(self, other: Loop) -> bool:
+        return self.body[0].address in other.after
+
+
+def loops_of(code: list[Instruction]) -> list[Loop]:
+    """What runs more than once: the sets of instructions that can each reach all of the others."""
+    edges: dict[int, set[int]] = {i.address: set() for i in code}
+    for instruction, following in zip(code, [*code[1:], None], strict=True):
+        if following and not instruction.name.startswith(("jmp", "ret", "ud2", "hlt")):
+            edges[instruction.address].add(following.address)
+        if instruction.target in edges:
+            edges[instruction.address].add(instruction.target)
+    after = {address: reached(address, edges) for address in edges}
+    bodies = {
+        frozenset(b for b in after[a] if a in after[b]): after[a] for a in edges if a in after[a]
+    }
+    return [Loop([i for i in code if i.address in body], bodies[body]) for body in bodies]
+
+
+def complaints(code: list[Instruction], isa: str, dtype: str, formula: set[str]) -> list[str]:
+    """What is wrong with a kernel; ``formula`` is which of div and sqrt its formula has."""
+    found = [
+        f"{i.name}: {why}"
+        for i in code
+        for why, bad in [
+            ("a fused multiply-add", FUSED.match(i.name)),
+            ("a call", i.name.startswith("call")),
+        ]
+        if bad
+    ]
+
+    def full_width(instruction: Instruction) -> bool:
+        kind = instruction.arithmetic
+        return kind is None or (
+            kind[1] and kind[2] == SUFFIX[dtype] and f"%{REGISTER[isa]}" in instruction.operands
+        )
+
+    loops = loops_of(code)
+    main = [x for x in loops if x.operations(packed=True) and all(map(full_width, x.body))]
+    if not main:
+        return [*found, f"none of its {len(loops)} loops is vectorised with {REGISTER[isa]}"]
+    for loop in loops:
+        if loop not in main and not any(loop.is_epilogue_of(m) for m in main):
+            found.append(f"the loop at {loop.body[0].address:x} is neither vectorised nor an epilogue")
+    for loop in main:
+        operations = loop.operations(packed=True)
+        if "mul" not in operations:
+            found.append("the vectorised loop multiplies nothing")
+        for operation in ["div", "sqrt"]:
+            if (operation in operations) != (operation in formula):
+                has = "has" if operation in operations else "lacks"
+                found.append(f"the vectorised loop {has} {operation}, unlike the formula")
+    return found
+
+
+# -- The kernels -----------------------------------------------------------------------------------
+
+
+@cache
+def functions() -> dict[str, list[Instruction]]:
+    command = ["objdump", "-d", "--no-show-raw-insn", _kernels.__file__]
+    return parse(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def div_and_sqrt(kernel: str, subset: int) -> set[str]:
+    """Which of them the formula has, as its NumPy twin writes it."""
+    nodes = list(ast.walk(ast.parse(inspect.getsource(getattr(reference, kernel)))))
+    found = {"div" for node in nodes if isinstance(node, ast.Div)}
+    return found | {"sqrt" for node in nodes if isinstance(node, ast.Attribute) and node.attr == "sqrt"}
+
+
+KERNELS = [
+    (kernel, subset, dtype, isa)
+    for kernel, row in _kernels.TABLE.items()
+    for subset in range(2 ** len(row["optional"]))
+    for dtype in table.DTYPES
+    for isa in REGISTER
+]
+
+
+@needs_objdump
+@pytest.mark.parametrize(
+    ("kernel", "subset", "dtype", "isa"), KERNELS, ids=["_".join(map(str, k)) for k in KERNELS]
+)
+def test_kernel(kernel: str, subset: int, dtype: str, isa: str) -> None:
+    name = f"{kernel}_{subset}_{dtype}_{isa}"
+    assert name in functions(), f"{name}: no such symbol in {_kernels.__file__}; is it stripped?"
+    wrong = complaints(functions()[name], isa, dtype, div_and_sqrt(kernel, subset))
+    assert not wrong, f"{name}: " + "; ".join(wrong)
+
+
+@needs_objdump
+def test_wide_registers_stay_in_the_kernels_of_their_instruction_set() -> None:
+    for name, code in functions().items():
+        isa = re.sub(r"(\.\w+)*$", "", name).rpartition("_")[2]
+        for i in code:
+            if isa != "avx512":
+                assert not AVX512_ONLY.search(i.operands), f"{name}: {i.name} {i.operands}"
+                assert not FUSED.match(i.name), f"{name}: {i.name}"
+            if isa not in {"avx2", "avx512"}:
+                # an instruction of AVX begins with v, also where its registers are narrow
+                is_avx = i.name[0] == "v" and i.name not in {"verr", "verw"}
+                assert not is_avx, f"{name}: {i.name} {i.operands}"
+
+
+# -- The reader of code, on code that is wrong -----------------------------------------------------
+
+VECTOR_LOOP = """
+  10:	vmulps (%rsi,%rax,1),%ymm1,%ymm0
+  14:	vaddps (%rdi,%rax,1),%ymm0,%ymm0
+  18:	vmovups %ymm0,(%rdi,%rax,1)
+  1c:	add    $0x20,%rax
+  20:	cmp    %rax,%rcx
+  24:	jne    10 <f+0x10>
+"""
+SCALAR_LOOP = """
+  40:	vmulss (%rsi,%rax,4),%xmm1,%xmm0
+  44:	vaddss (%rdi,%rax,4),%xmm0,%xmm0
+  48:	vmovss %xmm0,(%rdi,%rax,4)
+  4c:	inc    %rax
+  50:	cmp    %rax,%rcx
+  54:	ja     40 <f+0x40>
+"""
+RETURN = "  60:	ret\n"
+
+
+def read(*parts: str, isa: str = "avx2", formula: str = "") -> str:
+    (code,) = parse("0000 <f>:\n" + "".join(parts)).values()
+    return "; ".join(complaints(code, isa, "float32", set(formula.split())))
+
+
+def test_reader_accepts_a_vectorised_loop_and_its_epilogue() -> None:
+    assert read(VECTOR_LOOP, SCALAR_LOOP, RETURN) == ""
+    assert read(VECTOR_LOOP, RETURN) == ""
+
+
+def test_reader_is_not_misled_by_a_block_that_was_moved_behind() -> None:
+    moved = "  30:	ja     70 <f+0x70>\n  34:	nop\n"
+    assert read(VECTOR_LOOP, moved, RETURN, "  70:	vmulss %xmm1,%xmm0,%xmm0\n  74:	jmp 34 <f>\n") == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "complaint"),
+    [
+        ((SCALAR_LOOP, RETURN), "none of its 1 loops is vectorised"),
+        ((RETURN,), "none of its 0 loops is vectorised"),
+        ((VECTOR_LOOP.replace("ymm", "xmm"), SCALAR_LOOP, RETURN), "vectorised with ymm"),
+        ((VECTOR_LOOP.replace("ps", "pd"), RETURN), "vectorised with ymm"),
+        ((VECTOR_LOOP.replace("vaddps", "vaddss"), RETURN), "vectorised with ymm"),
+        # a fallback, chosen at run time: no way leads from one loop to the other
+        (
+            ("  04:	je 40 <f>\n", VECTOR_LOOP, "  28:	ret\n", SCALAR_LOOP, RETURN),
+            "the loop at 40 is neither vectorised nor an epilogue",
+        ),
+        ((VECTOR_LOOP.replace("vaddps", "vfmadd213ps"), RETURN), "fused multiply-add"),
+        ((VECTOR_LOOP.replace("add    $0x20,%rax", "call   99 <expf>"), RETURN), "a call"),
+        ((VECTOR_LOOP.replace("vmulps", "vdivps"), RETURN), "has div, unlike the formula"),
+        ((VECTOR_LOOP.replace("vmulps", "vmovaps"), RETURN), "multiplies nothing"),
+    ],
+)
+def test_reader_refuses(code: tuple[str, ...], complaint: str) -> None:
+    assert complaint in read(*code)
+
+
+def test_reader_misses_what_the_formula_has() -> None:
+    assert "lacks sqrt" in read(VECTOR_LOOP, RETURN, formula="sqrt")
