@@ -198,7 +198,11 @@ def with_states(case: Case, params: list[Array], grads: list[Array]) -> list[lis
 
 
 def numpy_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
-    kernel, clock, tensors = case.variant.cls.kernel, itertools.count(1), with_states(case, params, grads)
+    kernel, clock, tensors = (
+        case.variant.cls.kernel,
+        itertools.count(1),
+        with_states(case, params, grads),
+    )
 
     def step() -> None:
         scalars = case.scalars(next(clock))
@@ -234,7 +238,11 @@ def numba_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     if weight_decay != 0 or decay != 1:
         raise Unavailable("the twin's text is without weight decay")
     formula = numba.njit(getattr(reference, case.variant.cls.kernel))
-    clock, tensors, as_scalar = itertools.count(1), with_states(case, params, grads), np.dtype(case.dtype).type
+    clock, tensors, as_scalar = (
+        itertools.count(1),
+        with_states(case, params, grads),
+        np.dtype(case.dtype).type,
+    )
 
     def step() -> None:
         scalars = [as_scalar(value) for value in case.scalars(next(clock))[3:]]

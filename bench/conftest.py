@@ -1,4 +1,4 @@
-"""Lets benchmarks import their neighbours, says what is measured, and keeps the default run short."""
+"""Lets benchmarks import their neighbours, heads a run with its facts, and keeps it short."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import cases
+from cases import facts
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="every size, dtype and optimizer; takes an hour")
+    parser.addoption("--full", action="store_true", help="every optimizer, dtype and size")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,4 +29,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_report_header() -> list[str]:
-    return [f"{name}: {value}" for name, value in cases.facts().items()]
+    return [f"{name}: {value}" for name, value in facts().items()]

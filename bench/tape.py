@@ -1,7 +1,7 @@
-"""NumPy with preallocated ``out=``, derived from the twin: record its ufunc calls once, then replay them.
+"""NumPy with preallocated ``out=``, derived from the twin: record its ufuncs once, then replay them.
 
-Nobody writes the formulas a second time, and no temporary is allocated or left to luck: each ufunc
-writes into a buffer that no later call reads the old content of, in place where it can.
+So nobody writes the formulas a second time. A replay allocates nothing: each ufunc writes into a
+buffer whose old content nobody reads any more, its own input's where it can.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
-Tape: TypeAlias = list[tuple[np.ufunc, tuple[Any, ...]]]
-"""Ufuncs with their positional arguments; the last is where the result goes."""
+Tape: TypeAlias = list[tuple[np.ufunc, tuple[Any, ...], Any]]
+"""Ufuncs, their inputs, and where the result goes."""
 
 
 class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
@@ -28,9 +28,9 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
         self, ufunc: np.ufunc, method: str, *inputs: Any, out: tuple[Any, ...] = (), **options: Any
     ) -> Recorded:
         if method != "__call__" or options:
-            raise TypeError(f"{ufunc.__name__}.{method} with {options}: only plain calls are recorded")
+            raise TypeError(f"{ufunc.__name__}: only plain calls are recorded")
         result = out[0] if out else Recorded(self.tape)
-        self.tape.append((ufunc, (*inputs, result)))
+        self.tape.append((ufunc, inputs, result))
         return result
 
     def __bool__(self) -> bool:
@@ -54,27 +54,29 @@ def record(
     """
     symbolic: Tape = []
     function([a if a is None else Recorded(symbolic, a) for a in arrays], scalars)
-    last_use = {id(value): at for at, (_, arguments) in enumerate(symbolic) for value in arguments}
-    like = next(a for a in arrays if a is not None)
+    last_use = {id(x): at for at, (_, inputs, _) in enumerate(symbolic) for x in inputs}
+    like = next(array for array in arrays if array is not None)
     spare = list(buffers.setdefault(like.shape, []))
     temporaries: set[int] = set()
     tape: Tape = []
-    for at, (ufunc, (*inputs, result)) in enumerate(symbolic):
+    for at, (ufunc, inputs, result) in enumerate(symbolic):
         resolved = tuple(x.array if isinstance(x, Recorded) else x for x in inputs)
-        # an input that is read for the last time is free for this very result
-        for dying in {id(x): x for x in inputs if id(x) in temporaries and last_use[id(x)] == at}.values():
-            spare.append(dying.array)
+        # a temporary that is read for the last time gives its buffer to this very result
+        for key in {id(x) for x in inputs} & temporaries:
+            if last_use[key] == at:
+                temporaries.remove(key)
+                spare.append(next(x.array for x in inputs if id(x) == key))
         if result.array is None:
             if not spare:
                 spare.append(np.empty_like(like))
                 buffers[like.shape].append(spare[-1])
             result.array = spare.pop()
             temporaries.add(id(result))
-        tape.append((ufunc, (*resolved, result.array)))
+        tape.append((ufunc, resolved, result.array))
     return tape
 
 
 def replay(tape: Tape) -> None:
     """Does once more, to the same arrays, what was recorded."""
-    for ufunc, arguments in tape:
-        ufunc(*arguments)
+    for ufunc, inputs, out in tape:
+        ufunc(*inputs, out=out)

@@ -1,6 +1,7 @@
-"""One step of every optimizer against NumPy and torch: `python -m pytest bench`, see --benchmark-help.
+"""One step of every optimizer against NumPy and torch: `python -m pytest bench`, in full `--full`.
 
 Each benchmark first checks that the candidate computes what the NumPy twin does.
+`--benchmark-autosave` keeps the results, `--benchmark-compare` puts a later run beside them.
 """
 
 from __future__ import annotations
