@@ -1,7 +1,7 @@
-"""What is measured: optimizers, workloads and candidates. All of it follows from the package's table.
+"""What is measured: optimizers, workloads, candidates. The package's table says which there are.
 
 A candidate is a function of a case, its parameters and its gradients that returns a callable: one
-step. To add one, write such a function and name it where candidates are listed (test_step.py, report.py).
+step. To add one, write it here and name it in test_step.py's and report.py's lists of candidates.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from fastopt.__main__ import facts as fastopt_facts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from table import EFFECTIVE, OPTIMIZERS, Variant, accepted, another_value, options_of, plain_values
-
 from tape import record, replay
 
 try:
@@ -61,6 +60,8 @@ def facts() -> dict[str, str]:
     found = {name: value for name, value in fastopt_facts().items() if name != "kernels"}
     if torch is not None:
         found["torch"] = f"{torch.__version__}, {torch.get_num_threads()} threads"
+    if numba is not None:
+        found["numba"] = numba.__version__
     return found
 
 
@@ -68,7 +69,7 @@ def facts() -> dict[str, str]:
 
 
 def kernels_of(cls: type[fastopt.Optimizer]) -> Iterator[Variant]:
-    """For each kernel that a class runs the fewest changed options that choose it; the defaults first."""
+    """For each kernel of a class the fewest changed options that choose it; the defaults first."""
     options = {name: EFFECTIVE.get(name, another_value(v)) for name, v in options_of(cls).items()}
     seen = set()
     for count in range(len(options) + 1):
@@ -92,7 +93,7 @@ def all_kernels() -> list[Variant]:
 
 
 def all_variants() -> list[Variant]:
-    """Every class with its defaults and with each of its other kernels; those of a subclass are the same."""
+    """Every class with its defaults, and its other kernels if they are not its base's."""
     return [
         variant
         for cls in OPTIMIZERS
@@ -123,7 +124,7 @@ class Case:
 
     @property
     def bytes_moved(self) -> int:
-        """The fewest that a step can: the gradient is read, parameter and states are read and written."""
+        """The fewest possible: the gradient is read, parameter and states are read and written."""
         return self.elements * np.dtype(self.dtype).itemsize * (3 + 2 * self.state_count)
 
     def values(self, seed: int) -> list[Array]:
@@ -133,7 +134,7 @@ class Case:
         return arrays
 
     def states(self) -> list[list[Array | None]]:
-        """Plain arrays for the row's STATE and OPTIONAL buffers of each parameter, as at the first step."""
+        """For each parameter the row's STATE and OPTIONAL buffers, as they are at first."""
         row, h = _kernels.TABLE[self.variant.cls.kernel], self.variant.hyper
         first, needed = self.variant.cls.initial_states(h), self.variant.cls.letters(h)
         made: list[list[Array | None]] = []
@@ -253,7 +254,7 @@ def numba_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
 
 
 def torch_step(implementation: str, case: Case, params: list[Array], grads: list[Array]) -> Step:
-    """implementation: "loop", "foreach", "fused", or "best": fused where the class has it, else foreach."""
+    """implementation: "loop", "foreach", "fused", or "best": fused if it exists, else foreach."""
     if torch is None:
         raise Unavailable("torch is not installed")
     cls = getattr(torch.optim, case.variant.cls.__name__, None)

@@ -1,4 +1,4 @@
-"""NumPy with preallocated ``out=``, derived from the twin: record its ufuncs once, then replay them.
+"""NumPy with preallocated ``out=``, derived from the twin: its ufuncs, recorded and replayed.
 
 So nobody writes the formulas a second time. A replay allocates nothing: each ufunc writes into a
 buffer whose old content nobody reads any more, its own input's where it can.

@@ -11,6 +11,7 @@ from cpython.buffer cimport (
 from cpython.dict cimport PyDict_Next
 from cpython.ref cimport PyObject
 from cython.parallel cimport prange
+from libc.math cimport expm1, log
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, strcmp
@@ -107,6 +108,11 @@ def selected_isa():
 
 
 # -- Small helpers -------------------------------------------------------------------------------
+
+def bias_correction(double beta, double t):
+    """``1 - beta**t`` for ``0 <= beta < 1``, ``t >= 1``; no cancellation, relative error below 1e-14."""
+    return -expm1(t * log(beta)) if beta > 0 else 1.0
+
 
 def unedited(list mappings, list seen):
     """Whether dicts still hold these very objects, in this order: much faster than to compare them."""
@@ -228,7 +234,7 @@ cdef class Plan:
         Interval *intervals
         size_t interval_count
         int64_t[::1] step_view, group_view
-        bint busy
+        bint busy, order_is_right
         readonly object bound  # the gradients that `bind` was given, or None
 
     def __cinit__(self, *_):
@@ -516,12 +522,27 @@ cdef class Plan:
         self.busy = True
         return 0
 
+    cdef int _write_scalars(self, double *scalars, dict values) except -1:
+        """`values` are in the row's order: that is looked at once, and then only their number."""
+        cdef Py_ssize_t position = 0
+        cdef PyObject *value = NULL
+        if not self.order_is_right:
+            if list(values) != self.scalar_names:
+                raise ValueError(f"{self.kernel}: its scalars are {self.scalar_names}, got {list(values)}")
+            self.order_is_right = True
+        if len(values) != len(self.scalar_names):
+            raise ValueError(f"{self.kernel}: it takes {len(self.scalar_names)} scalars, got {len(values)}")
+        while PyDict_Next(values, &position, NULL, &value):
+            scalars[0] = <object>value
+            scalars += 1
+        return 0
+
     cdef int _coefficients(self, object coefficients, double grad_scale, list twins) except -1:
         """Works out the scalars of every (group, step) that occurs, and each tensor's kernel.
 
         For the NumPy twin, appends what it needs to `twins` instead of choosing kernels.
         """
-        cdef Py_ssize_t i, k
+        cdef Py_ssize_t i
         cdef int64_t group = -1, step = -1
         cdef size_t subset = 0
         cdef bint native = active_isa < len(ISA_NAMES) - 1
@@ -545,8 +566,7 @@ cdef class Plan:
                     known = seen[key] = coefficients(group, step + 1, grad_scale), len(seen)
                     subset, values = known[0]
                     scalars = self.scalars + <Py_ssize_t>known[1] * FASTOPT_MAX_SCALARS
-                    for k in range(len(self.scalar_names)):
-                        scalars[k] = values[self.scalar_names[k]]
+                    self._write_scalars(scalars, values)
                 else:
                     subset, values = known[0]
                     scalars = self.scalars + <Py_ssize_t>known[1] * FASTOPT_MAX_SCALARS
@@ -616,6 +636,6 @@ cdef class Plan:
                 self.states[i][name] if k < required or subset >> (k - required) & 1 else None
                 for k, name in enumerate(self.names[2:])
             ]
-            scalars = [values[name] for name in self.scalar_names]
-            reference.update(self.kernel, self.params[i], np.asarray(self.fetched[i]), states, scalars)
+            grad = np.asarray(self.fetched[i])
+            reference.update(self.kernel, self.params[i], grad, states, list(values.values()))
         return 0

@@ -6,7 +6,6 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import expm1, log
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -28,11 +27,6 @@ PAGE = 4096
 
 UP_TO_ONE = {"alpha", "betas", "dampening", "rho"}
 """Hyper-parameters that are the weight of an average: 0 <= value <= 1."""
-
-
-def bias_correction(beta: float, t: int) -> float:
-    """``1 - beta**t`` for ``0 <= beta < 1``, ``t >= 1``; no cancellation, relative error below 1e-14."""
-    return float(-expm1(t * log(beta))) if beta > 0 else 1.0
 
 
 def check_number(name: str, value: Any, high: float = math.inf) -> float:
@@ -137,7 +131,7 @@ class Optimizer:
         """
         if max_norm is not None or skip_nonfinite:
             raise NotImplementedError("max_norm and skip_nonfinite are not there yet; leave them out")
-        if type(grad_scale) is not float or not math.isfinite(grad_scale):
+        if grad_scale != 1.0:
             grad_scale = check_grad_scale(grad_scale)
         if not _kernels.unedited(self.param_groups, self._seen):
             self._take_edits()
@@ -228,15 +222,16 @@ class Optimizer:
 
     @classmethod
     def scalars(cls, h: Hyper, lr: float, t: int, grad_scale: float) -> dict[str, float]:
-        """All scalars of the kernel: those that every optimizer has, then its own."""
+        """All scalars of the kernel, in its order: those that every optimizer has, then its own."""
         weight_decay, decay = h["weight_decay"], 1.0
-        if h.get("decoupled_weight_decay"):
+        if weight_decay and h.get("decoupled_weight_decay"):
             weight_decay, decay = 0.0, 1.0 - lr * weight_decay
-        scalars = cls.coefficients(h, lr, t)
-        scalars["grad_scale"] = -grad_scale if h["maximize"] else grad_scale
-        scalars["weight_decay"] = weight_decay
-        scalars["decay"] = decay
-        return scalars
+        return {
+            "grad_scale": -grad_scale if h["maximize"] else grad_scale,
+            "weight_decay": weight_decay,
+            "decay": decay,
+            **cls.coefficients(h, lr, t),
+        }
 
     @classmethod
     def subset(cls, h: Hyper) -> int:

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from fastopt import threads
-from fastopt._kernels import Plan
+from fastopt._kernels import Plan, bias_correction
 from fastopt.optimizer import (
     Grads,
     Hyper,
     LearningRate,
     Optimizer,
     Params,
-    bias_correction,
     check_number,
 )
 
@@ -390,6 +389,9 @@ class Adam(Optimizer):
         correction1 = correction2 = 1.0
         if h["bias_correction"]:
             correction1, correction2 = bias_correction(beta1, t), bias_correction(beta2, t)
+        eps = h["eps"]
+        if h["eps_hat"]:
+            eps += h["eps_hat"] / math.sqrt(correction2)
         return {
             "beta1": beta1,
             "one_minus_beta1": 1.0 - beta1,
@@ -397,7 +399,7 @@ class Adam(Optimizer):
             "one_minus_beta2": 1.0 - beta2,
             "correction2": 1.0 / correction2,
             "eps_root": h["eps_root"],
-            "eps": h["eps"] + h["eps_hat"] / math.sqrt(correction2),
+            "eps": eps,
             "step_size": lr / correction1,
         }
 

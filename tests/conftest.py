@@ -1,18 +1,23 @@
 """Puts this folder where ``import table`` finds it, and undoes the settings that a test makes."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import fastopt
-
 sys.path.insert(0, str(Path(__file__).parent))
+
+# Processes of pytest-xdist share the cores: threads of one that spin while they wait for work would
+# hold up the others, and make the tests take six times as long. OpenMP reads this when it is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(autouse=True)
 def _settings() -> Iterator[None]:
+    import fastopt  # loads OpenMP
+
     isa = fastopt.get_isa()
     yield
     fastopt.set_isa(isa)

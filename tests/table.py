@@ -1,4 +1,4 @@
-"""What tests and benchmarks are run over, worked out from the package: no list of optimizers or options here."""
+"""What tests and benchmarks run over, worked out from the package: it lists no optimizer or option."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ VARIANTS = [variant for cls in OPTIMIZERS for variant in variants(cls)]
 
 
 def hard_values(size: int, dtype: str, seed: int) -> Array:
-    """Normally distributed numbers; among them, scattered, what arithmetic treats in its own way."""
+    """Normally distributed numbers; scattered among them what arithmetic treats in its own way."""
     rng = np.random.default_rng([seed, size])
     values = rng.standard_normal(size).astype(dtype)
     limits = np.finfo(values.dtype)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastopt
-from fastopt.optimizer import bias_correction
+from fastopt._kernels import bias_correction
 
 LONG = 2**31
 """More steps than a 32-bit integer counts."""
@@ -43,7 +43,7 @@ def test_bias_correction_anywhere(beta: float, t: int) -> None:
 def resumed(
     variant: table.Variant, params: list[table.Array], step: int
 ) -> tuple[fastopt.Optimizer, table.Array]:
-    """An optimizer that goes on after ``step`` steps, and the gradient that it had in the last one."""
+    """An optimizer that goes on after ``step`` steps, and the gradient of the last one."""
     optimizer = variant.make(params)
     grad = table.plain_values(params[0].size, params[0].dtype.name, 1)
     optimizer.step([grad])

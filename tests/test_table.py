@@ -56,8 +56,8 @@ def check(
         return f"{name}: the row is missing; add one to src_c/optimizers.def and build again"
     if not classes:
         return (
-            f"{name}: the class is missing; write one with kernel = {name!r} in fastopt/optimizers.py "
-            "and name it in __all__"
+            f"{name}: the class is missing; write one with kernel = {name!r} in "
+            "fastopt/optimizers.py and name it in __all__"
         )
     if twin is None:
         return f"{name}: the NumPy twin is missing; write a function {name} in fastopt/reference.py"
@@ -68,13 +68,12 @@ def check(
         return f"{name}: the NumPy twin takes {parameters}, by its row it must take {expected}"
     for cls in classes:
         if set(cls.state_names) != set(letters):
-            return f"{name}: {cls.__name__} names the states {[*cls.state_names]}, its row {letters}"
+            named = [*cls.state_names]
+            return f"{name}: {cls.__name__} names the states {named}, its row {letters}"
         h = cls.defaults_of()
         returned = [*cls.coefficients(h, h["lr"], 1)]
         if returned != own:
-            return (
-                f"{name}: {cls.__name__}.coefficients returns {returned}, by its row it must be {own}"
-            )
+            return f"{name}: {cls.__name__}.coefficients returns {returned}, by its row it must {own}"
     return None
 
 
@@ -104,7 +103,7 @@ def test_formula_agrees_with_its_row(name: str) -> None:
 @needs_source
 def test_rows_are_built() -> None:
     rows = re.findall(r"#define OPTIMIZER +(\w+)", (SOURCE / "optimizers.def").read_text())
-    assert rows == [*ROWS], "src_c/optimizers.def has changed since the extension was built; build it again"
+    assert rows == [*ROWS], "the rows of src_c/optimizers.def are not those built; build again"
 
 
 def test_every_class_is_public() -> None:
@@ -141,12 +140,16 @@ def altered(cls: type[fastopt.Optimizer], **attributes: Any) -> type[fastopt.Opt
     return type(cls.__name__, (cls,), attributes)
 
 
+COMPLETE = next(c for c in table.OPTIMIZERS if c.kernel in ROWS and c.kernel in TWINS)
+
+
 def broken() -> dict[str, tuple[str | None, str]]:
     """For each way to get an optimizer wrong, the sentence and what it must say."""
-    cls = table.OPTIMIZERS[0]
+    cls = COMPLETE
     name, row = cls.kernel, ROWS[cls.kernel]
     classes, twin = CLASSES[name], TWINS[name]
     longer = {**row, "scalars": [*row["scalars"], "another"]}
+    other_states = altered(cls, state_names={"x": "x"})
 
     def another_twin(p: Any, g: Any) -> None: ...
 
@@ -155,9 +158,9 @@ def broken() -> dict[str, tuple[str | None, str]]:
         "no row": (check(name, None, classes, twin), "the row is missing"),
         "no class": (check(name, row, [], twin), "the class is missing"),
         "no twin": (check(name, row, classes, None), "the NumPy twin is missing"),
-        "another twin": (check(name, row, classes, another_twin), "the NumPy twin takes ['p', 'g'],"),
+        "another twin": (check(name, row, classes, another_twin), "twin takes ['p', 'g'],"),
         "another row": (check(name, longer, classes, twin), "'another']"),
-        "states": (check(name, row, [altered(cls, state_names={"x": "x"})], twin), "the states ['x']"),
+        "states": (check(name, row, [other_states], twin), "the states ['x']"),
         "scalars": (check(name, row, [altered(cls, coefficients=fewer)], twin), "returns []"),
         "no formula": (check_formula(name, None, row), f"write src_c/optim/{name}.h"),
         "formula": (check_formula(name, "p = p - g;", row), "makes no use of"),
@@ -169,5 +172,5 @@ def test_what_is_wrong_is_said(way: str, said: tuple[str | None, str]) -> None:
     sentence, part = said
     assert sentence is not None, f"{way}: nothing was said"
     assert part in sentence
-    assert sentence.startswith(table.OPTIMIZERS[0].kernel + ": ")
+    assert sentence.startswith(COMPLETE.kernel + ": ")
     assert "\n" not in sentence
