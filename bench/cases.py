@@ -25,7 +25,7 @@ from fastopt.__main__ import facts as fastopt_facts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from table import EFFECTIVE, OPTIMIZERS, Variant, accepted, another_value, options_of, plain_values
-from tape import record, replay
+from tape import as_loop, record, replay, trace
 
 try:
     import torch
@@ -149,11 +149,16 @@ class Case:
             made.append(arrays)
         return made
 
-    def scalars(self, t: int) -> list[float]:
-        """The kernel's coefficients at step t, in the order of the table."""
+    def coefficients(self) -> Callable[[int], list[float]]:
+        """Of a step t, counted from 1, the kernel's coefficients in the order of the table."""
         cls, h = self.variant.cls, self.variant.hyper
-        values = cls.scalars(h, h["lr"], t, 1.0)
-        return [values[name] for name in _kernels.TABLE[cls.kernel]["scalars"]]
+        names = _kernels.TABLE[cls.kernel]["scalars"]
+
+        def at(t: int) -> list[float]:
+            values = cls.scalars(h, h["lr"], t, 1.0)
+            return [values[name] for name in names]
+
+        return at
 
 
 def empty(shape: tuple[int, ...], dtype: str) -> Array:
@@ -199,6 +204,7 @@ def with_states(case: Case, params: list[Array], grads: list[Array]) -> list[lis
 
 
 def numpy_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
+    coefficients = case.coefficients()
     kernel, clock, tensors = (
         case.variant.cls.kernel,
         itertools.count(1),
@@ -206,7 +212,7 @@ def numpy_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     )
 
     def step() -> None:
-        scalars = case.scalars(next(clock))
+        scalars = coefficients(next(clock))
         for arrays in tensors:
             by_hand(kernel, arrays, scalars)
 
@@ -215,7 +221,8 @@ def numpy_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
 
 def numpy_out_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     kernel, clock = case.variant.cls.kernel, itertools.count(1)
-    scalars = [np.array(value, case.dtype) for value in case.scalars(1)]
+    coefficients = case.coefficients()
+    scalars = [np.array(value, case.dtype) for value in coefficients(1)]
     buffers: dict[tuple[int, ...], list[Array]] = {}
     tapes = [
         record(partial(by_hand, kernel), arrays, scalars, buffers)
@@ -223,7 +230,7 @@ def numpy_out_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     ]
 
     def step() -> None:
-        for array, value in zip(scalars, case.scalars(next(clock)), strict=True):
+        for array, value in zip(scalars, coefficients(next(clock)), strict=True):
             array[...] = value
         for tape in tapes:
             replay(tape)
@@ -232,23 +239,24 @@ def numpy_out_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
 
 
 def numba_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
-    """The twin's own text, compiled."""
+    """The formula as one loop over the elements, compiled by numba."""
     if numba is None:
         raise Unavailable("numba is not installed")
-    _, weight_decay, decay, *_ = case.scalars(1)
-    if weight_decay != 0 or decay != 1:
-        raise Unavailable("the twin's text is without weight decay")
-    formula = numba.njit(getattr(reference, case.variant.cls.kernel))
-    clock, tensors, as_scalar = (
-        itertools.count(1),
-        with_states(case, params, grads),
-        np.dtype(case.dtype).type,
-    )
+    clock, coefficients = itertools.count(1), case.coefficients()
+    tensors = with_states(case, params, grads)
+    scalars = [np.array(value, case.dtype) for value in coefficients(1)]
+    tape = trace(partial(by_hand, case.variant.cls.kernel), tensors[0], scalars)
+    present = [[array for array in arrays if array is not None] for arrays in tensors]
+    flat = [[array.ravel() for array in arrays] for arrays in present]
+    scope: dict[str, Any] = {"np": np}
+    exec(as_loop(tape, present[0], scalars), scope)
+    loop = numba.njit(error_model="numpy")(scope["step"])
+    as_scalar = np.dtype(case.dtype).type
 
     def step() -> None:
-        scalars = [as_scalar(value) for value in case.scalars(next(clock))[3:]]
-        for arrays in tensors:
-            formula(*arrays, *scalars)
+        scalars = [as_scalar(value) for value in coefficients(next(clock))]
+        for arrays in flat:
+            loop(*arrays, *scalars)
 
     return step
 
@@ -288,13 +296,13 @@ def checked(make: Make, case: Case, tolerance: float = EXACT) -> Step:
     params, grads = case.values(0), case.values(1)
     step = make(case, params, grads)
     expected, same_grads = case.values(0), case.values(1)
-    states = case.states()
+    states, coefficients = case.states(), case.coefficients()
     for t in (1, 2, 3):
         fill(grads, t)
         fill(same_grads, t)
         step()
         for p, g, s in zip(expected, same_grads, states, strict=True):
-            reference.update(case.variant.cls.kernel, p, g, s, case.scalars(t))
+            reference.update(case.variant.cls.kernel, p, g, s, coefficients(t))
     for result, right in zip(params, expected, strict=True):
         if tolerance == EXACT:
             np.testing.assert_array_equal(result.view(np.uint8), right.view(np.uint8))

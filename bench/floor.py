@@ -41,8 +41,8 @@ def floor_step(threads: int, case: Case, params: list[Array], grads: list[Array]
     if case.dtype != "float32":
         raise Unavailable("the floor is for float32")
     written = 1 + case.state_count
-    # the best that addresses can be: whole cache lines, and, because a load waits for a store to the
-    # same address modulo a page, spread over the page
+    # the best that addresses can be: whole cache lines, and spread over the page, because a load
+    # waits for a store to the same address modulo a page
     arrays = []
     for k in range(1 + written):
         memory = np.ones(case.elements + PAGE, np.float32)

@@ -40,6 +40,17 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
         raise TypeError("only ufuncs can be recorded")
 
 
+def trace(
+    function: Callable[[Sequence[Any], Sequence[Array]], None],
+    arrays: Sequence[Array | None],
+    scalars: Sequence[Array],
+) -> Tape:
+    """The ufuncs that ``function(arrays, scalars)`` calls, on `Recorded` ones and scalars."""
+    tape: Tape = []
+    function([a if a is None else Recorded(tape, a) for a in arrays], scalars)
+    return tape
+
+
 def record(
     function: Callable[[Sequence[Any], Sequence[Array]], None],
     arrays: Sequence[Array | None],
@@ -52,8 +63,7 @@ def record(
     branches on is fixed. buffers: temporaries by shape, shared by all tapes that are given the same
     dict, and made where they do not suffice.
     """
-    symbolic: Tape = []
-    function([a if a is None else Recorded(symbolic, a) for a in arrays], scalars)
+    symbolic = trace(function, arrays, scalars)
     last_use = {id(x): at for at, (_, inputs, _) in enumerate(symbolic) for x in inputs}
     like = next(array for array in arrays if array is not None)
     spare = list(buffers.setdefault(like.shape, []))
@@ -80,3 +90,25 @@ def replay(tape: Tape) -> None:
     """Does once more, to the same arrays, what was recorded."""
     for ufunc, inputs, out in tape:
         ufunc(*inputs, out=out)
+
+
+def as_loop(tape: Tape, arrays: Sequence[Array], scalars: Sequence[Array]) -> str:
+    """What `trace` returned as the source of ``step(*arrays, *scalars)``: a loop over elements."""
+    parameters = [f"array{k}" for k in range(len(arrays))] + [f"s{k}" for k in range(len(scalars))]
+    names = {id(scalar): f"s{k}" for k, scalar in enumerate(scalars)}
+    place = {id(array): k for k, array in enumerate(arrays)}
+    body = [f"x{k} = array{k}[i]" for k in range(len(arrays))]
+    written = set()
+
+    def name(value: Any) -> str:
+        if isinstance(value, Recorded):
+            k = place.get(id(value.array))
+            return f"t{id(value)}" if k is None else f"x{k}"
+        return names.get(id(value)) or repr(value)
+
+    for ufunc, inputs, result in tape:
+        body.append(f"{name(result)} = np.{ufunc.__name__}({', '.join(map(name, inputs))})")
+        written |= {place[id(result.array)]} if id(result.array) in place else set()
+    body += [f"array{k}[i] = x{k}" for k in sorted(written)]
+    lines = "".join(f"        {line}\n" for line in body)
+    return f"def step({', '.join(parameters)}):\n    for i in range(array0.size):\n{lines}"

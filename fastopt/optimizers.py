@@ -102,6 +102,7 @@ class NAG(Optimizer):
     kernel = "nag"
     state_names = {"v": "velocity"}
     flags = {"ahead": False}
+    _along: Plan | None = None
 
     def __init__(
         self,
@@ -127,27 +128,30 @@ class NAG(Optimizer):
         self._set_ahead(True)
 
     def step(self, grads: Grads | None = None, **options: Any) -> None:
+        if not self.param_groups[0]["ahead"]:
+            return super().step(grads, **options)
         before = self._steps.copy()
         super().step(grads, **options)
-        if self.param_groups[0]["ahead"]:
-            self._move(list(self._steps == before), -1.0)
-            self._set_ahead(False)
+        self._move(list(self._steps == before), -1.0)
+        self._set_ahead(False)
 
     step.__doc__ = Optimizer.step.__doc__
 
     def _move(self, which: Sequence[bool], sign: float) -> None:
         """p = p + sign * momentum * v: a step of plain SGD along the velocity."""
+        if not any(which):
+            return
+        if self._along is None or self._along.params is not self._params:
+            n = len(self._params)
+            steps = np.zeros(n, np.int64)
+            self._along = Plan("sgd", self._params, self._keys, self._group_of, [{}] * n, steps)
+        velocities = [s["v"] if moves else None for s, moves in zip(self._plan.states, which, strict=True)]
 
-        def along(group: int, t: int, grad_scale: float) -> tuple[int, dict[str, float]]:
+        def coefficients(group: int, t: int, grad_scale: float) -> tuple[int, dict[str, float]]:
             h = {**SGD.defaults_of(), "lr": -sign * self.param_groups[group]["momentum"]}
-            return 0, SGD.scalars(h, h["lr"], t, grad_scale)
+            return 0, SGD.scalars(h, h["lr"], 1, grad_scale)
 
-        if any(which):
-            velocities = [s["v"] if w else None for s, w in zip(self._plan.states, which, strict=True)]
-            nothing: list[dict[str, Any]] = [{} for _ in velocities]
-            steps = np.zeros(len(velocities), np.int64)
-            plan = Plan("sgd", self._params, self._keys, self._group_of, nothing, steps)
-            plan.step(velocities, 1.0, along, threads.count)
+        self._along.step(velocities, 1.0, coefficients, threads.count)
 
     def _set_ahead(self, ahead: bool) -> None:
         for group in self.param_groups:

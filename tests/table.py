@@ -1,4 +1,4 @@
-"""What tests and benchmarks run over, worked out from the package: it lists no optimizer or option."""
+"""What tests and benchmarks run over, worked out from the package: no list of optimizers here."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ import fastopt
 from fastopt import _kernels
 
 SIZES = [*range(131), *range(1023, 1026), *range(2**16 - 1, 2**16 + 2)]
-"""All that a kernel's body, its epilogues and the cuts between chunks tell apart; together far above
-what a step needs to run in parallel."""
+"""All that a kernel's body, its epilogues and the cuts between chunks tell apart; together more than
+enough to run in parallel."""
 STEPS = 3
 SCALES = [1.0, 0.7, -0.3]
 """grad_scale of each step."""

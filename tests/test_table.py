@@ -73,7 +73,7 @@ def check(
         h = cls.defaults_of()
         returned = [*cls.coefficients(h, h["lr"], 1)]
         if returned != own:
-            return f"{name}: {cls.__name__}.coefficients returns {returned}, by its row it must {own}"
+            return f"{name}: {cls.__name__}.coefficients returns {returned}, its row has {own}"
     return None
 
 

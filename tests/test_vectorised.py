@@ -1,8 +1,8 @@
 """Reads the compiled code: every loop of every kernel uses the full vectors of its instruction set.
 
-A vectorised loop leaves less than one vector of elements over. The narrower loops that finish them, its
-epilogues, are those that control reaches from it. A loop that the compiler did not vectorise, or that it
-keeps as a fallback, is reached from no vectorised one.
+A vectorised loop leaves less than one vector of elements over. The narrower loops that finish them,
+its epilogues, are those that control reaches from it. A loop that the compiler did not vectorise, or
+that it keeps as a fallback, is reached from no vectorised one.
 """
 
 from __future__ import annotations
