@@ -190,7 +190,7 @@ def fastopt_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
 def by_hand(kernel: str, arrays: Sequence[Any], scalars: Sequence[Any]) -> None:
     """The update as one writes it by hand: the twin's formula, and nothing multiplied by one."""
     p, g, *states = arrays
-    _, weight_decay, decay, *rest = scalars
+    *rest, _, weight_decay, decay = scalars
     if weight_decay != 0:
         g = g + weight_decay * p
     if decay != 1:

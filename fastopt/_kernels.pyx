@@ -72,7 +72,7 @@ def _read_table():
         table[row.name.decode()] = {
             "state": names(row.state),
             "optional": names(row.optional),
-            "scalars": COMMON_SCALARS + names(row.scalars),
+            "scalars": names(row.scalars) + COMMON_SCALARS,
         }
         row += 1
     return table

@@ -222,16 +222,15 @@ class Optimizer:
 
     @classmethod
     def scalars(cls, h: Hyper, lr: float, t: int, grad_scale: float) -> dict[str, float]:
-        """All scalars of the kernel, in its order: those that every optimizer has, then its own."""
+        """All scalars of the kernel, in its order: its own, then those that every optimizer has."""
         weight_decay, decay = h["weight_decay"], 1.0
         if weight_decay and h.get("decoupled_weight_decay"):
             weight_decay, decay = 0.0, 1.0 - lr * weight_decay
-        return {
-            "grad_scale": -grad_scale if h["maximize"] else grad_scale,
-            "weight_decay": weight_decay,
-            "decay": decay,
-            **cls.coefficients(h, lr, t),
-        }
+        scalars = cls.coefficients(h, lr, t)
+        scalars["grad_scale"] = -grad_scale if h["maximize"] else grad_scale
+        scalars["weight_decay"] = weight_decay
+        scalars["decay"] = decay
+        return scalars
 
     @classmethod
     def subset(cls, h: Hyper) -> int:

@@ -28,17 +28,17 @@ def update(
 ) -> None:
     """One step of the optimizer ``name`` on one array: what loops.h puts around each formula.
 
-    states: the row's STATE and OPTIONAL buffers. scalars: grad_scale, weight_decay, decay, the row's SCALARS.
+    states: the row's STATE and OPTIONAL buffers. scalars: the row's SCALARS, then grad_scale, weight_decay, decay.
     """
     with np.errstate(all="ignore"):
-        grad_scale, weight_decay, decay, *rest = (p.dtype.type(value) for value in scalars)
+        *own, grad_scale, weight_decay, decay = (p.dtype.type(value) for value in scalars)
         # what changes no bit is left out, as in a loop written by hand
         g = grad_scale * grad if grad_scale != 1 else grad
         if weight_decay != 0:
             g = g + weight_decay * p
         if decay != 1:
             p *= decay
-        globals()[name](p, g, *states, *rest)
+        globals()[name](p, g, *states, *own)
 
 
 def sgd(

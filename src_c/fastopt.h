@@ -9,8 +9,8 @@ enum { FASTOPT_MAX_BUFFERS = 8, FASTOPT_MAX_SCALARS = 16 };
 
 /* Updates the elements begin <= i < end. `buffers`: the parameter, the gradient, then the row's STATE
  * and OPTIONAL buffers in order (an absent one is not looked at); only the gradient may not be
- * written, and none may overlap another. `scalars`: grad_scale, weight_decay, decay, then the row's
- * SCALARS. */
+ * written, and none may overlap another. `scalars`: the row's SCALARS, then grad_scale, weight_decay
+ * and decay, which every row has. */
 typedef void (*fastopt_kernel)(void *const *buffers, const double *scalars, size_t begin, size_t end);
 
 /* A row of optimizers.def. The lists are the row's own text: names separated by commas. */

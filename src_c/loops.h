@@ -23,9 +23,9 @@ static ALWAYS_INLINE void LOOP(
     const unsigned subset, const double *scalars, size_t begin, size_t end,
     T *restrict p_, const T *restrict g_ FOR_EACH(POINTER, STATE) FOR_EACH(POINTER, OPTIONAL))
 {
-    enum { FOR_EACH(INDEX, grad_scale, weight_decay, decay) FOR_EACH(INDEX, SCALARS) };
-    FOR_EACH(SCALAR, grad_scale, weight_decay, decay)
+    enum { FOR_EACH(INDEX, SCALARS) FOR_EACH(INDEX, grad_scale, weight_decay, decay) };
     FOR_EACH(SCALAR, SCALARS)
+    FOR_EACH(SCALAR, grad_scale, weight_decay, decay)
     (void)subset;
     {
         enum { FOR_EACH(INDEX, OPTIONAL) count_optional };

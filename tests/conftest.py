@@ -9,8 +9,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-# Processes of pytest-xdist share the cores: threads of one that spin while they wait for work hold up
-# the others, and the tests take six times as long. OpenMP reads this when it is loaded.
+# Processes of pytest-xdist share the cores: threads of one that spin while they wait for work hold
+# up the others, and the tests take six times as long. OpenMP reads this when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 

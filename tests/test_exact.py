@@ -14,8 +14,8 @@ import fastopt
 from fastopt import _kernels
 
 SIZES = [*range(131), *range(1023, 1026), *range(2**16 - 1, 2**16 + 2)]
-"""All that a kernel's body, its epilogues and the cuts between chunks tell apart; together more than
-enough to run in parallel."""
+"""All that a kernel's body, its epilogues and the cuts between chunks tell apart; together more
+than enough to run in parallel."""
 STEPS = 3
 SCALES = [1.0, 0.7, -0.3]
 """grad_scale of each step."""
@@ -29,7 +29,7 @@ every_isa = pytest.mark.parametrize("isa", table.NATIVE_ISAS)
 @lru_cache(maxsize=2)
 def inputs(dtype: str) -> tuple[list[Array], list[list[Array]]]:
     """Parameters of all sizes, and their gradients in each step."""
-    params = [table.plain_values(size, dtype, 0) for size in SIZES]
+    params = [table.hard_values(size, dtype, 0) for size in SIZES]
     grads = [[table.hard_values(size, dtype, 1 + k) for size in SIZES] for k in range(STEPS)]
     return params, grads
 
@@ -128,7 +128,7 @@ def matrices(dtype: str) -> tuple[Array, list[Array]]:
     """A parameter and its gradient in each step."""
     size = SHAPE[0] * SHAPE[1]
     grads = [table.hard_values(size, dtype, 11 + k).reshape(SHAPE) for k in range(STEPS)]
-    return table.plain_values(size, dtype, 10).reshape(SHAPE), grads
+    return table.hard_values(size, dtype, 10).reshape(SHAPE), grads
 
 
 def trained_by_the_twin(variant: Variant, param: Array, grads: Sequence[Array]) -> dict[str, bytes]:

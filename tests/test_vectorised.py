@@ -1,8 +1,8 @@
 """Reads the compiled code: every loop of every kernel uses the full vectors of its instruction set.
 
 A vectorised loop leaves less than one vector of elements over. The narrower loops that finish them,
-its epilogues, are those that control reaches from it. A loop that the compiler did not vectorise, or
-that it keeps as a fallback, is reached from no vectorised one.
+its epilogues, are those that control reaches from it. A loop that the compiler did not vectorise,
+or that it keeps as a fallback, is reached from no vectorised one.
 """
 
 from __future__ import annotations
@@ -109,15 +109,11 @@ def loops_of(code: list[Instruction]) -> list[Loop]:
 
 def complaints(code: list[Instruction], isa: str, dtype: str, formula: set[str]) -> list[str]:
     """What is wrong with a kernel; ``formula`` is which of div and sqrt its formula has."""
-    found = [
-        f"{i.name}: {why}"
-        for i in code
-        for why, bad in [
-            ("a fused multiply-add", FUSED.match(i.name)),
-            ("a call", i.name.startswith("call")),
-        ]
-        if bad
-    ]
+    found = []
+    if fused := {i.name for i in code if FUSED.match(i.name)}:
+        found.append(f"{', '.join(sorted(fused))}: a fused multiply-add")
+    if any(i.name.startswith("call") for i in code):
+        found.append("a call")
 
     def full_width(instruction: Instruction) -> bool:
         kind = instruction.arithmetic
