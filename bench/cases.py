@@ -187,15 +187,10 @@ def fastopt_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     return partial(case.variant.make(params).step, grads)
 
 
-def by_hand(kernel: str, arrays: Sequence[Any], scalars: Sequence[Any]) -> None:
-    """The update as one writes it by hand: the twin's formula, and nothing multiplied by one."""
+def update(kernel: str, arrays: Sequence[Any], scalars: Sequence[Any]) -> None:
+    """The NumPy twin."""
     p, g, *states = arrays
-    *rest, _, weight_decay, decay = scalars
-    if weight_decay != 0:
-        g = g + weight_decay * p
-    if decay != 1:
-        p *= decay
-    getattr(reference, kernel)(p, g, *states, *rest)
+    reference.update(kernel, p, g, states, scalars)
 
 
 def with_states(case: Case, params: list[Array], grads: list[Array]) -> list[list[Array | None]]:
@@ -214,7 +209,7 @@ def numpy_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     def step() -> None:
         scalars = coefficients(next(clock))
         for arrays in tensors:
-            by_hand(kernel, arrays, scalars)
+            update(kernel, arrays, scalars)
 
     return step
 
@@ -225,7 +220,7 @@ def numpy_out_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     scalars = [np.array(value, case.dtype) for value in coefficients(1)]
     buffers: dict[tuple[int, ...], list[Array]] = {}
     tapes = [
-        record(partial(by_hand, kernel), arrays, scalars, buffers)
+        record(partial(update, kernel), arrays, scalars, buffers)
         for arrays in with_states(case, params, grads)
     ]
 
@@ -245,7 +240,7 @@ def numba_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     clock, coefficients = itertools.count(1), case.coefficients()
     tensors = with_states(case, params, grads)
     scalars = [np.array(value, case.dtype) for value in coefficients(1)]
-    tape = trace(partial(by_hand, case.variant.cls.kernel), tensors[0], scalars)
+    tape = trace(partial(update, case.variant.cls.kernel), tensors[0], scalars)
     present = [[array for array in arrays if array is not None] for arrays in tensors]
     flat = [[array.ravel() for array in arrays] for arrays in present]
     scope: dict[str, Any] = {"np": np}

@@ -20,6 +20,13 @@ Tape: TypeAlias = list[tuple[np.ufunc, tuple[Any, ...], Any]]
 class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
     """Stands for an array, or for a temporary that has none yet, and records what is done to it."""
 
+    class dtype:
+        """Converts no scalar: each is of the dtype already, and stands on the tape itself."""
+
+        @staticmethod
+        def type(value: Array) -> Array:
+            return value
+
     def __init__(self, tape: Tape, array: Array | None = None) -> None:
         self.tape = tape
         self.array = array

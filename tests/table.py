@@ -108,7 +108,7 @@ def hard_values(size: int, dtype: str, seed: int) -> Array:
     )
     chosen = rng.random(size) < 0.1
     values[chosen] = rng.choice(special, int(chosen.sum()))
-    # the same elements are zeros in every draw: any other gradient would wash out the sign of a zero
+    # the same elements are zeros in every draw: another gradient would wash out the sign of a zero
     zeros = values[5::13]
     zeros[...] = rng.choice(special[:2], zeros.size)
     return values
