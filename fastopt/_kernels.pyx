@@ -189,6 +189,7 @@ cdef struct Tensor:
     size_t size
     int dtype
     char order
+    void *scratch  # where a gradient of another layout is gathered
     void *checked  # the last gradient that was found to overlap nothing
 
 cdef struct Chunk:
@@ -389,8 +390,16 @@ cdef class Plan:
 
     cdef int _overlaps(self, Py_ssize_t i, Py_buffer *view) except -1:
         """Refuses a gradient that lies in memory which a step writes."""
-        cdef uintptr_t begin = <uintptr_t>view.buf, end = begin + <size_t>view.len
+        cdef uintptr_t begin = <uintptr_t>view.buf, end = begin + view.itemsize
         cdef size_t low = 0, high = self.interval_count, middle
+        cdef Py_ssize_t reach
+        cdef int k
+        for k in range(view.ndim):
+            reach = (view.shape[k] - 1) * view.strides[k]
+            if reach < 0:
+                begin += reach
+            else:
+                end += reach
         while low < high:  # the first interval that begins at `end` or behind it
             middle = (low + high) // 2
             if self.intervals[middle].begin < end:
@@ -403,13 +412,6 @@ cdef class Plan:
                 "pass a copy of the gradient"
             )
         return 0
-
-    cdef int _overlaps_strided(self, Py_ssize_t i, object grad) except -1:
-        cdef Py_buffer span
-        low, high = np.lib.array_utils.byte_bounds(grad)
-        span.buf = <void *><uintptr_t>low
-        span.len = high - low if grad.size else 0
-        return self._overlaps(i, &span)
 
     cdef int _fetch_one(self, Py_ssize_t i, object grad) except -1:
         cdef Tensor *tensor = &self.tensors[i]
@@ -437,12 +439,12 @@ cdef class Plan:
             tensor.buffers[1] = view.buf
             return 0
         # another layout: gather it in the parameter's order, in memory that is kept for the next step
-        array = np.asarray(grad)
-        self._overlaps_strided(i, array)
+        self._overlaps(i, view)
         if i not in self.scratch:
             self.scratch[i] = np.empty_like(self.params[i], order="K", subok=False)
-        np.copyto(self.scratch[i], array)
-        tensor.buffers[1] = <void *><uintptr_t>self.scratch[i].ctypes.data
+            tensor.scratch = <void *><uintptr_t>self.scratch[i].ctypes.data
+        np.copyto(self.scratch[i], grad)
+        tensor.buffers[1] = tensor.scratch
         return 0
 
     cdef list _listed(self, object grads):
