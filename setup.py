@@ -34,9 +34,7 @@ def openmp() -> list[str]:
     """The OpenMP flag, if a program with a parallel loop compiles and links with it."""
     if os.environ.get("FASTOPT_OPENMP") == "0":
         return []
-    source = (
-        "#include <omp.h>\nint main(void) {\n#pragma omp parallel\n{}\nreturn omp_get_max_threads() < 1; }\n"
-    )
+    source = "#include <omp.h>\nint main(void) {\n#pragma omp parallel\n{}\nreturn omp_get_max_threads() < 1; }\n"
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "probe.c").write_text(source)
         command = [*compiler().split(), "-fopenmp", "probe.c", "-o", "probe"]

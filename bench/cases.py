@@ -220,8 +220,7 @@ def numpy_out_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     scalars = [np.array(value, case.dtype) for value in coefficients(1)]
     buffers: dict[tuple[int, ...], list[Array]] = {}
     tapes = [
-        record(partial(update, kernel), arrays, scalars, buffers)
-        for arrays in with_states(case, params, grads)
+        record(partial(update, kernel), arrays, scalars, buffers) for arrays in with_states(case, params, grads)
     ]
 
     def step() -> None:

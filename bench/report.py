@@ -98,9 +98,7 @@ def measure(
     return timings
 
 
-def measure_case(
-    case: Case, candidates: Mapping[str, Candidate], seconds: float
-) -> dict[str, Timing]:
+def measure_case(case: Case, candidates: Mapping[str, Candidate], seconds: float) -> dict[str, Timing]:
     """Timings of the candidates that can run the case, each after its result was checked."""
     steps: dict[str, Step] = {}
     for name, candidate in candidates.items():
@@ -184,9 +182,7 @@ def in_microseconds(seconds: float) -> str:
     return f"{value:,.2f}" if value < 10 else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
 
-def print_timings(
-    cases: Mapping[str, Case], candidates: Mapping[str, Candidate], seconds: float
-) -> None:
+def print_timings(cases: Mapping[str, Case], candidates: Mapping[str, Candidate], seconds: float) -> None:
     """A row a case; a cell that beats a column of fastopt is marked, and named below."""
     losses: dict[str, list[str]] = {}
     print_head(["", *candidates])
@@ -199,14 +195,10 @@ def print_timings(
                 continue
             timing = timings[name]
             beaten = [
-                mine
-                for mine in FASTOPT
-                if name not in FASTOPT | FLOOR and timing.median < timings[mine].median
+                mine for mine in FASTOPT if name not in FASTOPT | FLOOR and timing.median < timings[mine].median
             ]
             for mine in beaten:
-                figures = (
-                    f"{in_microseconds(timing.median)} : {in_microseconds(timings[mine].median)}"
-                )
+                figures = f"{in_microseconds(timing.median)} : {in_microseconds(timings[mine].median)}"
                 losses.setdefault(f"{name} before {mine} on", []).append(f"{row} ({figures})")
             mark = "**" if beaten else ""
             spread = f" ±{timing.spread / timing.median:.0%}"
@@ -257,17 +249,11 @@ def isa_step(case: Case, rng: np.random.Generator) -> Step:
     letters = (*row["state"], *row["optional"])
     params, grads = ([scattered(a, rng) for a in case.values(seed)] for seed in (0, 1))
     states = [
-        {
-            letter: scattered(a, rng)
-            for letter, a in zip(letters, arrays, strict=True)
-            if a is not None
-        }
+        {letter: scattered(a, rng) for letter, a in zip(letters, arrays, strict=True) if a is not None}
         for arrays in case.states()
     ]
     count = len(params)
-    plan = _kernels.Plan(
-        cls.kernel, params, list(range(count)), [0] * count, states, np.zeros(count, np.int64)
-    )
+    plan = _kernels.Plan(cls.kernel, params, list(range(count)), [0] * count, states, np.zeros(count, np.int64))
     chosen = cls.subset(h), cls.scalars(h, h["lr"], 1, 1.0)
     plan.bind(grads)
     return lambda: plan.step(None, 1.0, lambda *_: chosen, 1)

@@ -244,9 +244,7 @@ def add_legend(figure: Figure, *handles: Line2D) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Draw the paths of the classic optimizers.")
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", default=Path(), help="where to put the pictures"
-    )
+    parser.add_argument("--output", type=Path, metavar="DIR", default=Path(), help="where to put the pictures")
     output = parser.parse_args(argv).output
     walks = [
         (land, {name: path(classic, land) for name, classic in OPTIMIZERS.items()})

@@ -25,8 +25,8 @@ ALIGNMENT = 64
 PAGE = 4096
 """Bytes: addresses that agree modulo it may be taken for the same."""
 
-UP_TO_ONE = {"alpha", "betas", "dampening", "rho"}
-"""Hyper-parameters that are the weight of an average: 0 <= value <= 1."""
+HIGHEST = {"alpha": 1.0, "betas": math.nextafter(1.0, 0.0), "dampening": 1.0, "rho": 1.0}
+"""The highest value of hyper-parameters that are the weight of an average; no other has one."""
 
 
 def check_number(name: str, value: Any, high: float = math.inf) -> float:
@@ -35,8 +35,8 @@ def check_number(name: str, value: Any, high: float = math.inf) -> float:
         raise TypeError(f"{name}: expected a number, got {value!r} ({type(value).__name__})")
     number = float(value)
     if not 0 <= number <= high or not math.isfinite(number):
-        limit = "finite and not negative" if math.isinf(high) else f"from 0 to {high:g}"
-        raise ValueError(f"{name}: {number} is out of range; it must be {limit}")
+        limit = "finite" if math.isinf(high) else "at most 1" if high == 1 else "below 1"
+        raise ValueError(f"{name}: {number} is out of range; it must be {limit} and not negative")
     return number
 
 
@@ -48,7 +48,7 @@ def check_hyper(name: str, value: Any, default: Any) -> Any:
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"{name}: expected True or False, got {value!r} ({type(value).__name__})")
         return bool(value)
-    high = 1.0 if name in UP_TO_ONE else math.inf
+    high = HIGHEST.get(name, math.inf)
     if isinstance(default, tuple):
         if not isinstance(value, tuple | list) or len(value) != len(default):
             raise TypeError(f"{name}: expected {len(default)} numbers, got {value!r}")
@@ -286,9 +286,7 @@ class Optimizer:
             new_groups.append(h)
         if not params:
             raise ValueError("params: there is nothing to update; pass at least one array")
-        _kernels.Plan(
-            self.kernel, params, keys, group_of, [{}] * len(params), np.zeros(len(params), np.int64)
-        )
+        _kernels.Plan(self.kernel, params, keys, group_of, [{}] * len(params), np.zeros(len(params), np.int64))
         self.param_groups = self.param_groups + new_groups
         self._members = [group["params"] for group in self.param_groups]
         self._keys, self._params, self._group_of = keys, params, group_of
@@ -354,9 +352,7 @@ def _arena(params: Sequence[Array], letters: Sequence[Sequence[str]]) -> list[di
     a quarter of a page apart from each other, and half a page from their parameter.
     """
     rooms = [(-(-p.nbytes // ALIGNMENT) * ALIGNMENT + PAGE * (p.nbytes >= PAGE)) for p in params]
-    memory = np.zeros(
-        sum(room * len(x) for room, x in zip(rooms, letters, strict=True)) + ALIGNMENT, np.uint8
-    )
+    memory = np.zeros(sum(room * len(x) for room, x in zip(rooms, letters, strict=True)) + ALIGNMENT, np.uint8)
     start = memory.ctypes.data
     at = -start % ALIGNMENT
     made = []
@@ -434,8 +430,7 @@ def _read_state_dict(
         raise ValueError("state_dict: expected a dict with 'state' and 'param_groups'") from error
     if len(saved_groups) != len(optimizer.param_groups):
         raise ValueError(
-            f"state_dict: it has {len(saved_groups)} parameter groups, the optimizer "
-            f"{len(optimizer.param_groups)}"
+            f"state_dict: it has {len(saved_groups)} parameter groups, the optimizer {len(optimizer.param_groups)}"
         )
     groups = []
     numbers_of: list[Any] = []

@@ -379,9 +379,6 @@ class Adam(Optimizer):
     def check(h: Hyper) -> None:
         if isinstance(h["eps_hat"], bool):
             h["eps"], h["eps_hat"] = (0.0, h["eps"]) if h["eps_hat"] else (h["eps"], 0.0)
-        betas: Any = h["betas"]
-        if h["bias_correction"] and 1 in betas:
-            raise ValueError(f"betas: {betas} must be below 1 for bias correction")
 
     @staticmethod
     def optional_states(h: Hyper) -> set[str]:

@@ -24,9 +24,7 @@ def available_cpus() -> int:
     return min(limits)
 
 
-def _cgroup_quota(
-    proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
-) -> float | None:
+def _cgroup_quota(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float | None:
     """CPUs that the process's own cgroup, or one above it, grants (v1 and v2), if any does."""
     quotas = []
     try:

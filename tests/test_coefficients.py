@@ -27,9 +27,7 @@ def relative_error(got: float, exact: mpmath.mpf) -> float:
 
 
 @pytest.mark.parametrize("t", [1, 2, 3, 10, 10**3, 10**4, 10**6, LONG - 1, LONG, LONG + 1, 2**40])
-@pytest.mark.parametrize(
-    "beta", [0.9, 0.999, 1 - 1e-8, 0.0, 1e-300, 1e-8, 0.5, 0.95, 0.99, 0.9999, 1 - 1e-15]
-)
+@pytest.mark.parametrize("beta", [0.9, 0.999, 1 - 1e-8, 0.0, 1e-300, 1e-8, 0.5, 0.95, 0.99, 0.9999, 1 - 1e-15])
 def test_bias_correction(beta: float, t: int) -> None:
     assert relative_error(bias_correction(beta, t), exact_bias_correction(beta, t)) < 1e-14
 
@@ -40,9 +38,7 @@ def test_bias_correction_anywhere(beta: float, t: int) -> None:
     assert relative_error(bias_correction(beta, t), exact_bias_correction(beta, t)) < 1e-14
 
 
-def resumed(
-    variant: table.Variant, params: list[table.Array], step: int
-) -> tuple[fastopt.Optimizer, table.Array]:
+def resumed(variant: table.Variant, params: list[table.Array], step: int) -> tuple[fastopt.Optimizer, table.Array]:
     """An optimizer that goes on after ``step`` steps, and the gradient of the last one."""
     optimizer = variant.make(params)
     grad = table.plain_values(params[0].size, params[0].dtype.name, 1)

@@ -34,9 +34,7 @@ def inputs(dtype: str) -> tuple[list[Array], list[list[Array]]]:
     return params, grads
 
 
-def train(
-    variant: Variant, params: Sequence[Array], grads: Sequence[Sequence[Array]]
-) -> fastopt.Optimizer:
+def train(variant: Variant, params: Sequence[Array], grads: Sequence[Sequence[Array]]) -> fastopt.Optimizer:
     """Updates ``params`` with each step's gradients."""
     optimizer = variant.make(params)
     for step, scale in zip(grads, SCALES, strict=True):

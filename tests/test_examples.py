@@ -65,9 +65,7 @@ def folder(tmp_path: Path, arrays: dict[str, np.ndarray]) -> Path:
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_idx_files_are_read(
-    folder: Path, arrays: dict[str, np.ndarray], mnist: ModuleType, zipped: bool
-) -> None:
+def test_idx_files_are_read(folder: Path, arrays: dict[str, np.ndarray], mnist: ModuleType, zipped: bool) -> None:
     if zipped:
         for file in list(folder.iterdir()):
             file.with_name(file.name + ".gz").write_bytes(gzip.compress(file.read_bytes()))

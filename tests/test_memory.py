@@ -22,9 +22,7 @@ def resident_bytes() -> int:
 @pytest.mark.parametrize("variant", table.BASES, ids=str)
 @pytest.mark.parametrize(("count", "shape"), [(300, (8, 8)), (1, (100, 1000))])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_memory_stays_flat(
-    variant: table.Variant, count: int, shape: tuple[int, int], transposed: bool
-) -> None:
+def test_memory_stays_flat(variant: table.Variant, count: int, shape: tuple[int, int], transposed: bool) -> None:
     params = [np.ones(shape, np.float32) for _ in range(count)]
     grads = [np.full(shape[::-1], 0.1, np.float32).T if transposed else np.full(shape, 0.1, np.float32)]
     grads *= count

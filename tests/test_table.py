@@ -31,9 +31,7 @@ CLASSES = {
 TWINS = {
     name: value
     for name, value in vars(reference).items()
-    if isinstance(value, FunctionType)
-    and value.__module__ == reference.__name__
-    and value is not reference.update
+    if isinstance(value, FunctionType) and value.__module__ == reference.__name__ and value is not reference.update
 }
 
 

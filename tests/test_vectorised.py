@@ -101,9 +101,7 @@ def loops_of(code: list[Instruction]) -> list[Loop]:
         if instruction.target in edges:
             edges[instruction.address].add(instruction.target)
     after = {address: reached(address, edges) for address in edges}
-    bodies = {
-        frozenset(b for b in after[a] if a in after[b]): after[a] for a in edges if a in after[a]
-    }
+    bodies = {frozenset(b for b in after[a] if a in after[b]): after[a] for a in edges if a in after[a]}
     return [Loop([i for i in code if i.address in body], bodies[body]) for body in bodies]
 
 
