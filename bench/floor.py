@@ -13,8 +13,13 @@ from typing import Any
 import numpy as np
 from cases import Array, Case, Step, Unavailable
 
+import fastopt
+
 LINE, PAGE = 64, 4096
 """Bytes."""
+
+FLAGS = {"avx512": ["-mavx512f", "-mprefer-vector-width=512"], "avx2": ["-mavx2"]}
+"""The instruction set that fastopt uses; the loop is compiled where it runs."""
 
 
 @lru_cache
@@ -25,7 +30,7 @@ def streams(written: int) -> Any:
         library = Path(folder, "floor.so")
         command = [
             *os.environ.get("CC", "cc").split(),
-            *("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"),
+            *("-O3", "-fopenmp", "-shared", "-fPIC", *FLAGS.get(fastopt.get_isa(), [])),
             *(f"-DFOR_EACH_WRITTEN(X)={each}", "-o", library, Path(__file__).with_suffix(".c")),
         ]
         try:
