@@ -22,10 +22,10 @@ paths: $(VENV)/demo  ## draw the paths that the optimizers take
 	$(BIN)/python examples/paths.py
 
 test: $(VENV)/test  ## all tests that every user can run
-	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/pytest -n 2 tests
 
 bench: $(VENV)/bench  ## time every optimizer against plain NumPy
-	$(BIN)/python -m pytest bench
+	$(BIN)/pytest bench -q --benchmark-max-time=0.1 --benchmark-min-rounds=3 --benchmark-columns=median,iqr,rounds
 
 check: $(VENV)/dev  ## lint and type-check
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
