@@ -27,6 +27,11 @@ from fastopt.optimizer import (
 __all__ = ["NAG", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "RMSprop", "Signum"]
 
 
+def _lr_of_momentum(h: Hyper, lr: float) -> tuple[float, float]:
+    """The factors of what goes into the momentum buffer and of what the parameter takes from it."""
+    return (lr, 1.0) if h["lr_in_momentum"] and h["momentum"] != 0 else (1.0, lr)
+
+
 class SGD(Optimizer):
     """Stochastic gradient descent, with momentum and Nesterov's form of it.
 
@@ -74,7 +79,7 @@ class SGD(Optimizer):
     @staticmethod
     def coefficients(h: Hyper, lr: float, t: int) -> dict[str, float]:
         damped = 1.0 if t == 1 else 1.0 - h["dampening"]
-        inside, outside = (lr, 1.0) if h["lr_in_momentum"] and h["momentum"] != 0 else (1.0, lr)
+        inside, outside = _lr_of_momentum(h, lr)
         return {
             "momentum": h["momentum"],
             "damped": damped * inside,
@@ -290,7 +295,7 @@ class RMSprop(Optimizer):
 
     @staticmethod
     def coefficients(h: Hyper, lr: float, t: int) -> dict[str, float]:
-        inside, outside = (lr, 1.0) if h["lr_in_momentum"] and h["momentum"] != 0 else (1.0, lr)
+        inside, outside = _lr_of_momentum(h, lr)
         return {
             "alpha": h["alpha"],
             "one_minus_alpha": 1.0 - h["alpha"],
