@@ -50,10 +50,10 @@ def shared_options(variant: table.Variant) -> dict[str, Any]:
 
 
 def in_torch(variant: table.Variant, params: list[Array]) -> tuple[Any, list[Any]]:
+    options = shared_options(variant)
     import torch
 
     tensors = [torch.from_numpy(p.copy()).requires_grad_() for p in params]
-    options = shared_options(variant)
     plain = {"foreach": False}
     if "fused" in inspect.signature(torch_class(variant.cls)).parameters:
         plain["fused"] = False
