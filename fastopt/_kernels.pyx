@@ -16,6 +16,8 @@ from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, strcmp
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from fastopt import reference
@@ -449,7 +451,7 @@ cdef class Plan:
 
     cdef list _listed(self, object grads):
         """Gradients in the parameters' order, from any form in which a user may pass them."""
-        if isinstance(grads, dict):
+        if isinstance(grads, Mapping):
             missing = [label for key, label in zip(self.keys, self.labels) if key not in grads]
             if missing:
                 raise ValueError(

@@ -265,12 +265,11 @@ class Optimizer:
     def _add_groups(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Appends groups; on an error nothing has changed."""
         new_groups: list[Hyper] = []
-        keys, params, group_of = (
-            list(self._keys),
-            list(self._params),
-            list(self._group_of),
-        )
+        keys, params, group_of = list(self._keys), list(self._params), list(self._group_of)
+        known = set(keys)
         for group in groups:
+            if not isinstance(group, Mapping):
+                raise TypeError(f"params: a group must be a dict, got {type(group).__name__}")
             h = {**self.defaults, **group}
             if "params" not in h:
                 raise ValueError('params: missing from a parameter group; pass {"params": [...], ...}')
@@ -278,14 +277,16 @@ class Optimizer:
             h["params"] = tuple(members)
             self._check(h, self.defaults)
             for name in names:
-                if name in keys:
+                if name in known:
                     raise ValueError(f"{name!r}: the name of two parameters; give each its own")
-                keys.append(name)
+                known.add(name)
+            keys += names
             params += members
             group_of += [len(self.param_groups) + len(new_groups)] * len(members)
             new_groups.append(h)
         if not params:
             raise ValueError("params: there is nothing to update; pass at least one array")
+        # a plan for nothing but its checks, before anything changes
         _kernels.Plan(self.kernel, params, keys, group_of, [{}] * len(params), np.zeros(len(params), np.int64))
         self.param_groups = self.param_groups + new_groups
         self._members = [group["params"] for group in self.param_groups]
@@ -398,9 +399,6 @@ def _as_groups(params: Any) -> list[Mapping[str, Any]]:
         )
     params = list(params)
     if any(isinstance(p, Mapping) for p in params):
-        for p in params:
-            if not isinstance(p, Mapping):
-                raise TypeError(f"params: a group must be a dict, got {type(p).__name__} among dicts")
         return list(params)
     return [{"params": params}]
 
@@ -412,6 +410,8 @@ def _as_params(params: Any, count: int) -> tuple[list[int | str], list[Array]]:
             if not isinstance(name, str):
                 raise TypeError(f"params: the names must be strings, got {name!r}")
         return list(params), list(params.values())
+    if isinstance(params, str) or not isinstance(params, Iterable):
+        raise TypeError(f"params: expected a list or dict of arrays, got {type(params).__name__}")
     members = [params] if isinstance(params, np.ndarray) else list(params)
     return list(range(count, count + len(members))), members
 

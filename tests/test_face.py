@@ -335,6 +335,7 @@ WRONG_PARAMS: dict[str, tuple[Any, str]] = {
     "twice": ([base, base], "parameter 0 and parameter 1"),
     "overlapping": ([base[:10], base[9:]], "share memory"),
     "in two groups": ([{"params": [base]}, {"params": [base]}], "share memory"),
+    "a number in a group": ([{"params": 3}], "params"),
     "group without params": ([{"lr": 1.0}], "params"),
     "group with an unknown option": ([{"params": [base], "speed": 1}], "speed"),
     "a dict among arrays": ([base, {"params": []}], "group"),
