@@ -177,10 +177,10 @@ cdef tuple shape_of(Py_buffer *view):
 # -- The work of one step ------------------------------------------------------------------------
 
 # A task is what a thread takes at a time: large enough that taking it costs nothing, small enough
-# that threads end together. Tensors are cut at multiples of CUT elements, so that only the last chunk
-# of a tensor has a tail.
+# that threads end together. Tensors are cut where the parameter meets a cache line, so that only the
+# first chunk of a large one pays for vectors that straddle two lines: NumPy aligns to 16 bytes.
 cdef size_t TASK = 16384
-cdef size_t CUT = 64
+cdef size_t LINE = 64
 cdef size_t PARALLEL_ELEMENTS = 65536  # fewer run on the calling thread, whatever was asked for
 
 cdef struct Tensor:
@@ -356,10 +356,10 @@ cdef class Plan:
             self.intervals[i].end = end
 
     cdef int _cut(self) except -1:
-        cdef size_t i, position, take, rest, fill = 0, chunk = 0, most
+        cdef size_t i, position, take, rest, end, beyond, itemsize, fill = 0, chunk = 0, most
         most = 2 * self.count + 2
         for i in range(<size_t>self.count):
-            most += self.tensors[i].size // (TASK - CUT) + 1
+            most += self.tensors[i].size // (TASK // 2) + 1
         self.chunks = <Chunk *>calloc(most, sizeof(Chunk))
         self.tasks = <size_t *>calloc(most + 1, sizeof(size_t))
         if not (self.chunks and self.tasks):
@@ -367,11 +367,15 @@ cdef class Plan:
         self.task_count = 0
         for i in range(<size_t>self.count):
             position = 0
+            itemsize = self.owned[i].itemsize
             while position < self.tensors[i].size:
                 rest = self.tensors[i].size - position
                 take = rest
                 if take > TASK - fill:
-                    take = (TASK - fill) // CUT * CUT
+                    take = TASK - fill
+                    end = <size_t>self.tensors[i].buffers[0] + (position + take) * itemsize
+                    beyond = end % LINE // itemsize
+                    take = take - beyond if take > beyond else 0
                 if take:
                     self.chunks[chunk].tensor = i
                     self.chunks[chunk].begin = position
@@ -379,7 +383,7 @@ cdef class Plan:
                     chunk += 1
                     position += take
                     fill += take
-                if take < rest or fill == TASK:
+                if take < rest or fill >= TASK - LINE:
                     self.task_count += 1
                     self.tasks[self.task_count] = chunk
                     fill = 0
