@@ -2,6 +2,16 @@
 
 from importlib.metadata import version as _version
 
+try:
+    from fastopt import _kernels as _kernels
+except ModuleNotFoundError as _error:
+    if _error.name != "fastopt._kernels":
+        raise
+    raise ImportError(
+        "this is fastopt's source folder, where nothing has been built: start Python in another folder, or "
+        "build here with pip install -e ."
+    ) from _error
+
 from fastopt import functional
 from fastopt.optimizer import Optimizer
 from fastopt.optimizers import *  # noqa: F403  every optimizer, from the list in that module
