@@ -3,7 +3,7 @@
 from importlib.metadata import version as _version
 
 try:
-    from fastopt import _kernels as _kernels
+    from fastopt._kernels import TABLE as _TABLE  # noqa: F401
 except ModuleNotFoundError as _error:
     if _error.name != "fastopt._kernels":
         raise
