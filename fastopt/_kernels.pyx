@@ -14,7 +14,6 @@ from cython.parallel cimport prange
 from libc.math cimport expm1, log
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, strcmp
 
 from collections.abc import Mapping
 
@@ -558,6 +557,7 @@ cdef class Plan:
         cdef Tensor *tensor
         cdef double *scalars = NULL
         cdef dict values = None, seen = {}
+        cdef bint is_new
         self.elements = 0
         if native:
             kernels = &ISAS[active_isa].optimizers[self.row]
@@ -570,14 +570,13 @@ cdef class Plan:
                 group, step = self.group_view[i], self.step_view[i]
                 key = (group, step)
                 known = seen.get(key)
-                if known is None:
+                is_new = known is None
+                if is_new:
                     known = seen[key] = coefficients(group, step + 1, grad_scale), len(seen)
-                    subset, values = known[0]
-                    scalars = self.scalars + <Py_ssize_t>known[1] * FASTOPT_MAX_SCALARS
+                subset, values = known[0]
+                scalars = self.scalars + <Py_ssize_t>known[1] * FASTOPT_MAX_SCALARS
+                if is_new:
                     self._write_scalars(scalars, values)
-                else:
-                    subset, values = known[0]
-                    scalars = self.scalars + <Py_ssize_t>known[1] * FASTOPT_MAX_SCALARS
             tensor.scalars = scalars
             if native:
                 tensor.kernel = kernels.kernels[tensor.dtype][subset]
