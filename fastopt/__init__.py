@@ -1,7 +1,5 @@
 """Fused optimizer steps for NumPy arrays: one pass over memory, the same bits everywhere."""
 
-from importlib.metadata import version as _version
-
 try:
     from fastopt._kernels import TABLE as _TABLE  # noqa: F401
 except ModuleNotFoundError as _error:
@@ -18,7 +16,7 @@ from fastopt.optimizers import *  # noqa: F403  every optimizer, from the list i
 from fastopt.optimizers import __all__ as _optimizers
 from fastopt.threads import available_isas, get_isa, get_num_threads, set_isa, set_num_threads
 
-__version__ = _version("fastopt")
+__version__: str
 __all__ = [
     *_optimizers,
     "Optimizer",
@@ -29,3 +27,11 @@ __all__ = [
     "set_isa",
     "set_num_threads",
 ]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":  # when it is asked for: to find it takes as long as all the rest of the import
+        from importlib.metadata import version
+
+        return version("fastopt")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

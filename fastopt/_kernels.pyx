@@ -11,7 +11,6 @@ from cpython.buffer cimport (
 from cpython.dict cimport PyDict_Next
 from cpython.ref cimport PyObject
 from cython.parallel cimport prange
-from libc.math cimport expm1, log
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
@@ -110,9 +109,38 @@ def selected_isa():
 
 # -- Small helpers -------------------------------------------------------------------------------
 
-def bias_correction(double beta, double t):
-    """``1 - beta**t`` for ``0 <= beta < 1``, ``t >= 1``; no cancellation, relative error below 1e-14."""
-    return -expm1(t * log(beta)) if beta > 0 else 1.0
+cdef inline double product_error(double a, double b, double product) noexcept:
+    """What rounding took from ``product = a * b``, exactly (Dekker 1971)."""
+    cdef double split = 134217729.0  # 2^27 + 1
+    cdef double a_high = split * a - (split * a - a), b_high = split * b - (split * b - b)
+    cdef double a_low = a - a_high, b_low = b - b_high
+    return ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+cdef inline void multiply(double *high, double *low, double b_high, double b_low) noexcept:
+    """A number held as the sum of two doubles, times another."""
+    cdef double product = high[0] * b_high
+    cdef double rest = product_error(high[0], b_high, product) + (high[0] * b_low + low[0] * b_high)
+    high[0] = product + rest
+    low[0] = rest - (high[0] - product)
+
+
+def bias_correction(double beta, int64_t t):
+    """``1 - beta**t`` for ``0 <= beta < 1``, ``t >= 1``; no cancellation, relative error below 1e-14.
+
+    By squaring, with some 100 bits: only additions and multiplications, which give the same bits on every
+    machine. A library's log, exp or pow does not.
+    """
+    cdef double power = 1.0, power_low = 0.0, factor = beta, factor_low = 0.0
+    while True:
+        if t & 1:
+            multiply(&power, &power_low, factor, factor_low)
+        t >>= 1
+        if not t:
+            return (1.0 - power) - power_low
+        multiply(&factor, &factor_low, factor, factor_low)
+        if factor < 1e-20:  # and what is left of t takes it into the power
+            return 1.0
 
 
 def unedited(list mappings, list seen):
