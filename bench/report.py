@@ -1,4 +1,4 @@
-"""Measured tables, as Markdown: `python bench/report.py`, `--isa` or `--limits`.
+"""Measured tables, as Markdown: `python bench/report.py`, `--isa`, `--limits`, `--threads`.
 
 All candidates of a row run in turn, round after round in one process, so that what else the machine
 does hits all alike; a cell is the median of the rounds.
@@ -38,6 +38,7 @@ from cases import (
     torch_step,
 )
 from floor import floor_step
+from iteration import Iteration, bare_steps, numpy_iteration, torch_iteration
 
 import fastopt
 from fastopt import _kernels, optimizers, threads
@@ -74,16 +75,19 @@ class Timing:
 
 
 def measure(
-    steps: Mapping[str, Step], prepare: Mapping[str, Callable[[], object]], seconds: float
+    steps: Mapping[str, Step],
+    prepare: Mapping[str, Callable[[], object]],
+    seconds: float,
+    block: float = BLOCK,
 ) -> dict[str, Timing]:
-    """Runs all steps in turn for about so many seconds."""
+    """Runs all steps in turn for about so many seconds, each for `block` seconds at a time."""
     timers = {name: Timer(step) for name, step in steps.items()}
     samples: dict[str, list[float]] = {name: [] for name in steps}
     numbers = {}
     for name, timer in timers.items():
         prepare[name]()
         timer.timeit(1)
-        numbers[name] = int(BLOCK / timer.timeit(3) * 3) + 1
+        numbers[name] = int(block / timer.timeit(3) * 3) + 1
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or min(map(len, samples.values())) < 5:
         for name in steps:
@@ -118,6 +122,11 @@ def use_threads(count: int) -> None:
     fastopt.set_num_threads(count)
     if torch is not None:
         torch.set_num_threads(count)
+
+
+def use_fastopt(isa: str | None, count: int | None) -> None:
+    fastopt.set_isa(isa)
+    fastopt.set_num_threads(count)
 
 
 def use_isa(name: str) -> None:
@@ -338,10 +347,54 @@ def report_limits(seconds: float) -> None:
         )
 
 
+TURN = 0.1
+"""Seconds: so long one arm iterates at a time: its caches and threads are its own most of the time."""
+
+SETTLED = 50
+"""Steps after which the default has chosen its threads."""
+
+
+def report_threads(seconds: float) -> None:
+    """The default's choice of threads against every fixed number, where a step is one part of a loop."""
+    arms: dict[str, Callable[[], object]] = {
+        "NumPy": partial(use_fastopt, "numpy", 1),
+        **{f"{n} thread{'s' * (n > 1)}": partial(use_fastopt, None, n) for n in range(1, CPUS + 1)},
+        "default": partial(use_fastopt, None, None),
+    }
+    fixed = [name for name in arms if "thread" in name]
+    tables: dict[str, dict[str, Callable[[], Iteration]]] = {
+        "A whole iteration of a 784-h-h-10 network in NumPy, batches of 128, Adam, float32": {
+            f"h = {h}": partial(numpy_iteration, h) for h in (64, 256, 512, 1024, 2048, 4096)
+        },
+        "The same network's products in torch, the step on NumPy's view": {
+            f"h = {h}": partial(torch_iteration, h) for h in (256, 512, 1024, 2048) if torch is not None
+        },
+        "Nothing but steps": {f"2^{k} elements": partial(bare_steps, 2**k) for k in range(16, 25, 2)},
+    }
+    for title, rows in tables.items():
+        print(f"{title}: microseconds\n")
+        print_head(["", *arms, "default / best fixed", "default / NumPy", "threads chosen"])
+        for row, make in rows.items():
+            steps = {}
+            for name, prepare in arms.items():
+                prepare()
+                steps[name] = make()
+            for _ in range(SETTLED):
+                steps["default"].run()
+            timings = measure({name: step.run for name, step in steps.items()}, arms, seconds, TURN)
+            cells = [f"{in_microseconds(t.median)} ±{t.spread / t.median:.0%}" for t in timings.values()]
+            default = timings["default"].median
+            best = min(timings[name].median for name in fixed)
+            ratios = (f"{default / best:.2f}", f"{default / timings['NumPy'].median:.2f}")
+            print_row([row, *cells, *ratios, str(steps["default"].threads)])
+        print()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--isa", action="store_true", help="compare the instruction sets")
     parser.add_argument("--limits", action="store_true", help="the figures that must hold")
+    parser.add_argument("--threads", action="store_true", help="the default's choice of threads")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each row (default: 2)")
     arguments = parser.parse_args()
     print_header()
@@ -349,7 +402,9 @@ def main() -> None:
         report_isas(arguments.seconds / 3)
     if arguments.limits:
         report_limits(arguments.seconds)
-    if not arguments.isa and not arguments.limits:
+    if arguments.threads:
+        report_threads(arguments.seconds)
+    if not (arguments.isa or arguments.limits or arguments.threads):
         report_readme(arguments.seconds)
 
 

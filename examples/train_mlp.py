@@ -18,6 +18,7 @@ import numpy as np
 from classics import CLASSICS, Classic
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, ScalarFormatter
+from network import Network
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -32,57 +33,6 @@ ARMS = ("NumPy", "fastopt")
 # The arms take turns of so many iterations: few enough that a busy spell of the machine slows both,
 # enough that most iterations find the cache as their own arm left it.
 TURN = 20
-
-
-class Network:
-    """Inputs, one hidden layer of ReLU, and the logits of ten classes; in plain NumPy.
-
-    The weights start normal with variance 2 / inputs (He et al., arXiv:1502.01852), the biases at
-    zero. Everything is computed in `dtype`.
-    """
-
-    def __init__(self, inputs: int, rng: np.random.Generator, dtype: type = np.float32) -> None:
-        def weights(rows: int, columns: int) -> NDArray[np.floating]:
-            return rng.normal(0, np.sqrt(2 / rows), (rows, columns)).astype(dtype)
-
-        self.params: dict[str, NDArray[np.floating]] = {
-            "w1": weights(inputs, HIDDEN),
-            "b1": np.zeros(HIDDEN, dtype),
-            "w2": weights(HIDDEN, mnist.CLASSES),
-            "b2": np.zeros(mnist.CLASSES, dtype),
-        }
-
-    def forward(self, images: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        """The hidden layer (images, 200) and the logits (images, 10) of images (images, inputs)."""
-        hidden = np.maximum(images @ self.params["w1"] + self.params["b1"], 0)
-        return hidden, hidden @ self.params["w2"] + self.params["b2"]
-
-    def backward(
-        self, images: NDArray[np.floating], labels: NDArray[np.intp]
-    ) -> tuple[float, dict[str, NDArray[np.floating]]]:
-        """The mean softmax cross-entropy of a batch and its gradient by every parameter."""
-        hidden, logits = self.forward(images)
-        rows = np.arange(len(labels))
-        # Softmax does not change when all logits shift; with the largest at 0, exp cannot overflow.
-        logits -= logits.max(axis=1, keepdims=True)
-        log_softmax = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        loss = -float(log_softmax[rows, labels].mean())
-
-        d_logits = np.exp(log_softmax)
-        d_logits[rows, labels] -= 1
-        d_logits /= len(labels)
-        d_hidden = d_logits @ self.params["w2"].T
-        d_hidden[hidden == 0] = 0
-        return loss, {
-            "w1": images.T @ d_hidden,
-            "b1": d_hidden.sum(axis=0),
-            "w2": hidden.T @ d_logits,
-            "b2": d_logits.sum(axis=0),
-        }
-
-    def accuracy(self, images: NDArray[np.floating], labels: NDArray[np.intp]) -> float:
-        """The fraction of images whose largest logit is that of their label."""
-        return float((self.forward(images)[1].argmax(axis=1) == labels).mean())
 
 
 @dataclass
@@ -133,7 +83,8 @@ def train(
     """Train the same network once in every arm."""
     runs = {}
     for arm in ARMS:
-        network = Network(data.train_images.shape[1], np.random.default_rng(seed))
+        sizes = (data.train_images.shape[1], HIDDEN, mnist.CLASSES)
+        network = Network(sizes, np.random.default_rng(seed))
         runs[arm] = Run(network, classic.make(network.params))
     shuffle = np.random.default_rng(seed)
     chosen = fastopt.get_isa()

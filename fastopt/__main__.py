@@ -31,7 +31,7 @@ def facts() -> dict[str, str]:
         "CPU": f"{cpu()} ({platform.machine()})",
         "instruction sets": " > ".join(fastopt.available_isas()),
         "in use": fastopt.get_isa(),
-        "threads": f"{fastopt.get_num_threads()} a step, of {threads.available_cpus()} available",
+        "threads": f"up to {fastopt.get_num_threads()} a step, of {threads.available_cpus()} available",
         "kernels": ", ".join(
             f"{name} ({', '.join((*row['state'], *(f'[{x}]' for x in row['optional']))) or 'no state'})"
             for name, row in _kernels.TABLE.items()

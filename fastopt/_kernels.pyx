@@ -37,20 +37,27 @@ cdef extern from "fastopt.h" nogil:
 cdef extern from *:
     """
     #ifdef _OPENMP
+    #include <omp.h>
     #define FASTOPT_OPENMP _OPENMP
     #else
     #define FASTOPT_OPENMP 0
+    #define omp_get_max_threads() 1
     #endif
     #ifdef __VERSION__
     #define FASTOPT_COMPILER __VERSION__
     #else
     #define FASTOPT_COMPILER "unknown"
     #endif
-    #include <unistd.h>
+    #include <pthread.h>
+    static int fastopt_forks = 0;
+    static void fastopt_forked(void) { fastopt_forks++; }
+    static void fastopt_count_forks(void) { pthread_atfork(NULL, NULL, fastopt_forked); }
     """
     int FASTOPT_OPENMP
     const char *FASTOPT_COMPILER
-    int getpid() nogil
+    int omp_get_max_threads()
+    int forks "fastopt_forks"  # how many forks lie between the process that imported this and this one
+    void fastopt_count_forks()
 
 # -- The table of kernels, as the C side has it --------------------------------------------------
 
@@ -95,7 +102,14 @@ COMPILER = FASTOPT_COMPILER.decode()
 # -- Settings of the process ---------------------------------------------------------------------
 
 cdef int active_isa = 0  # an index into ISA_NAMES; the last one is the NumPy twin
-cdef int home_process = getpid()
+
+
+fastopt_count_forks()
+
+
+def max_threads():
+    """The most threads that OpenMP's own settings allow: 1 without OpenMP."""
+    return omp_get_max_threads()
 
 
 def select_isa(int index):
@@ -264,7 +278,8 @@ cdef class Plan:
         Interval *intervals
         size_t interval_count
         int64_t[::1] step_view, group_view
-        bint busy, order_is_right
+        int busy  # inside a step: 1 and the forks when it began; else 0
+        bint order_is_right
         readonly object bound  # the gradients that `bind` was given, or None
 
     def __cinit__(self, *_):
@@ -545,16 +560,21 @@ cdef class Plan:
                 raise
             self.bound = grads
         finally:
-            self.busy = False
+            self.busy = 0
 
     # -- Every step: coefficients, then all tensors at once --
 
     cdef int _enter(self) except -1:
-        if self.busy:
+        if self.busy == 1 + forks:
             raise RuntimeError(
                 "this optimizer is inside a step in another thread; give each thread its own, or a lock"
             )
-        self.busy = True
+        if self.busy:
+            raise RuntimeError(
+                "this optimizer was inside a step in another thread when the process was forked: its "
+                "parameters and state may be half updated; restore them and make a new optimizer"
+            )
+        self.busy = 1 + forks
         return 0
 
     cdef int _write_scalars(self, double *scalars, dict values) except -1:
@@ -612,14 +632,16 @@ cdef class Plan:
                 twins.append((i, subset, values))
         return 0
 
-    def step(self, object grads, double grad_scale, object coefficients, int threads):
+    def step(self, object grads, double grad_scale, object coefficients, object threads):
         """One update of every parameter that has a gradient.
 
         grads: a list or dict, or None for the bound ones. coefficients(group, step, grad_scale) returns
-        the subset of optional states in use, as bits, and the kernel's scalars by name.
+        the subset of optional states in use, as bits, and the kernel's scalars by name. threads: a number,
+        or Choices.
         """
         cdef Py_ssize_t i
         cdef list twins = []
+        cdef int team = 1
         self._enter()
         try:
             if grads is not None:
@@ -630,38 +652,42 @@ cdef class Plan:
             elif self.bound is None:
                 raise TypeError("step() needs gradients: pass a list or a dict, or name buffers with bind()")
             self._coefficients(coefficients, grad_scale, twins)
+            choice = None
+            # libgomp hangs in a child of a process that has had a team: a child works alone.
+            if FASTOPT_OPENMP and self.elements >= PARALLEL_ELEMENTS and not forks and not twins:
+                if isinstance(threads, int):
+                    team = threads
+                else:
+                    choice = threads.of(self.elements)
+                    team = choice.begin()
             # Nothing above has written; nothing below can be refused.
             for i in range(self.count):
                 self.step_view[i] += self.tensors[i].active
             if twins:
                 self._run_twins(twins)
             else:
-                self._run(threads)
+                self._run(team)
+            if choice is not None:
+                choice.end()
         finally:
             if self.bound is None:
                 self._release()
                 self.fetched = None
-            self.busy = False
+            self.busy = 0
 
-    cdef int _run(self, int threads) except -1:
+    cdef void _run(self, int team) noexcept:
         cdef const Tensor *tensors = self.tensors
         cdef const Chunk *chunks = self.chunks
         cdef const size_t *tasks = self.tasks
         cdef Py_ssize_t task, count = self.task_count
-        if count == 0:
-            return 0
-        if threads > count:
-            threads = <int>count
-        # libgomp hangs in a child of a process that has had a team: a child works alone.
-        if threads > 1 and (self.elements < PARALLEL_ELEMENTS or getpid() != home_process):
-            threads = 1
+        if team > count:
+            team = <int>count
         with nogil:
-            if threads > 1:
-                for task in prange(count, num_threads=threads, schedule="dynamic"):
+            if team > 1:
+                for task in prange(count, num_threads=team, schedule="dynamic"):
                     run_task(tensors, chunks + tasks[task], chunks + tasks[task + 1])
             else:
                 run_task(tensors, chunks, chunks + tasks[count])
-        return 0
 
     cdef int _run_twins(self, list twins) except -1:
         """The same update by the NumPy twin, tensor by tensor."""

@@ -8,6 +8,7 @@ an option needs may be left out without it. ``grad_scale`` multiplies the gradie
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastopt import _kernels, optimizers, threads
+from fastopt.choice import Choices
 from fastopt.optimizer import Array, Hyper, Optimizer, check_grad_scale, check_number
 
 if TYPE_CHECKING:
 
     def __getattr__(name: str) -> Callable[..., None]: ...
+
+
+class _Thread(threading.local):
+    """What each Python thread has of its own."""
+
+    def __init__(self) -> None:
+        self.choices = Choices(threads.available_cpus)
+
+
+_thread = _Thread()
 
 
 @lru_cache(maxsize=128, typed=True)
@@ -69,7 +81,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., None]:
             states[letter] = array
         plan = _kernels.Plan(cls.kernel, [param], ["param"], [0], [states], np.array([step - 1]))
         scalars = cls.scalars(h, lr, int(step), check_grad_scale(grad_scale))
-        plan.step([grad], 1.0, lambda *_: (subset, scalars), threads.count)
+        plan.step([grad], 1.0, lambda *_: (subset, scalars), threads.count_or(_thread.choices))
 
     parameter = inspect.Parameter
     either, keyword = parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY

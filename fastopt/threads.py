@@ -5,16 +5,28 @@ from __future__ import annotations
 import operator
 import os
 from pathlib import Path
+from typing import TypeVar
 
 from fastopt import _kernels
 
-count = 1
-"""What a step uses when it is large enough to be divided."""
+T = TypeVar("T")
+
+fixed: int | None = None
+"""What steps use that are large enough to be divided, if somebody has said."""
+
+_openmp_then = _kernels.max_threads()
+"""OpenMP's own setting when `fixed` was set."""
 
 
 def available_cpus() -> int:
-    """CPUs this process may use: the least of its affinity, its cgroup's quota and OMP_NUM_THREADS."""
-    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    """CPUs this process may use: the least of its affinity, its cgroup's quota and OpenMP's own setting.
+
+    OpenMP's setting is OMP_NUM_THREADS, or what somebody has set since then, such as threadpoolctl.
+    """
+    limits = [
+        _kernels.max_threads(),
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+    ]
     quota = _cgroup_quota()
     if quota is not None:
         limits.append(max(1, int(quota)))
@@ -65,16 +77,31 @@ def _checked(name: str, n: object) -> int:
 def set_num_threads(n: int | None) -> None:
     """Makes parallel steps use exactly ``n`` threads; None goes back to the default's own choice.
 
-    The default is FASTOPT_NUM_THREADS, else one thread. Small steps run on the calling thread, always. The
-    bits of the result do not depend on it.
+    The default is FASTOPT_NUM_THREADS. Without it every optimizer starts with one thread. It then times a
+    few of its own steps now and then with more, together with what the program does after them, and keeps
+    them where they save a clear part of the step and do not slow down the rest. It looks again at growing
+    intervals, goes back at once when steps begin to stall, and tries nothing while other processes need
+    the CPUs.
+
+    Steps of fewer than 65,536 elements, and all steps of a forked child, run on the calling thread. A limit
+    that is set on OpenMP later, as by ``threadpoolctl.threadpool_limits``, holds for ``n`` too. The bits of
+    the result do not depend on any of this.
     """
-    global count
-    count = _default_count if n is None else _checked("n", n)
+    global fixed, _openmp_then
+    fixed, _openmp_then = _default_fixed if n is None else _checked("n", n), _kernels.max_threads()
 
 
 def get_num_threads() -> int:
     """The most threads that a step may use."""
-    return count
+    return count_or(available_cpus())
+
+
+def count_or(choice: T) -> int | T:
+    """The number of threads that somebody has set, as far as OpenMP's limit allows; else ``choice``."""
+    if fixed is None:
+        return choice
+    openmp = _kernels.max_threads()
+    return min(fixed, openmp) if openmp < _openmp_then else fixed
 
 
 def available_isas() -> tuple[str, ...]:
@@ -100,16 +127,16 @@ def get_isa() -> str:
     return available_isas()[_kernels.selected_isa()]
 
 
-_default_count = 1
+_default_fixed: int | None = None
 _default_isa = available_isas()[0]
 
 
 def _read_environment() -> None:
-    global _default_count, _default_isa
+    global _default_fixed, _default_isa
     wanted = os.environ.get("FASTOPT_NUM_THREADS")
     if wanted:
         number = int(wanted) if wanted.strip().isdigit() else wanted
-        _default_count = _checked("FASTOPT_NUM_THREADS", number)
+        _default_fixed = _checked("FASTOPT_NUM_THREADS", number)
     isa = os.environ.get("FASTOPT_ISA")
     if isa:
         try:

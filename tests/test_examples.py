@@ -140,10 +140,11 @@ def test_the_digits_are_split_the_same_way_every_time(mnist: ModuleType) -> None
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_gradient_is_that_of_the_loss(train_mlp: ModuleType) -> None:
+@pytest.mark.parametrize("sizes", [(6, 10), (6, 200, 10), (6, 8, 7, 10)])
+def test_the_gradient_is_that_of_the_loss(sizes: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
-    network = train_mlp.Network(6, rng, np.float64)
-    for bias in ("b1", "b2"):
+    network = importlib.import_module("network").Network(sizes, rng, np.float64)
+    for bias in [name for name in network.params if name[0] == "b"]:
         network.params[bias][...] = rng.normal(size=network.params[bias].shape)
     images, labels = rng.random((5, 6)), rng.integers(0, 10, 5)
     _, grads = network.backward(images, labels)

@@ -41,6 +41,6 @@ def test_memory_stays_flat(variant: table.Variant, count: int, shape: tuple[int,
         end, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert end - start < 1000
+    assert end - start < 10_000  # what the choice of threads remembers; 24 bytes a step would show
     assert peak - start < 20_000, "a step makes temporaries"
     assert resident_bytes() - resident < 2_000_000

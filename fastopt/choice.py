@@ -1,0 +1,179 @@
+"""How many threads a step uses when nobody has said: what was fastest when it was tried in place.
+
+No constant can be right: under a program whose matrix products keep threads of their own, a step on two
+threads may take ten times as long, or make the products wait. But the bits do not depend on the number of
+threads, so real steps may be timed with either, between the products that they live with.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import TypeAlias
+
+FIRST, SHORT, LONG = 8, 64, 2**14
+"""Steps before the first trial, and between trials: from SHORT on, doubled with every one, up to LONG."""
+SHORTEST = 50e-6
+"""Seconds: a step that one thread makes in less is never divided."""
+ROUNDS, BLOCK = 3, 4
+"""A trial is ROUNDS times BLOCK steps with either number of threads, in random order. Several in a row,
+because the first of them finds the caches as the other number left them: medians pass over it."""
+GAIN = 0.07
+"""The part of a step that more threads must save."""
+STALL = 2.0
+"""A step on more threads that takes so many times one on fewer waited for a core that was not free."""
+CHANGED = 2.5
+"""So many stalls in some thirty steps: the surroundings are others than when the threads were chosen."""
+
+Seconds: TypeAlias = float
+Sample: TypeAlias = tuple[Seconds, Seconds]
+"""How long a step took, and how long after it the next one began."""
+
+
+class Choice:
+    """Chooses the number of threads for steps of about one size.
+
+    available() is the most that a step may use; crowded(n) whether other processes leave fewer than n CPUs.
+    """
+
+    def __init__(
+        self,
+        available: Callable[[], int],
+        crowded: Callable[[int], bool],
+        clock: Callable[[], Seconds] = perf_counter,
+        seed: int = 0,
+    ) -> None:
+        self._available, self._crowded, self._clock = available, crowded, clock
+        self._random = random.Random(seed)
+        self._restart()
+
+    def _restart(self) -> None:
+        self._steps = self._every_step()
+        self.count = next(self._steps)
+        """What the last step used."""
+        self._began = self._ended = 0.0
+
+    def begin(self) -> int:
+        """The number of threads for the step that begins now."""
+        now = self._clock()
+        if self._ended:
+            try:
+                self.count = self._steps.send((self._ended - self._began, now - self._ended))
+            except StopIteration:  # an interrupt, as by Ctrl-C, ended it
+                self._restart()
+        self._began = now
+        return self.count
+
+    def end(self) -> None:
+        """The step is done."""
+        self._ended = self._clock()
+
+    def _every_step(self) -> Generator[int, Sample, None]:
+        """Yields the number of threads for each step; is sent how long it took."""
+        count, gap, upwards = 1, FIRST, True
+        longer = SHORT  # the gap after the next trial
+        usual = 0.0  # of a step on fewer threads than `count`
+        while True:
+            recent: deque[Seconds] = deque(maxlen=FIRST)
+            stalls = 0.0
+            for _ in range(gap):
+                step, _ = yield count
+                recent.append(step)
+                if count > 1:
+                    stalls = 0.97 * stalls + (step > STALL * usual)
+                    if stalls > CHANGED:
+                        break
+            if stalls > CHANGED:
+                count, gap, longer, upwards = 1, SHORT, SHORT, True
+                continue
+            gap = min(2 * gap, LONG)
+            most = self._available()
+            count = min(count, most)
+            if most == 1 or (count == 1 and median(recent) < SHORTEST):
+                continue
+            upwards = count == 1 or (upwards and count < most)
+            rival = min(2 * count, most) if upwards else count // 2
+            if upwards and self._crowded(rival):
+                continue
+            fewer, better = yield from self._trial(count, rival, recent)
+            gap, longer = longer, min(2 * longer, LONG)
+            if better == rival:
+                count, usual = rival, fewer
+                longer = SHORT
+                if 1 < count < most:  # the next may be better still
+                    gap = FIRST
+            else:
+                upwards = not upwards
+
+    def _trial(
+        self, count: int, rival: int, recent: Sequence[Seconds]
+    ) -> Generator[int, Sample, tuple[Seconds, int]]:
+        """Times steps with either; returns a step's time on fewer threads, and the better of the two."""
+        few, many = sorted((count, rival))
+        stalled = STALL * median(recent) if count == few else float("inf")
+        stalls = 0
+        samples: dict[int, list[Sample]] = {few: [], many: []}
+        for _ in range(ROUNDS):
+            for threads in self._random.sample((few, many), 2):
+                for _ in range(BLOCK):
+                    sample = yield threads
+                    samples[threads].append(sample)
+                    stalls += threads == many and sample[0] > stalled
+                    if stalls == 2:
+                        return 0.0, few
+        (step_few, rest_few), (step_many, rest_many) = (
+            tuple(zip(*samples[threads], strict=True)) for threads in (few, many)
+        )
+        gain = median(step_few) - median(step_many)
+        harm = median(rest_many) - median(rest_few)
+        # one standard error of the difference of medians, from the median deviations
+        error = 1.85 * (deviation(rest_few) ** 2 + deviation(rest_many) ** 2) ** 0.5 / len(rest_few) ** 0.5
+        better = gain > GAIN * median(step_few) and gain + error > harm
+        return median(step_few), many if better else few
+
+
+_seeds = itertools.count()
+
+
+class Choices:
+    """A `Choice` for each size of step, by powers of two: an optimizer's."""
+
+    def __init__(self, available: Callable[[], int]) -> None:
+        self._available = available
+        self.by_size: dict[int, Choice] = {}
+
+    def of(self, elements: int) -> Choice:
+        """The choice for steps of that many elements."""
+        size = elements.bit_length()
+        if size not in self.by_size:
+            # optimizers that are stepped in turns must not try the same at the same time
+            self.by_size[size] = Choice(self._available, crowded, seed=next(_seeds))
+        return self.by_size[size]
+
+
+def median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The median distance from the median."""
+    middle = median(values)
+    return median([abs(value - middle) for value in values])
+
+
+def crowded(count: int, proc: Path = Path("/proc")) -> bool:
+    """Whether other processes keep so many CPUs busy that fewer than ``count`` are left (Linux).
+
+    This process's own threads do not count: what they cost is measured.
+    """
+    try:
+        running = int((proc / "loadavg").read_text().split()[3].split("/")[0])
+        states = [task.read_text().rpartition(")")[2].split()[0] for task in proc.glob("self/task/*/stat")]
+    except (OSError, ValueError, IndexError):
+        return False
+    return running - states.count("R") + count > (os.cpu_count() or 1)
