@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +29,19 @@ class Iteration:
     optimizer: fastopt.Optimizer
     backward: Callable[[], Grads]
 
+    @property
+    def params(self) -> list[npt.NDArray[np.float32]]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
     def run(self) -> None:
         self.optimizer.step(self.backward())
+
+    def timed_step(self) -> float:
+        """Runs, and returns the seconds of the step alone."""
+        grads = self.backward()
+        began = perf_counter()
+        self.optimizer.step(grads)
+        return perf_counter() - began
 
     @property
     def threads(self) -> int:

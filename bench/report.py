@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -375,19 +377,47 @@ def report_threads(seconds: float) -> None:
         print(f"{title}: microseconds\n")
         print_head(["", *arms, "default / best fixed", "default / NumPy", "threads chosen"])
         for row, make in rows.items():
-            steps = {}
-            for name, prepare in arms.items():
-                prepare()
-                steps[name] = make()
-            for _ in range(SETTLED):
-                steps["default"].run()
-            timings = measure({name: step.run for name, step in steps.items()}, arms, seconds, TURN)
+            iterations = made_in_each(arms, make)
+            timings = measure({name: it.run for name, it in iterations.items()}, arms, seconds, TURN)
             cells = [f"{in_microseconds(t.median)} ±{t.spread / t.median:.0%}" for t in timings.values()]
             default = timings["default"].median
             best = min(timings[name].median for name in fixed)
             ratios = (f"{default / best:.2f}", f"{default / timings['NumPy'].median:.2f}")
-            print_row([row, *cells, *ratios, str(steps["default"].threads)])
+            print_row([row, *cells, *ratios, str(iterations["default"].threads)])
         print()
+    report_busy(arms, seconds)
+
+
+def made_in_each(arms: Mapping[str, Callable[[], object]], make: Callable[[], Iteration]) -> dict[str, Iteration]:
+    """One loop for every arm, of which the default's has chosen its threads."""
+    iterations = {}
+    for name, prepare in arms.items():
+        prepare()
+        iterations[name] = make()
+    for _ in range(SETTLED):
+        iterations["default"].run()
+    return iterations
+
+
+def report_busy(arms: Mapping[str, Callable[[], object]], seconds: float) -> None:
+    """Single steps while another process keeps one core busy."""
+    print("Steps of the loop with h = 512 while another process keeps a core busy: microseconds\n")
+    print_head(["", "median", "99 %", "longest", "steps"])
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            iterations = made_in_each(arms, partial(numpy_iteration, 512))
+            steps: dict[str, list[float]] = {name: [] for name in arms}
+            end = time.perf_counter() + 5 * seconds
+            while time.perf_counter() < end:
+                for name, prepare in arms.items():
+                    prepare()
+                    steps[name] += [iterations[name].timed_step() for _ in range(20)]
+        finally:
+            busy.kill()
+    for name, times in steps.items():
+        figures = median(times), quantiles(times, n=100)[-1], max(times)
+        print_row([name, *map(in_microseconds, figures), f"{len(times):,}"])
+    print()
 
 
 def main() -> None:

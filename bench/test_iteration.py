@@ -1,0 +1,46 @@
+"""A whole iteration of a NumPy training loop, by what updates it: `python -m pytest bench`, in full `--full`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from cases import facts
+from iteration import numpy_iteration
+
+import fastopt
+
+ARMS: dict[str, tuple[str | None, int | None]] = {
+    "numpy": ("numpy", 1),
+    "fastopt": (None, None),
+    "fastopt-1-thread": (None, 1),
+    "fastopt-all-threads": (None, fastopt.get_num_threads()),
+}
+"""The instruction set and the number of threads of each."""
+
+HIDDEN = [64, 256, 512, 1024, 2048, 4096]
+
+
+@pytest.fixture(autouse=True)
+def _defaults() -> Iterator[None]:
+    yield
+    fastopt.set_isa(None)
+    fastopt.set_num_threads(None)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("hidden", [h if h == 512 else pytest.param(h, marks=pytest.mark.full) for h in HIDDEN])
+def test_iteration(benchmark: Any, hidden: int, arm: str) -> None:
+    isa, threads = ARMS[arm]
+    expected, iteration = numpy_iteration(hidden), numpy_iteration(hidden)
+    fastopt.set_isa("numpy")
+    expected.run()
+    fastopt.set_isa(isa)
+    fastopt.set_num_threads(threads)
+    iteration.run()
+    for a, b in zip(expected.params, iteration.params, strict=True):
+        assert a.tobytes() == b.tobytes()
+    benchmark.group = f"784-{hidden}-{hidden}-10, an iteration"
+    benchmark.extra_info.update(facts())
+    benchmark.pedantic(iteration.run, warmup_rounds=50, rounds=50)
