@@ -44,6 +44,7 @@ from iteration import Iteration, bare_steps, numpy_iteration, torch_iteration
 
 import fastopt
 from fastopt import _kernels, optimizers, threads
+from fastopt.choice import Choices
 
 BLOCK = 2e-3
 """Seconds: so long a candidate runs at a time, at least, because a clock reading costs too."""
@@ -267,7 +268,7 @@ def isa_step(case: Case, rng: np.random.Generator) -> Step:
     plan = _kernels.Plan(cls.kernel, params, list(range(count)), [0] * count, states, np.zeros(count, np.int64))
     chosen = cls.subset(h), cls.scalars(h, h["lr"], 1, 1.0)
     plan.bind(grads)
-    return lambda: plan.step(None, 1.0, lambda *_: chosen, 1)
+    return lambda: plan.step(None, 1.0, lambda *_: chosen, Choices())
 
 
 def report_isas(seconds: float) -> None:

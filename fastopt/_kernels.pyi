@@ -1,6 +1,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from fastopt.choice import Choices
+
 TABLE: dict[str, dict[str, tuple[str, ...]]]
 ISA_NAMES: tuple[str, ...]
 OPENMP: int
@@ -35,5 +37,5 @@ class Plan:
         grads: Any,
         grad_scale: float,
         coefficients: Callable[[int, int, float], tuple[int, dict[str, float]]],
-        threads: Any,
+        choices: Choices,
     ) -> None: ...

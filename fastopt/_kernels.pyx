@@ -159,13 +159,14 @@ def bias_correction(double beta, int64_t t):
 
 def unedited(list mappings, list seen):
     """Whether dicts still hold these very objects, in this order: much faster than to compare them."""
-    cdef Py_ssize_t position, i
+    cdef Py_ssize_t position, i, k
     cdef PyObject *value = NULL
     cdef dict mapping
     cdef list values
     if len(mappings) != len(seen):
         return False
-    for mapping, values in zip(mappings, seen):
+    for k in range(len(seen)):
+        mapping, values = mappings[k], seen[k]
         if len(mapping) != len(values):
             return False
         position = i = 0
@@ -599,15 +600,14 @@ cdef class Plan:
         """
         cdef Py_ssize_t i
         cdef int64_t group = -1, step = -1
-        cdef size_t subset = 0
-        cdef bint native = active_isa < len(ISA_NAMES) - 1
+        cdef size_t subset = 0, count = 0
         cdef const fastopt_optimizer *kernels = NULL
         cdef Tensor *tensor
         cdef double *scalars = NULL
-        cdef dict values = None, seen = {}
-        cdef bint is_new
+        cdef dict values = None, seen = None  # by (group, step): subset, values, place of the scalars
+        cdef tuple known
         self.elements = 0
-        if native:
+        if ISAS[active_isa].name != NULL:
             kernels = &ISAS[active_isa].optimizers[self.row]
         for i in range(self.count):
             tensor = &self.tensors[i]
@@ -615,33 +615,38 @@ cdef class Plan:
                 continue
             self.elements += tensor.size
             if self.group_view[i] != group or self.step_view[i] != step:
+                if count == 1:  # more than one at all
+                    seen = {(group, step): (subset, values, 0)}
                 group, step = self.group_view[i], self.step_view[i]
-                key = (group, step)
-                known = seen.get(key)
-                is_new = known is None
-                if is_new:
-                    known = seen[key] = coefficients(group, step + 1, grad_scale), len(seen)
-                subset, values = known[0]
-                scalars = self.scalars + <Py_ssize_t>known[1] * FASTOPT_MAX_SCALARS
-                if is_new:
+                known = None if seen is None else seen.get((group, step))
+                if known is None:
+                    subset, values = coefficients(group, step + 1, grad_scale)
+                    scalars = self.scalars + count * FASTOPT_MAX_SCALARS
                     self._write_scalars(scalars, values)
+                    if seen is not None:
+                        seen[group, step] = subset, values, count
+                    count += 1
+                else:
+                    subset, values = known[0], known[1]
+                    scalars = self.scalars + <size_t>known[2] * FASTOPT_MAX_SCALARS
             tensor.scalars = scalars
-            if native:
+            if kernels != NULL:
                 tensor.kernel = kernels.kernels[tensor.dtype][subset]
             else:
                 twins.append((i, subset, values))
         return 0
 
-    def step(self, object grads, double grad_scale, object coefficients, object threads):
+    def step(self, object grads, double grad_scale, object coefficients, object choices):
         """One update of every parameter that has a gradient.
 
         grads: a list or dict, or None for the bound ones. coefficients(group, step, grad_scale) returns
-        the subset of optional states in use, as bits, and the kernel's scalars by name. threads: a number,
-        or Choices.
+        the subset of optional states in use, as bits, and the kernel's scalars by name. choices: of the
+        number of threads.
         """
         cdef Py_ssize_t i
         cdef list twins = []
         cdef int team = 1
+        cdef bint timed
         self._enter()
         try:
             if grads is not None:
@@ -652,14 +657,11 @@ cdef class Plan:
             elif self.bound is None:
                 raise TypeError("step() needs gradients: pass a list or a dict, or name buffers with bind()")
             self._coefficients(coefficients, grad_scale, twins)
-            choice = None
+            timed = False
             # libgomp hangs in a child of a process that has had a team: a child works alone.
             if FASTOPT_OPENMP and self.elements >= PARALLEL_ELEMENTS and not forks and not twins:
-                if isinstance(threads, int):
-                    team = threads
-                else:
-                    choice = threads.of(self.elements)
-                    team = choice.begin()
+                timed = True
+                team = choices.begin(self.elements)
             # Nothing above has written; nothing below can be refused.
             for i in range(self.count):
                 self.step_view[i] += self.tensors[i].active
@@ -667,8 +669,8 @@ cdef class Plan:
                 self._run_twins(twins)
             else:
                 self._run(team)
-            if choice is not None:
-                choice.end()
+            if timed:
+                choices.end()
         finally:
             if self.bound is None:
                 self._release()

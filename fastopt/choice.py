@@ -16,6 +16,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TypeAlias
 
+from fastopt import threads
+
 FIRST, SHORT, LONG = 8, 64, 2**14
 """Steps before the first trial, and between trials: from SHORT on, doubled with every one, up to LONG."""
 SHORTEST = 50e-6
@@ -111,24 +113,22 @@ class Choice:
                 upwards = not upwards
 
     def _trial(
-        self, count: int, rival: int, recent: Sequence[Seconds]
+        self, now: int, rival: int, recent: Sequence[Seconds]
     ) -> Generator[int, Sample, tuple[Seconds, int]]:
         """Times steps with either; returns a step's time on fewer threads, and the better of the two."""
-        few, many = sorted((count, rival))
-        stalled = STALL * median(recent) if count == few else float("inf")
+        few, many = sorted((now, rival))
+        stalled = STALL * median(recent) if now == few else float("inf")
         stalls = 0
         samples: dict[int, list[Sample]] = {few: [], many: []}
         for _ in range(ROUNDS):
-            for threads in self._random.sample((few, many), 2):
+            for count in self._random.sample((few, many), 2):
                 for _ in range(BLOCK):
-                    sample = yield threads
-                    samples[threads].append(sample)
-                    stalls += threads == many and sample[0] > stalled
+                    sample = yield count
+                    samples[count].append(sample)
+                    stalls += count == many and sample[0] > stalled
                     if stalls == 2:
                         return 0.0, few
-        (step_few, rest_few), (step_many, rest_many) = (
-            tuple(zip(*samples[threads], strict=True)) for threads in (few, many)
-        )
+        (step_few, rest_few), (step_many, rest_many) = (tuple(zip(*samples[n], strict=True)) for n in (few, many))
         gain = median(step_few) - median(step_many)
         harm = median(rest_many) - median(rest_few)
         # one standard error of the difference of medians, from the median deviations
@@ -141,18 +141,32 @@ _seeds = itertools.count()
 
 
 class Choices:
-    """A `Choice` for each size of step, by powers of two: an optimizer's."""
+    """The number of threads of an optimizer's steps: what somebody has set, else a `Choice` for each size."""
 
-    def __init__(self, available: Callable[[], int]) -> None:
-        self._available = available
+    def __init__(self) -> None:
         self.by_size: dict[int, Choice] = {}
+        self._timed: Choice | None = None
+
+    def begin(self, elements: int) -> int:
+        """The number of threads for the step that begins now."""
+        fixed = threads.fixed_count()
+        if fixed is not None:
+            self._timed = None
+            return fixed
+        self._timed = self.of(elements)
+        return self._timed.begin()
+
+    def end(self) -> None:
+        """The step is done."""
+        if self._timed is not None:
+            self._timed.end()
 
     def of(self, elements: int) -> Choice:
-        """The choice for steps of that many elements."""
+        """The choice for steps of that many elements, and others of about as many."""
         size = elements.bit_length()
         if size not in self.by_size:
             # optimizers that are stepped in turns must not try the same at the same time
-            self.by_size[size] = Choice(self._available, crowded, seed=next(_seeds))
+            self.by_size[size] = Choice(threads.available_cpus, crowded, seed=next(_seeds))
         return self.by_size[size]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastopt import _kernels, optimizers, threads
+from fastopt import _kernels, optimizers
 from fastopt.choice import Choices
 from fastopt.optimizer import Array, Hyper, Optimizer, check_grad_scale, check_number
 
@@ -28,7 +28,7 @@ class _Thread(threading.local):
     """What each Python thread has of its own."""
 
     def __init__(self) -> None:
-        self.choices = Choices(threads.available_cpus)
+        self.choices = Choices()
 
 
 _thread = _Thread()
@@ -81,7 +81,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., None]:
             states[letter] = array
         plan = _kernels.Plan(cls.kernel, [param], ["param"], [0], [states], np.array([step - 1]))
         scalars = cls.scalars(h, lr, int(step), check_grad_scale(grad_scale))
-        plan.step([grad], 1.0, lambda *_: (subset, scalars), threads.count_or(_thread.choices))
+        plan.step([grad], 1.0, lambda *_: (subset, scalars), _thread.choices)
 
     parameter = inspect.Parameter
     either, keyword = parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fastopt import _kernels, threads
+from fastopt import _kernels
 from fastopt.choice import Choices
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -90,7 +90,7 @@ class Optimizer:
         self._steps = np.zeros(0, np.int64)
         self._members: list[tuple[Array, ...]] = []
         self._plan = _kernels.Plan(self.kernel, [], [], [], [], self._steps)
-        self._choices = Choices(threads.available_cpus)
+        self._choices = Choices()
         self._add_groups(_as_groups(params))
 
     # -- What a subclass says --
@@ -137,7 +137,7 @@ class Optimizer:
             grad_scale = check_grad_scale(grad_scale)
         if not _kernels.unedited(self.param_groups, self._seen):
             self._take_edits()
-        self._plan.step(grads, grad_scale, self._scalars, threads.count_or(self._choices))
+        self._plan.step(grads, grad_scale, self._scalars, self._choices)
 
     def bind(self, grads: Grads | None) -> None:
         """Names gradient buffers that are filled in place: from now on ``step()`` takes none.

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from fastopt import threads
 from fastopt._kernels import Plan, bias_correction
 from fastopt.choice import Choices
 from fastopt.optimizer import (
@@ -150,7 +149,7 @@ class NAG(Optimizer):
         if self._along is None or self._along.params is not self._params:
             n = len(self._params)
             steps = np.zeros(n, np.int64)
-            self._along_choices = Choices(threads.available_cpus)
+            self._along_choices = Choices()
             self._along = Plan("sgd", self._params, self._keys, self._group_of, [{}] * n, steps)
         velocities = [s["v"] if moves else None for s, moves in zip(self._plan.states, which, strict=True)]
 
@@ -158,7 +157,7 @@ class NAG(Optimizer):
             h = {**SGD.defaults_of(), "lr": -sign * self.param_groups[group]["momentum"]}
             return 0, SGD.scalars(h, h["lr"], 1, grad_scale)
 
-        self._along.step(velocities, 1.0, coefficients, threads.count_or(self._along_choices))
+        self._along.step(velocities, 1.0, coefficients, self._along_choices)
 
     def _set_ahead(self, ahead: bool) -> None:
         for group in self.param_groups:

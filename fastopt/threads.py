@@ -5,17 +5,14 @@ from __future__ import annotations
 import operator
 import os
 from pathlib import Path
-from typing import TypeVar
 
 from fastopt import _kernels
 
-T = TypeVar("T")
-
-fixed: int | None = None
+_fixed: int | None = None
 """What steps use that are large enough to be divided, if somebody has said."""
 
 _openmp_then = _kernels.max_threads()
-"""OpenMP's own setting when `fixed` was set."""
+"""OpenMP's own setting when `_fixed` was set."""
 
 
 def available_cpus() -> int:
@@ -87,21 +84,21 @@ def set_num_threads(n: int | None) -> None:
     that is set on OpenMP later, as by ``threadpoolctl.threadpool_limits``, holds for ``n`` too. The bits of
     the result do not depend on any of this.
     """
-    global fixed, _openmp_then
-    fixed, _openmp_then = _default_fixed if n is None else _checked("n", n), _kernels.max_threads()
+    global _fixed, _openmp_then
+    _fixed, _openmp_then = _default_fixed if n is None else _checked("n", n), _kernels.max_threads()
 
 
 def get_num_threads() -> int:
     """The most threads that a step may use."""
-    return count_or(available_cpus())
+    return fixed_count() or available_cpus()
 
 
-def count_or(choice: T) -> int | T:
-    """The number of threads that somebody has set, as far as OpenMP's limit allows; else ``choice``."""
-    if fixed is None:
-        return choice
+def fixed_count() -> int | None:
+    """The number of threads that somebody has set, as far as a later limit of OpenMP's allows."""
+    if _fixed is None:
+        return None
     openmp = _kernels.max_threads()
-    return min(fixed, openmp) if openmp < _openmp_then else fixed
+    return min(_fixed, openmp) if openmp < _openmp_then else _fixed
 
 
 def available_isas() -> tuple[str, ...]:

@@ -199,10 +199,10 @@ def test_an_interrupt_does_not_end_the_choice(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_each_size_has_its_own_choice() -> None:
-    choices = Choices(lambda: 2)
+    choices = Choices()
     assert choices.of(100_000) is choices.of(100_001)
     assert choices.of(100_000) is not choices.of(10_000_000)
-    other = Choices(lambda: 2).of(100_000)
+    other = Choices().of(100_000)
     assert other is not choices.of(100_000)
     assert other._random.random() != choices.of(100_000)._random.random(), "trials in the same order"
 
