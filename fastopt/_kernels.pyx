@@ -568,15 +568,23 @@ cdef class Plan:
     cdef int _enter(self) except -1:
         if self.busy == 1 + forks:
             raise RuntimeError(
-                "this optimizer is inside a step in another thread; give each thread its own, or a lock"
+                "this optimizer is inside another call: in another thread, or in a callable of its own; give each "
+                "thread its own optimizer, or a lock"
             )
         if self.busy:
             raise RuntimeError(
-                "this optimizer was inside a step in another thread when the process was forked: its "
+                "this optimizer was inside a call in another thread when the process was forked: its "
                 "parameters and state may be half updated; restore them and make a new optimizer"
             )
         self.busy = 1 + forks
         return 0
+
+    def enter(self):
+        """Refuses all other calls, from anywhere, until `leave`."""
+        self._enter()
+
+    def leave(self):
+        self.busy = 0
 
     cdef int _write_scalars(self, double *scalars, dict values) except -1:
         """`values` are in the row's order: that is looked at once, and then only their number."""

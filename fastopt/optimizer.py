@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -91,7 +92,8 @@ class Optimizer:
         self._members: list[tuple[Array, ...]] = []
         self._plan = _kernels.Plan(self.kernel, [], [], [], [], self._steps)
         self._choices = Choices()
-        self._add_groups(_as_groups(params))
+        with self._alone():
+            self._add_groups(_as_groups(params))
 
     # -- What a subclass says --
 
@@ -136,7 +138,8 @@ class Optimizer:
         if grad_scale != 1.0:
             grad_scale = check_grad_scale(grad_scale)
         if not _kernels.unedited(self.param_groups, self._seen):
-            self._take_edits()
+            with self._alone():
+                self._take_edits()
         self._plan.step(grads, grad_scale, self._scalars, self._choices)
 
     def bind(self, grads: Grads | None) -> None:
@@ -148,8 +151,9 @@ class Optimizer:
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Adds parameters, with their own hyper-parameters: a dict as in ``params``."""
-        self._take_edits()
-        self._add_groups([group])
+        with self._alone():
+            self._take_edits()
+            self._add_groups([group])
 
     @property
     def state(self) -> dict[int | str, dict[str, Any]]:
@@ -164,20 +168,21 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of all but the parameters, shaped as in torch: plain dicts, numbers and arrays."""
-        self._take_edits()
-        groups = []
-        for index, group in enumerate(self.param_groups):
-            members = [i for i, g in enumerate(self._group_of) if g == index]
-            saved = {name: value for name, value in group.items() if name != "params"}
-            saved["lr"] = self._learning_rate(group)
-            saved["params"] = members
-            if any(isinstance(self._keys[i], str) for i in members):
-                saved["param_names"] = [self._keys[i] for i in members]
-            groups.append(saved)
-        state = {
-            i: {name: np.copy(v) if isinstance(v, np.ndarray) else v for name, v in entry.items()}
-            for i, entry in enumerate(self.state.values())
-        }
+        with self._alone():
+            self._take_edits()
+            groups = []
+            for index, group in enumerate(self.param_groups):
+                members = [i for i, g in enumerate(self._group_of) if g == index]
+                saved = {name: value for name, value in group.items() if name != "params"}
+                saved["lr"] = self._learning_rate(group)
+                saved["params"] = members
+                if any(isinstance(self._keys[i], str) for i in members):
+                    saved["param_names"] = [self._keys[i] for i in members]
+                groups.append(saved)
+            state = {
+                i: {name: np.copy(v) if isinstance(v, np.ndarray) else v for name, v in entry.items()}
+                for i, entry in enumerate(self.state.values())
+            }
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -186,11 +191,12 @@ class Optimizer:
         An ``lr`` that is a callable here stays. Options that a dict from torch does not have stay, and
         its options that only choose an implementation are passed over.
         """
-        groups, states, steps = _read_state_dict(self, state_dict)
-        for mine, new in zip(self.param_groups, groups, strict=True):
-            mine.update(new)
-        self._steps = steps
-        self._lay_out(states)
+        with self._alone():
+            groups, states, steps = _read_state_dict(self, state_dict)
+            for mine, new in zip(self.param_groups, groups, strict=True):
+                mine.update(new)
+            self._steps = steps
+            self._lay_out(states)
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]
@@ -200,6 +206,15 @@ class Optimizer:
         return "\n".join([*lines, ")"])
 
     # -- Inside --
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other threads, and callables of the optimizer's own, out of all that steps or replaces state."""
+        self._plan.enter()
+        try:
+            yield
+        finally:
+            self._plan.leave()
 
     @classmethod
     def defaults_of(cls) -> Hyper:
@@ -342,9 +357,11 @@ class Optimizer:
                 if letter in have or value:
                     array[...] = value
         bound = self._plan.bound
-        self._plan = _kernels.Plan(self.kernel, self._params, self._keys, self._group_of, made, self._steps)
+        plan = _kernels.Plan(self.kernel, self._params, self._keys, self._group_of, made, self._steps)
         if bound is not None:
-            self._plan.bind(bound)
+            plan.bind(bound)
+        plan.enter()  # and nobody leaves the old one: a thread that still holds it is refused
+        self._plan = plan
 
 
 def _arena(params: Sequence[Array], letters: Sequence[Sequence[str]]) -> list[dict[str, Array]]:

@@ -126,11 +126,12 @@ class NAG(Optimizer):
 
     def lookahead(self) -> None:
         """Moves every parameter to p + momentum * v; the next ``step`` takes gradients from there."""
-        self._take_edits()
-        if self.param_groups[0]["ahead"]:
-            raise RuntimeError("the parameters are ahead already; call step() before lookahead() again")
-        self._move([True] * len(self._params), 1.0)
-        self._set_ahead(True)
+        with self._alone():
+            self._take_edits()
+            if self.param_groups[0]["ahead"]:
+                raise RuntimeError("the parameters are ahead already; call step() before lookahead() again")
+            self._move([True] * len(self._params), 1.0)
+            self._set_ahead(True)
 
     def step(self, grads: Grads | None = None, **options: Any) -> None:
         if not self.param_groups[0]["ahead"]:

@@ -91,7 +91,7 @@ def work():
         try:
             optimizer.step(grads)
         except RuntimeError as error:
-            assert "inside a step in another thread" in str(error)
+            assert "inside another call: in another thread" in str(error)
             refused.append(1)
 workers = [threading.Thread(target=work) for _ in range(3)]
 for w in workers: w.start()
