@@ -51,13 +51,17 @@ cdef extern from *:
     #include <pthread.h>
     static int fastopt_forks = 0;
     static void fastopt_forked(void) { fastopt_forks++; }
-    static void fastopt_count_forks(void) { pthread_atfork(NULL, NULL, fastopt_forked); }
+    static void fastopt_watch_forks(int before)
+    {
+        fastopt_forks = before;
+        pthread_atfork(NULL, NULL, fastopt_forked);
+    }
     """
     int FASTOPT_OPENMP
     const char *FASTOPT_COMPILER
     int omp_get_max_threads()
-    int forks "fastopt_forks"  # how many forks lie between the process that imported this and this one
-    void fastopt_count_forks()
+    int forks "fastopt_forks"  # between the last program that was started and this process
+    void fastopt_watch_forks(int before)
 
 # -- The table of kernels, as the C side has it --------------------------------------------------
 
@@ -104,7 +108,18 @@ COMPILER = FASTOPT_COMPILER.decode()
 cdef int active_isa = 0  # an index into ISA_NAMES; the last one is the NumPy twin
 
 
-fastopt_count_forks()
+def _is_forked():
+    """Whether Linux started this process by a fork alone, without a program of its own (PF_FORKNOEXEC)."""
+    try:
+        with open("/proc/self/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[6]) & 0x40 != 0
+    except OSError:
+        return False
+
+
+# One fork is behind us already if a child is the first to import fastopt: its parent may have had a team
+# for another library's work.
+fastopt_watch_forks(_is_forked())
 
 
 def max_threads():
