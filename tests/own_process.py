@@ -1,0 +1,76 @@
+"""Tests in a Python process of their own, which may crash or hang: then the test fails."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import ParamSpec
+
+P = ParamSpec("P")
+
+
+def run(code: str, *, seconds: float = 60, environment: dict[str, str] | None = None) -> str:
+    """What a program prints; kills it, and all that it started, when it takes too long."""
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with tempfile.TemporaryFile("w+") as output:  # not a pipe: a child that hangs would hold it open
+        process = subprocess.Popen(
+            [sys.executable, "-X", "faulthandler", "-W", "ignore:This process:DeprecationWarning", "-c", code],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": path} | (environment or {}),
+            start_new_session=True,
+        )
+        try:
+            end = str(process.wait(seconds))
+        except subprocess.TimeoutExpired:
+            end = f"none within {seconds} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        output.seek(0)
+        text = output.read()
+    assert end == "0", f"exit: {end}\n{text}"
+    return text
+
+
+def own_process(test: Callable[P, None]) -> Callable[P, None]:
+    """Runs a test, whose arguments are literals, in a process of its own."""
+
+    @functools.wraps(test)
+    def outside(*args: P.args, **kwargs: P.kwargs) -> None:
+        module, name = Path(test.__code__.co_filename).stem, test.__name__
+        run(f"import {module}; {module}.{name}.__wrapped__(*{args!r}, **{kwargs!r})")
+
+    return outside
+
+
+def fork(work: Callable[[], int | None], seconds: float = 5) -> int | None:
+    """A child's exit code: what `work` returns, 0 for None, 1 for an exception; None if it had to be killed."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = work() or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None

@@ -1,0 +1,209 @@
+"""Python threads: with an optimizer each, the serial bits; with one optimizer, an error or strict turns."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import table
+from own_process import own_process
+from table import Variant
+
+import fastopt
+
+SIZE = 70_001  # enough for a parallel step
+every_optimizer = pytest.mark.parametrize("name", [cls.__name__ for cls in table.OPTIMIZERS])
+
+
+def base(name: str) -> Variant:
+    return table.base(getattr(fastopt, name))
+
+
+def in_threads(*works: Callable[[], object]) -> None:
+    """Runs each in a thread of its own; raises what one of them raised."""
+    errors: list[BaseException] = []
+
+    def guarded(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=[work]) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for error in errors:
+        raise error
+
+
+@every_optimizer
+@own_process
+def test_an_optimizer_each(name: str) -> None:
+    grads = [[table.plain_values(SIZE, "float32", seed)] for seed in range(3)]
+
+    def trained(found: list[Any]) -> None:
+        params = [table.plain_values(SIZE, "float32", 9)]
+        optimizer = base(name).make(params)
+        for step in range(1000):
+            optimizer.step(grads[step % 3])
+        found.append(table.bits(optimizer, params))
+
+    serial: list[Any] = []
+    trained(serial)
+    fastopt.set_num_threads(2)
+    found: list[Any] = []
+    in_threads(*[lambda: trained(found)] * 2)
+    assert found == serial * 2
+
+
+@own_process
+def test_steps_of_one_optimizer_take_turns_or_are_refused() -> None:
+    fastopt.set_num_threads(2)
+    params, grads = [np.zeros(SIZE, np.float32)], [np.ones(SIZE, np.float32)]
+    optimizer = fastopt.SGD(params, lr=1.0)
+    made: list[int] = []
+
+    def work() -> None:
+        for _ in range(300):
+            try:
+                optimizer.step(grads)
+                made.append(1)
+            except RuntimeError as error:
+                assert "inside another call: in another thread" in str(error)
+
+    in_threads(work, work, work)
+    assert optimizer.state[0]["step"] == len(made) > 0
+    assert (params[0] == -len(made)).all()
+
+
+@own_process
+def test_a_copy_is_of_one_moment() -> None:
+    params, grads = [np.zeros(2**20, np.float32)], [np.ones(2**20, np.float32)]
+    optimizer = fastopt.Adagrad(params)
+    stop = threading.Event()
+
+    def step() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(RuntimeError):
+                optimizer.step(grads)
+            time.sleep(1e-5)
+
+    def copy() -> None:
+        copies = 0
+        while copies < 30:
+            try:
+                state = optimizer.state_dict()["state"][0]
+            except RuntimeError:
+                time.sleep(1e-5)
+                continue
+            copies += 1
+            assert (state["sum"] == state["step"]).all()
+        stop.set()
+
+    in_threads(step, copy)
+
+
+@every_optimizer
+@own_process
+def test_any_calls_of_one_optimizer(name: str) -> None:
+    """All elements are equal at first and have equal gradients: a torn update would tell them apart."""
+    sys.setswitchinterval(1e-4)
+    fastopt.set_num_threads(2)
+    params, grads = [np.ones(SIZE, np.float32)], [np.full(SIZE, 0.5, np.float32)]
+    optimizer = base(name).make(params)
+    saved = [optimizer.state_dict()]
+    hypers = [variant.hyper for variant in table.variants(type(optimizer))]
+
+    def whole(arrays: Sequence[Any]) -> None:
+        for array in arrays:
+            if isinstance(array, np.ndarray):
+                assert np.unique(array).size == 1
+
+    def copy() -> None:
+        saved.append(optimizer.state_dict())
+        whole(list(saved[-1]["state"][0].values()))
+
+    def bind() -> None:
+        optimizer.bind(grads)
+        optimizer.step()
+        optimizer.bind(None)
+
+    def edit() -> None:
+        optimizer.param_groups[0].update(random.choice(hypers))
+        optimizer.step(grads)
+
+    calls: list[Callable[[], object]] = [
+        lambda: optimizer.step(grads),
+        copy,
+        lambda: optimizer.load_state_dict(random.choice(saved)),
+        bind,
+        edit,
+    ]
+    if isinstance(optimizer, fastopt.NAG):
+        calls.append(optimizer.lookahead)
+    made = [0] * len(calls)
+    until = time.monotonic() + 1
+
+    def work(k: int) -> None:
+        while time.monotonic() < until or not made[k]:
+            try:
+                calls[k]()
+                made[k] += 1
+            except RuntimeError as error:
+                assert "another call" in str(error) or "ahead already" in str(error)
+            time.sleep(random.uniform(0, 1e-3))
+
+    in_threads(*[lambda k=k: work(k) for k in range(len(calls))])  # type: ignore[misc]
+    whole([*params, *optimizer.state[0].values()])
+
+
+@own_process
+def test_a_callable_cannot_call_its_own_optimizer() -> None:
+    params, grads = [np.ones(3)], [np.ones(3)]
+    calls: list[Callable[[], object]] = []
+
+    def lr(step: int) -> float:
+        if calls:
+            calls.pop()()
+        return 0.1
+
+    optimizer = fastopt.Adam(params, lr=lr)
+    saved = optimizer.state_dict()
+    before = table.bits(optimizer, params)
+    for call in [
+        lambda: optimizer.step(grads),
+        lambda: optimizer.bind(grads),
+        lambda: optimizer.load_state_dict(saved),
+        optimizer.state_dict,
+        lambda: optimizer.add_param_group({"params": [np.ones(2)]}),
+    ]:
+        calls.append(call)
+        with pytest.raises(RuntimeError, match="in a callable of its own"):
+            optimizer.step(grads)
+        assert table.bits(optimizer, params) == before
+    # an edit that needs another array of state waits for the next step
+    calls.append(lambda: optimizer.param_groups[0].update(amsgrad=True))
+    optimizer.step(grads)
+    assert "max_exp_avg_sq" not in optimizer.state[0]
+    optimizer.step(grads)
+    assert "max_exp_avg_sq" in optimizer.state[0]
+
+
+def test_free_threading_is_not_declared() -> None:
+    """Not before it is proven: one call at a time is the GIL's doing."""
+    assert not [c for c in metadata("fastopt").get_all("Classifier", []) if "Free Threading" in c]
+    root = Path(__file__).parent.parent
+    for source in root / "fastopt" / "_kernels.pyx", root / "setup.py":
+        assert "freethreading_compatible" not in source.read_text()
+    assert getattr(sys, "_is_gil_enabled", lambda: True)()
