@@ -136,7 +136,8 @@ def test_any_calls_of_one_optimizer(name: str) -> None:
 
     def bind() -> None:
         optimizer.bind(grads)
-        optimizer.step()
+        with contextlib.suppress(TypeError):  # another thread's step(grads) has let go of them
+            optimizer.step()
         optimizer.bind(None)
 
     def edit() -> None:
@@ -153,10 +154,10 @@ def test_any_calls_of_one_optimizer(name: str) -> None:
     if isinstance(optimizer, fastopt.NAG):
         calls.append(optimizer.lookahead)
     made = [0] * len(calls)
-    until = time.monotonic() + 1
+    start = time.monotonic()
 
     def work(k: int) -> None:
-        while time.monotonic() < until or not made[k]:
+        while time.monotonic() < start + (20 if made[k] == 0 else 1):
             try:
                 calls[k]()
                 made[k] += 1
@@ -165,6 +166,7 @@ def test_any_calls_of_one_optimizer(name: str) -> None:
             time.sleep(random.uniform(0, 1e-3))
 
     in_threads(*[lambda k=k: work(k) for k in range(len(calls))])  # type: ignore[misc]
+    assert all(made)
     whole([*params, *optimizer.state[0].values()])
 
 

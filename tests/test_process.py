@@ -131,7 +131,7 @@ def test_settings_stay_in_every_thread() -> None:
         old_thread_asks.wait()
         old_thread_answers.append(settings())
 
-    old_thread = threading.Thread(target=wait_and_look)
+    old_thread = threading.Thread(target=wait_and_look, daemon=True)
     old_thread.start()
     importlib.import_module("fastopt")
     assert settings() == before == in_a_thread(settings)
