@@ -1,6 +1,6 @@
 """An array of more than 2^31 elements: 8.6 GB, so not part of ``make test``. Run it alone:
 
-    .venv/bin/pytest -m huge tests
+.venv/bin/pytest -m huge tests
 """
 
 from __future__ import annotations

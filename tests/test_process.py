@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
-import itertools
 import os
 import platform
 import threading
@@ -211,11 +210,8 @@ def work_of_fastopt() -> Callable[[], object]:
 
 
 NEIGHBOURS = ["torch", "sklearn", "numba"]
-ORDERS = [
-    order
-    for count in (2, 4)
-    for order in itertools.permutations(["fastopt", *NEIGHBOURS], count)
-    if "fastopt" in order
+ORDERS = [order for neighbour in NEIGHBOURS for order in ((neighbour, "fastopt"), ("fastopt", neighbour))] + [
+    (*NEIGHBOURS[:k], "fastopt", *NEIGHBOURS[k:]) for k in range(len(NEIGHBOURS) + 1)
 ]
 
 
