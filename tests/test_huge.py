@@ -19,7 +19,7 @@ import fastopt
 
 SIZE = 2**31 + 2**20 + 12_345
 PERIOD = 16_381 * mmap.PAGESIZE // 4
-"""Elements after which the gradient is the same again: whole pages, of a number that no power of 2 has as a factor."""
+"""Elements after which the gradient is the same again: whole pages, an odd number of them."""
 
 
 def available_bytes() -> int:
