@@ -1,0 +1,54 @@
+"""NaN and infinity stay in their own element, wherever it stands."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import table
+from table import Array, Variant
+
+import fastopt
+
+STEPS = 3
+PLACES = [(size, at) for size in range(1, 71) for at in range(size)]
+PLACES += [(size, at) for size in (1023, 1024, 1025) for at in (0, 1, size - 2, size - 1)]
+"""Sizes, and the element that is soiled: every one that a kernel's body and tail tell apart."""
+SIZES = sorted({size for size, _ in PLACES})
+
+every_variant = pytest.mark.parametrize("variant", table.VARIANTS, ids=str)
+every_dtype = pytest.mark.parametrize("dtype", table.DTYPES)
+every_isa = pytest.mark.parametrize("isa", table.NATIVE_ISAS)
+
+
+def trained(variant: Variant, params: list[Array], grads: Sequence[list[Array]]) -> list[list[Array]]:
+    """For each parameter itself and its states, as integers of the same bits, after some steps."""
+    optimizer = variant.make(params)
+    for step in grads:
+        optimizer.step(step)
+    return [
+        [x.view(f"u{x.itemsize}") for x in (param, *state.values()) if isinstance(x, np.ndarray)]
+        for param, state in zip(params, optimizer.state.values(), strict=True)
+    ]
+
+
+@every_isa
+@every_dtype
+@every_variant
+def test_no_element_changes_another(variant: Variant, dtype: str, isa: str) -> None:
+    fastopt.set_isa(isa)
+    start, *grads = ({size: table.plain_values(size, dtype, k) for size in SIZES} for k in range(1 + STEPS))
+    clean = trained(variant, [start[size].copy() for size in SIZES], [list(step.values()) for step in grads])
+    expected = dict(zip(SIZES, clean, strict=True))
+
+    params = [start[size].copy() for size, _ in PLACES]
+    soiled = [[step[size].copy() for size, _ in PLACES] for step in grads]
+    values = itertools.cycle([np.nan, np.inf, -np.inf])
+    for k, (_, at) in enumerate(PLACES):
+        (soiled[0] if k % 5 else params)[k][at] = next(values)
+    for (size, at), arrays in zip(PLACES, trained(variant, params, soiled), strict=True):
+        for array, pure in zip(arrays, expected[size], strict=True):
+            differ = np.flatnonzero(array != pure).tolist()
+            assert differ in ([], [at]), f"size {size}: element {at} changed others, {differ}"
