@@ -52,3 +52,34 @@ def test_no_element_changes_another(variant: Variant, dtype: str, isa: str) -> N
         for array, pure in zip(arrays, expected[size], strict=True):
             differ = np.flatnonzero(array != pure).tolist()
             assert differ in ([], [at]), f"size {size}: element {at} changed others, {differ}"
+
+
+# -- Subnormal numbers -----------------------------------------------------------------------------
+
+STEADY = 0.85
+"""What averages keep of themselves in a step: then 5,000 zero gradients make float64 subnormal too."""
+
+
+def idle(cls: type[fastopt.Optimizer]) -> Variant:
+    """The class with all its averages, and nothing but gradients to move them."""
+    options = {name: STEADY for name in ("momentum", "alpha", "rho") if name in table.options_of(cls)}
+    pairs = {"betas": (STEADY, STEADY)} if "betas" in table.options_of(cls) else {}
+    return Variant(cls, options | pairs | {"weight_decay": 0.0})
+
+
+@every_dtype
+@pytest.mark.parametrize("variant", [idle(cls) for cls in table.OPTIMIZERS], ids=str)
+def test_zero_gradients_keep_the_bits(variant: Variant, dtype: str) -> None:
+    """States fade into subnormal numbers, which stay as they are: the twin's."""
+    size = 37
+    grads = [[table.plain_values(size, dtype, k)] for k in range(5)] + [[np.zeros(size, dtype)]] * 5000
+    results = []
+    for isa in fastopt.available_isas():
+        fastopt.set_isa(isa)
+        results.append(trained(variant, [table.plain_values(size, dtype, 9)], grads)[0])
+    for result in results:
+        assert all(map(np.array_equal, result, results[-1]))
+    states = [x.view(dtype) for x in results[-1][1:]]
+    subnormal = [bool((x != 0).all() and (abs(x) < np.finfo(dtype).tiny).all()) for x in states]
+    sums = {"sum"} & set(variant.cls.state_names.values())
+    assert subnormal == [True] * len(states) or sums, f"{variant} does not reach subnormal numbers"
