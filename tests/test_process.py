@@ -73,13 +73,13 @@ def test_a_large_step_starts_what_was_asked_for() -> None:
 
 
 def test_import_is_quick() -> None:
-    """In the best of several runs: other work may hold up some of them."""
-    code = "import time, numpy; t = time.perf_counter(); import fastopt; print(time.perf_counter() - t)"
-    best = min(float(run(code)) for _ in range(5))
-    for _ in range(25):
+    """By the processor's time, which other work on the machine does not count into, and in the best of some runs."""
+    code = "import numpy, time; t = time.process_time(); import fastopt; print(time.process_time() - t)"
+    best = float("inf")
+    for _ in range(30):
+        best = min(best, float(run(code)))
         if best < 0.03:
             return
-        best = min(best, float(run(code)))
     pytest.fail(f"it takes {1000 * best:.1f} ms beyond that of NumPy")
 
 
