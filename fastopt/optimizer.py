@@ -64,7 +64,8 @@ class Optimizer:
     params: arrays, float32 or float64, native, writable, C- or Fortran-contiguous: a list, a dict by
     names, or a list of groups, dicts with ``"params"`` and hyper-parameters that differ from the
     defaults. Raises TypeError or ValueError, naming the parameter or the option, for all that cannot be
-    updated.
+    updated. An optimizer takes one call at a time: another one, from another thread, raises RuntimeError
+    and changes nothing.
     """
 
     kernel: ClassVar[str]
