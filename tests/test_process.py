@@ -73,7 +73,7 @@ def test_a_large_step_starts_what_was_asked_for() -> None:
 
 
 def test_import_is_quick() -> None:
-    """By the processor's time, which other work on the machine does not count into, and in the best of some runs."""
+    """By the processor's time, which other work does not count into, and in the best of some runs."""
     code = "import numpy, time; t = time.process_time(); import fastopt; print(time.process_time() - t)"
     best = float("inf")
     for _ in range(30):
