@@ -202,6 +202,19 @@ def test_a_callable_cannot_call_its_own_optimizer() -> None:
     assert "max_exp_avg_sq" in optimizer.state[0]
 
 
+def test_a_step_that_began_before_the_state_was_replaced_is_refused() -> None:
+    """As when another thread loads a state between the two halves of ``optimizer._plan.step``."""
+    params, grads = [np.ones(3)], [np.ones(3)]
+    optimizer = fastopt.Adam(params)
+    step_of_old_plan = optimizer._plan.step
+    optimizer.load_state_dict(optimizer.state_dict())
+    before = table.bits(optimizer, params)
+    with pytest.raises(RuntimeError, match="another call"):
+        step_of_old_plan(grads, 1.0, optimizer._scalars, 1)
+    assert table.bits(optimizer, params) == before
+    optimizer.step(grads)
+
+
 def test_free_threading_is_not_declared() -> None:
     """Not before it is proven: one call at a time is the GIL's doing."""
     assert not [c for c in metadata("fastopt").get_all("Classifier", []) if "Free Threading" in c]
