@@ -114,7 +114,7 @@ def set_isa(name: str | None) -> None:
     names = available_isas()
     if name is None:
         name = _default_isa
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise ValueError(f"isa: {name!r} cannot run here; choose one of {', '.join(names)}")
     _kernels.select_isa(names.index(name))
 
