@@ -8,7 +8,8 @@ first write, then cuts all tensors of the step into one flat list of chunks.
 from cpython.buffer cimport (
     PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer, Py_buffer,
 )
-from cpython.dict cimport PyDict_Next
+from cpython.dict cimport PyDict_CheckExact, PyDict_Next
+from cpython.memoryview cimport PyMemoryView_FromBuffer
 from cpython.ref cimport PyObject
 from cython.parallel cimport prange
 from libc.stdint cimport int64_t, uintptr_t
@@ -136,6 +137,8 @@ def selected_isa():
     return active_isa
 
 
+cdef object NDARRAY = np.ndarray
+
 # -- Small helpers -------------------------------------------------------------------------------
 
 cdef inline double product_error(double a, double b, double product) noexcept:
@@ -172,24 +175,33 @@ def bias_correction(double beta, int64_t t):
             return 1.0
 
 
-def unedited(list mappings, list seen):
-    """Whether dicts still hold these very objects, in this order: much faster than to compare them."""
-    cdef Py_ssize_t position, i, k
+def unedited(object mappings, list seen):
+    """Whether these are still dicts that hold the very keys and values of ``seen``, in its order: much
+    faster than to compare them."""
+    cdef Py_ssize_t place, place_seen, k
+    cdef PyObject *key = NULL
+    cdef PyObject *key_seen = NULL
     cdef PyObject *value = NULL
-    cdef dict mapping
-    cdef list values
-    if len(mappings) != len(seen):
+    cdef PyObject *value_seen = NULL
+    if type(mappings) is not list or len(mappings) != len(seen):
         return False
     for k in range(len(seen)):
-        mapping, values = mappings[k], seen[k]
-        if len(mapping) != len(values):
+        mapping, values = (<list>mappings)[k], seen[k]
+        if not PyDict_CheckExact(mapping) or len(<dict>mapping) != len(<dict>values):
             return False
-        position = i = 0
-        while PyDict_Next(mapping, &position, NULL, &value):
-            if value != <PyObject *>values[i]:
+        place = place_seen = 0
+        while PyDict_Next(mapping, &place, &key, &value):
+            if not PyDict_Next(values, &place_seen, &key_seen, &value_seen):
                 return False
-            i += 1
+            if key != key_seen or value != value_seen:
+                return False
     return True
+
+
+cdef str listing(list labels):
+    """Labels for a message, however many there are."""
+    more = f" and {len(labels) - 9} more" if len(labels) > 10 else ""
+    return ", ".join(labels[:9] if more else labels) + more
 
 
 cdef int dtype_of(Py_buffer *view) noexcept:
@@ -272,14 +284,20 @@ cdef class Plan:
 
     kernel: a name of TABLE. params: arrays. keys: their names or numbers. groups: the group that each
     belongs to. states: for each parameter, arrays by their letter in the formula, in the parameter's
-    dtype, shape and order. steps: int64, one an array, counted up by `step`.
+    dtype, shape and order. steps: int64, one an array, counted up by `step`. state_names: what messages
+    call the states, by their letter.
+
+    In `params` and `states`, views take the place of the arrays: nobody can give them another shape, and
+    no subclass answers for them.
     """
 
     cdef:
         readonly str kernel
         readonly list params, keys, labels, states
         readonly object steps
-        list names, scalar_names, interval_names, fetched
+        list names, scalar_names
+        list interval_names  # of whom each is: a parameter's number, and a state's in `names` or 0
+        dict state_names
         dict place  # of each key
         dict scratch
         Py_ssize_t count
@@ -296,16 +314,19 @@ cdef class Plan:
         int64_t[::1] step_view, group_view
         int busy  # inside a step: 1 and the forks when it began; else 0
         bint order_is_right
-        readonly object bound  # the gradients that `bind` was given, or None
+        readonly list bound  # the gradients that `bind` was given, or None
 
     def __cinit__(self, *_):
         self.count = 0
 
-    def __init__(self, str kernel, list params, list keys, list groups, list states, steps):
+    def __init__(
+        self, str kernel, list params, list keys, list groups, list states, steps, dict state_names=None
+    ):
         cdef Py_ssize_t i
         if self.count:
             raise RuntimeError("a Plan is made once")
         self.kernel, self.params, self.keys, self.states, self.steps = kernel, params, keys, states, steps
+        self.state_names = state_names or {}
         self.labels = [f"parameter {key}" if isinstance(key, int) else repr(key) for key in keys]
         self.place = {key: i for i, key in enumerate(keys)}
         self.step_view = steps
@@ -344,12 +365,32 @@ cdef class Plan:
 
     # -- Once: parameters, states, chunks --
 
+    cdef str _name_of(self, Py_ssize_t i, Py_ssize_t k):
+        """What a message calls parameter ``i``, or its state ``k``."""
+        if k == 0:
+            return self.labels[i]
+        return f"the state {self.state_names.get(self.names[k], self.names[k])!r} of {self.labels[i]}"
+
+    cdef _plain(self, Py_ssize_t i, Py_ssize_t k, array):
+        """A plain view of parameter ``i``, or its state ``k``, whatever class it is of."""
+        if type(array) is not NDARRAY:
+            if not isinstance(array, np.ndarray):
+                raise TypeError(
+                    f"{self._name_of(i, k)}: expected a NumPy array, got {type(array).__name__}; make one of it "
+                    "with numpy.asarray"
+                )
+            if isinstance(array, np.ma.MaskedArray):
+                raise TypeError(
+                    f"{self._name_of(i, k)}: the array is masked, and a step knows no mask; pass its data "
+                    "(array.data)"
+                )
+        return np.ndarray.view(array, np.ndarray)
+
     cdef int _own_parameter(self, Py_ssize_t i) except -1:
         cdef Tensor *tensor = &self.tensors[i]
         cdef Py_buffer *view = &self.owned[i]
-        label, array = self.labels[i], self.params[i]
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"{label}: expected a NumPy array, got {type(array).__name__}")
+        label = self.labels[i]
+        array = self.params[i] = self._plain(i, 0, self.params[i])
         if array.dtype.type not in (np.float32, np.float64):
             raise TypeError(
                 f"{label}: dtype {array.dtype} cannot be updated; use float32 or float64 (array.astype)"
@@ -365,8 +406,8 @@ cdef class Plan:
         tensor.order = b"C" if array.flags.c_contiguous else b"F"
         if not in_order(view, tensor.order):
             raise ValueError(
-                f"{label}: elements do not lie one after the other in memory, aligned (strides "
-                f"{array.strides}); pass an array that is contiguous (numpy.ascontiguousarray)"
+                f"{label}: the array must be contiguous and aligned, to be updated in place (its strides are "
+                f"{array.strides}); train a copy (array.copy())"
             )
         tensor.dtype = dtype_of(view)
         tensor.size = array.size
@@ -376,42 +417,60 @@ cdef class Plan:
     cdef int _own_states(self, Py_ssize_t i) except -1:
         cdef Tensor *tensor = &self.tensors[i]
         cdef Py_ssize_t k
+        cdef Py_buffer view
+        cdef dict states = self.states[i]
         for k in range(2, len(self.names)):
-            state = self.states[i].get(self.names[k])
+            state = states.get(self.names[k])
             if state is None:
                 continue
-            param, flags = self.params[i], getattr(state, "flags", None)
-            if not isinstance(state, np.ndarray) or state.dtype != param.dtype:
-                raise TypeError(f"{self.labels[i]}: each of its states must be an array of {param.dtype.str}")
-            if state.shape != param.shape or not flags.writeable or not flags.aligned or not (
-                flags.c_contiguous if tensor.order == b"C" else flags.f_contiguous
-            ):
-                raise ValueError(
-                    f"{self.labels[i]}: each of its states must be a writable, contiguous array of its "
-                    f"shape {param.shape}, in its order"
+            param = self.params[i]
+            state = states[self.names[k]] = self._plain(i, k, state)
+            if state.dtype != param.dtype:
+                raise TypeError(
+                    f"{self._name_of(i, k)}: it has dtype {state.dtype}, the parameter {param.dtype}; convert it "
+                    "with astype"
                 )
-            tensor.buffers[k] = <void *><uintptr_t>state.ctypes.data
+            if not state.flags.writeable:
+                raise ValueError(
+                    f"{self._name_of(i, k)}: the array is read-only; pass a writable one (array.copy())"
+                )
+            PyObject_GetBuffer(state, &view, PyBUF_STRIDES | PyBUF_FORMAT)
+            fits, lies = same_shape(&view, &self.owned[i]), in_order(&view, tensor.order)
+            tensor.buffers[k] = view.buf
+            PyBuffer_Release(&view)
+            if not fits:
+                raise ValueError(
+                    f"{self._name_of(i, k)}: it has shape {state.shape}, the parameter {param.shape}; they must "
+                    "be the same"
+                )
+            if not lies:
+                raise ValueError(
+                    f"{self._name_of(i, k)}: the array must be contiguous and aligned, in the parameter's order "
+                    f"({chr(tensor.order)}); make it with numpy.zeros_like"
+                )
+        return 0
 
     cdef _find_intervals(self):
         """The memory that a step writes, sorted; refuses what stands there twice."""
+        cdef Py_ssize_t i, k
+        cdef Interval *interval
         found = []
-        for label, param, states in zip(self.labels, self.params, self.states):
-            owned = [(label, param), *((f"the state {name!r} of {label}", s) for name, s in states.items())]
-            for name, array in owned:
-                if array.size:
-                    found.append((array.ctypes.data, array.ctypes.data + array.nbytes, name))
-        found.sort(key=lambda interval: interval[0])
-        for before, after in zip(found, found[1:]):
-            if before[1] > after[0]:
-                raise ValueError(
-                    f"{before[2]} and {after[2]} share memory; pass every array once, and no two "
-                    "views of the same elements"
-                )
-        self.interval_names = [name for *_, name in found]
+        for i in range(self.count):
+            for k in range(len(self.names)):
+                if self.tensors[i].buffers[k] != NULL and self.owned[i].len:
+                    found.append((<uintptr_t>self.tensors[i].buffers[k], i, k))
+        found.sort()
+        self.interval_names = [(i, k) for _, i, k in found]
         self.interval_count = len(found)
-        for i, (begin, end, _) in enumerate(found):
-            self.intervals[i].begin = begin
-            self.intervals[i].end = end
+        for n, (begin, i, k) in enumerate(found):
+            interval = &self.intervals[<Py_ssize_t>n]
+            interval.begin, interval.end = begin, begin + self.owned[i].len
+            if n and self.intervals[<Py_ssize_t>n - 1].end > interval.begin:
+                both = [self._name_of(i, k) for i, k in sorted(self.interval_names[n - 1 : n + 1])]
+                raise ValueError(
+                    f"{' and '.join(both)} share memory; pass every array once, and no two views of the same "
+                    "elements"
+                )
 
     cdef int _cut(self) except -1:
         cdef size_t i, position, take, rest, end, beyond, itemsize, fill = 0, chunk = 0, most
@@ -458,6 +517,8 @@ cdef class Plan:
         cdef size_t low = 0, high = self.interval_count, middle
         cdef Py_ssize_t reach
         cdef int k
+        if view.len == 0:
+            return 0
         for k in range(view.ndim):
             reach = (view.shape[k] - 1) * view.strides[k]
             if reach < 0:
@@ -470,27 +531,41 @@ cdef class Plan:
                 low = middle + 1
             else:
                 high = middle
-        if view.len and low and self.intervals[low - 1].end > begin:
+        if low and self.intervals[low - 1].end > begin:
+            owner, state = self.interval_names[low - 1]
             raise ValueError(
-                f"{self.labels[i]}: its gradient shares memory with {self.interval_names[low - 1]}; "
-                "pass a copy of the gradient"
+                f"{self.labels[i]}: its gradient shares memory with {self._name_of(owner, state)}; pass a copy "
+                "of the gradient"
             )
         return 0
+
+    cdef _refuse_gradient(self, Py_ssize_t i, object grad, error=None):
+        """Says what is wrong with the type or dtype of a gradient."""
+        if not isinstance(grad, np.ndarray):
+            raise TypeError(
+                f"{self.labels[i]}: its gradient must be a NumPy array of {self.params[i].dtype}, got "
+                f"{type(grad).__name__}; make one of it with numpy.asarray"
+            ) from error
+        if isinstance(grad, np.ma.MaskedArray):
+            raise TypeError(
+                f"{self.labels[i]}: its gradient is masked, and a step knows no mask; pass grad.filled(0)"
+            )
+        raise TypeError(
+            f"{self.labels[i]}: its gradient has dtype {np.asarray(grad).dtype}, the parameter "
+            f"{self.params[i].dtype}; convert it with astype"
+        ) from error
 
     cdef int _fetch_one(self, Py_ssize_t i, object grad) except -1:
         cdef Tensor *tensor = &self.tensors[i]
         cdef Py_buffer *view = &self.views[i]
+        if type(grad) is not NDARRAY and isinstance(grad, np.ma.MaskedArray):
+            self._refuse_gradient(i, grad)
         try:
             PyObject_GetBuffer(grad, view, PyBUF_STRIDES | PyBUF_FORMAT)
         except Exception as error:
-            raise TypeError(
-                f"{self.labels[i]}: its gradient must be a NumPy array, got {type(grad).__name__}"
-            ) from error
+            self._refuse_gradient(i, grad, error)
         if dtype_of(view) != tensor.dtype:
-            raise TypeError(
-                f"{self.labels[i]}: its gradient has dtype {np.asarray(grad).dtype.str}, the parameter "
-                f"{self.params[i].dtype.str}; convert it with astype"
-            )
+            self._refuse_gradient(i, grad)
         if not same_shape(view, &self.owned[i]):
             raise ValueError(
                 f"{self.labels[i]}: its gradient has shape {shape_of(view)}, the parameter "
@@ -505,11 +580,15 @@ cdef class Plan:
         # another layout: gather it in the parameter's order, in memory that is kept for the next step
         self._overlaps(i, view)
         if i not in self.scratch:
-            self.scratch[i] = np.empty_like(self.params[i], order="K", subok=False)
+            self.scratch[i] = np.empty_like(self.params[i])
             tensor.scratch = <void *><uintptr_t>self.scratch[i].ctypes.data
-        np.copyto(self.scratch[i], grad)
+        np.copyto(self.scratch[i], grad if type(grad) is NDARRAY else self._gradient(i))
         tensor.buffers[1] = tensor.scratch
         return 0
+
+    cdef _gradient(self, Py_ssize_t i):
+        """A fetched gradient as a plain array of its own, which nobody can change while a step runs."""
+        return np.asarray(PyMemoryView_FromBuffer(&self.views[i]))
 
     cdef list _listed(self, object grads):
         """Gradients in the parameters' order, from any form in which a user may pass them."""
@@ -517,22 +596,25 @@ cdef class Plan:
             missing = [label for key, label in zip(self.keys, self.labels) if key not in grads]
             if missing:
                 raise ValueError(
-                    f"no gradient for {', '.join(missing)}; pass one for every parameter's name (None "
-                    "leaves a parameter alone)"
+                    f"no gradient for {listing(missing)}; pass one for every parameter's name (None leaves a "
+                    "parameter alone)"
                 )
             unknown = [repr(key) for key in grads if key not in self.place]
             if unknown:
                 raise ValueError(
-                    f"gradients for unknown names {', '.join(unknown)}; the parameters are "
-                    f"{', '.join(self.labels)}"
+                    f"gradients for unknown names {listing(unknown)}; leave them out: the parameters are "
+                    f"{listing(self.labels)}"
                 )
             return [grads[key] for key in self.keys]
         if isinstance(grads, (np.ndarray, np.generic, str, bytes)) or not hasattr(grads, "__iter__"):
             raise TypeError(
                 "gradients: expected a list in the parameters' order or a dict by their names, got "
-                f"{type(grads).__name__}"
+                f"{type(grads).__name__}; put a single array into a list"
             )
-        return list(grads)
+        listed = list(grads)
+        if not listed and hasattr(grads, "__next__"):
+            raise ValueError("gradients: the iterator has no more to give; make one for every step, or pass a list")
+        return listed
 
     cdef int _fetch(self, object grads) except -1:
         cdef list listed = grads if type(grads) is list else self._listed(grads)
@@ -543,11 +625,12 @@ cdef class Plan:
                 "leave a parameter alone"
             )
         for i in range(self.count):
+            if i >= len(listed):  # it is the user's own
+                raise ValueError("gradients: the list became shorter while it was read; leave it alone in a step")
             grad = listed[i]
             self.tensors[i].active = grad is not None
             if grad is not None:
                 self._fetch_one(i, grad)
-        self.fetched = listed
         return 0
 
     cdef void _release(self) noexcept:
@@ -556,27 +639,35 @@ cdef class Plan:
             PyBuffer_Release(&self.views[i])
 
     def bind(self, grads):
-        """Fetches gradients for every step to come; None lets go of them."""
+        """Fetches gradients for every step to come; None lets go of them. On an error, what was bound stays."""
+        cdef list before
         self._enter()
         try:
+            before = self.bound
             self._release()
-            self.bound = self.fetched = None
-            if grads is None:
-                return
-            try:
-                self._fetch(grads)
-                for i in range(self.count):
-                    if self.tensors[i].active and not in_order(&self.views[i], self.tensors[i].order):
-                        raise ValueError(
-                            f"{self.labels[i]}: a bound gradient must lie in memory as its parameter does "
-                            f"({chr(self.tensors[i].order)} order)"
-                        )
-            except BaseException:
-                self._release()
-                raise
-            self.bound = grads
+            self.bound = None
+            if grads is not None:
+                try:
+                    self._bind(self._listed(grads))
+                except BaseException:
+                    self._release()
+                    if before is not None:
+                        self._bind(before)
+                    raise
         finally:
             self.busy = 0
+
+    cdef int _bind(self, list grads) except -1:
+        cdef Py_ssize_t i
+        self._fetch(grads)
+        for i in range(self.count):
+            if self.tensors[i].active and not in_order(&self.views[i], self.tensors[i].order):
+                raise ValueError(
+                    f"{self.labels[i]}: a bound gradient must lie in memory as its parameter does "
+                    f"({chr(self.tensors[i].order)} order); make it with numpy.empty_like"
+                )
+        self.bound = grads
+        return 0
 
     # -- Every step: coefficients, then all tensors at once --
 
@@ -697,7 +788,6 @@ cdef class Plan:
         finally:
             if self.bound is None:
                 self._release()
-                self.fetched = None
             self.busy = 0
 
     cdef void _run(self, int team) noexcept:
@@ -722,6 +812,5 @@ cdef class Plan:
                 self.states[i][name] if k < required or subset >> (k - required) & 1 else None
                 for k, name in enumerate(self.names[2:])
             ]
-            grad = np.asarray(self.fetched[i])
-            reference.update(self.kernel, self.params[i], grad, states, list(values.values()))
+            reference.update(self.kernel, self.params[i], self._gradient(i), states, list(values.values()))
         return 0

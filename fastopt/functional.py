@@ -17,7 +17,16 @@ import numpy as np
 
 from fastopt import _kernels, optimizers
 from fastopt.choice import Choices
-from fastopt.optimizer import Array, Hyper, Optimizer, check_grad_scale, check_number
+from fastopt.optimizer import (
+    MOST_STEPS,
+    RATE_OF_A_CALL,
+    Array,
+    Hyper,
+    Optimizer,
+    check_grad_scale,
+    check_number,
+    shown,
+)
 
 if TYPE_CHECKING:
 
@@ -59,7 +68,9 @@ def _make(cls: type[Optimizer]) -> Callable[..., None]:
         **options: Any,
     ) -> None:
         if len(arrays) > len(names):
-            raise TypeError(f"{function.__name__}: got {len(arrays)} state arrays, it takes {names}")
+            raise TypeError(
+                f"{function.__name__}: got {len(arrays)} states, it takes {', '.join(names) or 'none'}"
+            )
         given = dict(zip(names, arrays, strict=False))
         for name in names[len(arrays) :]:
             given[name] = options.pop(name, None)
@@ -69,17 +80,22 @@ def _make(cls: type[Optimizer]) -> Callable[..., None]:
         except TypeError:  # an option that cannot be hashed, or is wrong
             h, subset, needed = _checked.__wrapped__(cls.__name__, **options)
         if isinstance(step, bool) or not isinstance(step, int | np.integer):
-            raise TypeError(f"step: expected a whole number, 1 for the first step, got {step!r}")
-        if step < 1:
-            raise ValueError(f"step: {step} is out of range; it is 1 for the first step")
-        lr = check_number("lr", lr(int(step) - 1) if callable(lr) else lr)
+            raise TypeError(f"step: expected a whole number, 1 for the first step, got {shown(step)}")
+        if not 1 <= step <= MOST_STEPS:
+            raise ValueError(f"step: {shown(step)} is out of range; it must be 1 for the first step, then 2")
+        if grad is None:
+            raise TypeError("grad: expected an array, got None; without a gradient there is no step to make")
+        lr = check_number(RATE_OF_A_CALL, lr(int(step) - 1)) if callable(lr) else check_number("lr", lr)
         states: dict[str, Array] = {}
         for letter in needed:
             array = given[cls.state_names[letter]]
             if array is None:
-                raise TypeError(f"{cls.state_names[letter]}: missing; pass an array of param's shape")
+                raise TypeError(
+                    f"{cls.state_names[letter]}: missing; pass an array of param's shape and dtype, at first zeros"
+                )
             states[letter] = array
-        plan = _kernels.Plan(cls.kernel, [param], ["param"], [0], [states], np.array([step - 1]))
+        steps = np.array([step - 1], np.int64)
+        plan = _kernels.Plan(cls.kernel, [param], ["param"], [0], [states], steps, cls.state_names)
         scalars = cls.scalars(h, lr, int(step), check_grad_scale(grad_scale))
         plan.step([grad], 1.0, lambda *_: (subset, scalars), _thread.choices)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeAlias
@@ -27,18 +28,41 @@ ALIGNMENT = 64
 PAGE = 4096
 """Bytes: addresses that agree modulo it may be taken for the same."""
 
+RATE_OF_A_CALL = "lr, as its callable returned it"
+
 HIGHEST = {"alpha": 1.0, "betas": math.nextafter(1.0, 0.0), "dampening": 1.0, "rho": 1.0}
 """The highest value of hyper-parameters that are the weight of an average; no other has one."""
 
 
+def shown(value: Any) -> str:
+    """What a message says was passed: short, however long it is."""
+    return f"{reprlib.repr(value)} ({type(value).__name__})"
+
+
+def as_number(name: str, value: Any) -> float:
+    """A real number as a float; no bool, no string, no array."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a number, got {shown(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def check_number(name: str, value: Any, high: float = math.inf) -> float:
     """A hyper-parameter as a float; refuses what is no number, negative, not finite or above ``high``."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a number, got {value!r} ({type(value).__name__})")
-    number = float(value)
+    number = as_number(name, value)
     if not 0 <= number <= high or not math.isfinite(number):
         limit = "finite" if math.isinf(high) else "at most 1" if high == 1 else "below 1"
         raise ValueError(f"{name}: {number} is out of range; it must be {limit} and not negative")
+    return number
+
+
+def check_grad_scale(value: Any) -> float:
+    """The factor of all gradients as a float; refuses what is no number or not finite."""
+    number = as_number("grad_scale", value)
+    if not math.isfinite(number):
+        raise ValueError(f"grad_scale: {number} is out of range; it must be finite")
     return number
 
 
@@ -48,14 +72,24 @@ def check_hyper(name: str, value: Any, default: Any) -> Any:
         return value
     if isinstance(default, bool):
         if not isinstance(value, bool | np.bool_):
-            raise TypeError(f"{name}: expected True or False, got {value!r} ({type(value).__name__})")
+            raise TypeError(f"{name}: expected True or False, got {shown(value)}")
         return bool(value)
     high = HIGHEST.get(name, math.inf)
     if isinstance(default, tuple):
         if not isinstance(value, tuple | list) or len(value) != len(default):
-            raise TypeError(f"{name}: expected {len(default)} numbers, got {value!r}")
+            raise TypeError(f"{name}: expected a tuple of {len(default)} numbers, got {shown(value)}")
         return tuple(check_number(f"{name}[{i}]", v, high) for i, v in enumerate(value))
     return check_number(name, value, high)
+
+
+@contextmanager
+def _within(place: str) -> Iterator[None]:
+    """Puts the place where something was found wrong before what is said of it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{place}: {error}") from error.__cause__
 
 
 class Optimizer:
@@ -90,7 +124,7 @@ class Optimizer:
         self._params: list[Array] = []
         self._group_of: list[int] = []
         self._steps = np.zeros(0, np.int64)
-        self._members: list[tuple[Array, ...]] = []
+        self._seen: list[Hyper] = []  # what the groups were when they were last checked: steps go by it
         self._plan = _kernels.Plan(self.kernel, [], [], [], [], self._steps)
         self._choices = Choices()
         with self._alone():
@@ -114,8 +148,12 @@ class Optimizer:
         return {}
 
     @staticmethod
+    def rewrite(h: Hyper) -> None:
+        """Puts one form of an option for another, before any is checked."""
+
+    @staticmethod
     def check(h: Hyper) -> None:
-        """Refuses hyper-parameters that do not go together; may put one form of an option for another."""
+        """Refuses hyper-parameters that are right by themselves but not together."""
 
     # -- The public face --
 
@@ -136,7 +174,7 @@ class Optimizer:
         """
         if max_norm is not None or skip_nonfinite:
             raise NotImplementedError("max_norm and skip_nonfinite are not there yet; leave them out")
-        if grad_scale != 1.0:
+        if type(grad_scale) is not float or grad_scale != 1.0:
             grad_scale = check_grad_scale(grad_scale)
         if not _kernels.unedited(self.param_groups, self._seen):
             with self._alone():
@@ -163,7 +201,7 @@ class Optimizer:
         The arrays are views of what the next step reads and writes; the rest is a copy.
         """
         return _State(
-            (key, {"step": int(t), **{self.state_names[letter]: a for letter, a in arrays.items()}})
+            (key, {"step": int(t), **{self.state_names[letter]: a.view() for letter, a in arrays.items()}})
             for key, t, arrays in zip(self._keys, self._steps, self._plan.states, strict=True)
         )
 
@@ -172,10 +210,10 @@ class Optimizer:
         with self._alone():
             self._take_edits()
             groups = []
-            for index, group in enumerate(self.param_groups):
+            for index, group in enumerate(self._seen):
                 members = [i for i, g in enumerate(self._group_of) if g == index]
                 saved = {name: value for name, value in group.items() if name != "params"}
-                saved["lr"] = self._learning_rate(group)
+                saved["lr"] = self._learning_rate(index)
                 saved["params"] = members
                 if any(isinstance(self._keys[i], str) for i in members):
                     saved["param_names"] = [self._keys[i] for i in members]
@@ -194,10 +232,7 @@ class Optimizer:
         """
         with self._alone():
             groups, states, steps = _read_state_dict(self, state_dict)
-            for mine, new in zip(self.param_groups, groups, strict=True):
-                mine.update(new)
-            self._steps = steps
-            self._lay_out(states)
+            self._lay_out(groups, self._keys, self._params, self._group_of, states, steps)
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]
@@ -232,11 +267,12 @@ class Optimizer:
         for name in defaults:
             if name not in h:
                 raise ValueError(f"{name}: missing from the parameter group; put it back")
-        cls.check(h)
+        cls.rewrite(h)
         for name, default in defaults.items():
             value = check_hyper(name, h[name], default)
             if value is not h[name]:
                 h[name] = value
+        cls.check(h)
 
     @classmethod
     def scalars(cls, h: Hyper, lr: float, t: int, grad_scale: float) -> dict[str, float]:
@@ -267,101 +303,120 @@ class Optimizer:
 
     def _scalars(self, index: int, t: int, grad_scale: float) -> tuple[int, dict[str, float]]:
         """What the plan asks for each group and step that occurs."""
-        group = self.param_groups[index]
+        group = self._seen[index]
         lr = group["lr"]
         if callable(lr):
-            lr = self._learning_rate(group)
+            lr = self._learning_rate(index)
         return self._subsets[index], self.scalars(group, lr, t, grad_scale)
 
-    def _learning_rate(self, group: Hyper) -> float:
-        lr = group["lr"]
+    def _learning_rate(self, index: int) -> float:
+        lr = self._seen[index]["lr"]
         if callable(lr):
             # the schedule's clock is the furthest parameter's: it needs no counter of its own
-            lr = check_number("lr, as its callable returned it", lr(int(self._steps.max())))
+            lr = check_number(f"group {index}: {RATE_OF_A_CALL}", lr(int(self._steps.max())))
         return lr  # type: ignore[no-any-return]
 
     def _add_groups(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Appends groups; on an error nothing has changed."""
-        new_groups: list[Hyper] = []
+        checked = list(self._seen)
         keys, params, group_of = list(self._keys), list(self._params), list(self._group_of)
         known = set(keys)
         for group in groups:
             if not isinstance(group, Mapping):
-                raise TypeError(f"params: a group must be a dict, got {type(group).__name__}")
+                raise TypeError(
+                    f"params: a group must be a dict, got {type(group).__name__}; pass arrays or groups, not both"
+                )
             h = {**self.defaults, **group}
             if "params" not in h:
                 raise ValueError('params: missing from a parameter group; pass {"params": [...], ...}')
             names, members = _as_params(h["params"], len(keys))
             h["params"] = tuple(members)
-            self._check(h, self.defaults)
+            self._check_group(len(checked), h, self.flags)
             for name in names:
                 if name in known:
                     raise ValueError(f"{name!r}: the name of two parameters; give each its own")
                 known.add(name)
             keys += names
             params += members
-            group_of += [len(self.param_groups) + len(new_groups)] * len(members)
-            new_groups.append(h)
+            group_of += [len(checked)] * len(members)
+            checked.append(h)
         if not params:
-            raise ValueError("params: there is nothing to update; pass at least one array")
-        # a plan for nothing but its checks, before anything changes
-        _kernels.Plan(self.kernel, params, keys, group_of, [{}] * len(params), np.zeros(len(params), np.int64))
-        self.param_groups = self.param_groups + new_groups
-        self._members = [group["params"] for group in self.param_groups]
-        self._keys, self._params, self._group_of = keys, params, group_of
-        self._steps = np.append(self._steps, np.zeros(len(params) - len(self._steps), np.int64))
-        states = self._plan.states
-        self._lay_out([*states, *({} for _ in params[len(states) :])])
+            raise ValueError(
+                "params: there is nothing to update; pass at least one array (an iterator gives them only once)"
+            )
+        count = len(params)
+        states = [dict(have) for have in self._plan.states] + [{} for _ in params[len(self._params) :]]
+        steps = np.append(self._steps, np.zeros(count - len(self._params), np.int64))
+        # a plan for nothing but its checks: what follows relies on them
+        _kernels.Plan(self.kernel, params, keys, group_of, states, steps, self.state_names)
+        self._lay_out(checked, keys, params, group_of, states, steps)
 
-    def _take_edits(self) -> None:
-        """Checks groups that were edited and makes the state that they newly need."""
-        if len(self.param_groups) != len(self._members):
+    def _groups_now(self) -> list[Hyper]:
+        """Copies of the groups as somebody may have edited them; refuses what is no edit of an option."""
+        if not isinstance(self.param_groups, list) or len(self.param_groups) != len(self._seen):
             raise ValueError("param_groups: groups cannot be added or removed by hand; use add_param_group")
-        for index, (group, members) in enumerate(zip(self.param_groups, self._members, strict=True)):
-            if group.get("params") is not members:
+        for index, (group, seen) in enumerate(zip(self.param_groups, self._seen, strict=True)):
+            if not isinstance(group, dict):
+                raise TypeError(f"group {index}: expected a dict of options, got {shown(group)}; put it back")
+            if group.get("params") is not seen["params"]:
                 raise ValueError(
                     f"group {index}: its params are fixed; make a new optimizer or use add_param_group"
                 )
-        edited = [dict(group) for group in self.param_groups]
-        for index, group in enumerate(edited):
-            try:
-                self._check(group, self.defaults)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"group {index}: {error}") from None
-        for group, checked in zip(self.param_groups, edited, strict=True):
-            group.update(checked)
-        self._lay_out(self._plan.states)
+        return [dict(group) for group in self.param_groups]
 
-    def _remember(self) -> None:
-        """Takes the groups as they are for checked."""
-        self._seen = [list(group.values()) for group in self.param_groups]
+    def _check_group(self, index: int, h: Hyper, flags: Hyper) -> None:
+        """Checks a group; its flags, which are no options, must be those given."""
+        with _within(f"group {index}"):
+            self._check(h, self.defaults)
+            for name in self.flags:
+                if h[name] != flags[name]:
+                    raise ValueError(f"{name}: this is no option; put {flags[name]} back")
 
-    def _lay_out(self, states: Sequence[Mapping[str, Array]]) -> None:
-        """Puts every state array into one arena, makes those that are missing, and binds a new plan.
+    def _take_edits(self) -> None:
+        """Checks groups that were edited and makes the state that they newly need."""
+        groups = self._groups_now()
+        for index, (group, seen) in enumerate(zip(groups, self._seen, strict=True)):
+            self._check_group(index, group, seen)
+        self._lay_out(groups, self._keys, self._params, self._group_of, self._plan.states, self._steps)
 
-        Arrays that are there already stay, unless one has to be made.
+    def _lay_out(
+        self,
+        groups: list[Hyper],
+        keys: list[int | str],
+        params: list[Array],
+        group_of: list[int],
+        states: list[dict[str, Array]],
+        steps: npt.NDArray[np.int64],
+    ) -> None:
+        """Makes a plan for these and puts all of them in place; on an error nothing has changed.
+
+        All have been checked. State arrays that are there already stay, unless one has to be made: then all
+        go into one new arena. Parameters that were added let go of the bound gradients.
         """
-        self._subsets = [self.subset(group) for group in self.param_groups]
-        self._remember()
+        plan = self._plan
         needed = [
-            [*have, *(x for x in self.letters(self.param_groups[g]) if x not in have)]
-            for have, g in zip(states, self._group_of, strict=True)
+            [*have, *(x for x in self.letters(groups[g]) if x not in have)]
+            for have, g in zip(states, group_of, strict=True)
         ]
-        in_place = states is self._plan.states
-        if in_place and all(len(have) == len(need) for have, need in zip(states, needed, strict=True)):
-            return
-        made = _arena(self._params, needed)
-        for arrays, have, g in zip(made, states, self._group_of, strict=True):
-            fill = self.initial_states(self.param_groups[g])
-            for letter, array in arrays.items():
-                value = have[letter] if letter in have else fill.get(letter, 0.0)
-                if letter in have or value:
-                    array[...] = value
-        bound = self._plan.bound
-        plan = _kernels.Plan(self.kernel, self._params, self._keys, self._group_of, made, self._steps)
-        if bound is not None:
-            plan.bind(bound)
-        plan.enter()  # and nobody leaves the old one: a thread that still holds it is refused
+        if states is not plan.states or any(len(x) < len(y) for x, y in zip(states, needed, strict=True)):
+            made = _arena(params, needed)
+            for arrays, have, g in zip(made, states, group_of, strict=True):
+                fill = self.initial_states(groups[g])
+                for letter, array in arrays.items():
+                    value = have[letter] if letter in have else fill.get(letter, 0.0)
+                    if letter in have or value:
+                        array[...] = value
+            plan = _kernels.Plan(self.kernel, params, keys, group_of, made, steps, self.state_names)
+            if self._plan.bound is not None and params is self._params:
+                plan.bind(self._plan.bound)
+            plan.enter()  # and nobody leaves the old one: a thread that still holds it is refused
+        subsets = [self.subset(group) for group in groups]
+        # nothing below can fail
+        for mine, group in zip(self.param_groups, groups, strict=False):
+            mine.update(group)
+        self.param_groups += [dict(group) for group in groups[len(self._seen) :]]
+        self._seen, self._subsets = groups, subsets
+        self._keys, self._params, self._group_of, self._steps = keys, params, group_of, steps
         self._plan = plan
 
 
@@ -400,16 +455,7 @@ class _State(dict[int | str, dict[str, Any]]):
         raise KeyError(key)
 
 
-def check_grad_scale(value: Any) -> float:
-    """The factor of all gradients as a float; refuses what is no number or not finite."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"grad_scale: expected a number, got {value!r} ({type(value).__name__})")
-    if not math.isfinite(value):
-        raise ValueError(f"grad_scale: {value} is not finite")
-    return float(value)
-
-
-def _as_groups(params: Any) -> list[Mapping[str, Any]]:
+def _as_groups(params: Any) -> list[Any]:
     if isinstance(params, Mapping):
         return [{"params": params}]
     if isinstance(params, np.ndarray | str) or not isinstance(params, Iterable):
@@ -418,9 +464,7 @@ def _as_groups(params: Any) -> list[Mapping[str, Any]]:
             f"{type(params).__name__}; put a single array into a list"
         )
     params = list(params)
-    if any(isinstance(p, Mapping) for p in params):
-        return list(params)
-    return [{"params": params}]
+    return params if any(isinstance(p, Mapping) for p in params) else [{"params": params}]
 
 
 def _as_params(params: Any, count: int) -> tuple[list[int | str], list[Array]]:
@@ -428,10 +472,12 @@ def _as_params(params: Any, count: int) -> tuple[list[int | str], list[Array]]:
     if isinstance(params, Mapping):
         for name in params:
             if not isinstance(name, str):
-                raise TypeError(f"params: the names must be strings, got {name!r}")
+                raise TypeError(f"params: the names must be strings, got {shown(name)}")
         return list(params), list(params.values())
     if isinstance(params, str) or not isinstance(params, Iterable):
-        raise TypeError(f"params: expected a list or dict of arrays, got {type(params).__name__}")
+        raise TypeError(
+            f"params: expected a list or dict of arrays, got {type(params).__name__}; put arrays into a list"
+        )
     members = [params] if isinstance(params, np.ndarray) else list(params)
     return list(range(count, count + len(members))), members
 
@@ -439,68 +485,119 @@ def _as_params(params: Any, count: int) -> tuple[list[int | str], list[Array]]:
 IMPLEMENTATION_OPTIONS = {"foreach", "fused", "capturable", "differentiable", "initial_lr"}
 """What torch's param_groups have besides hyper-parameters."""
 
+MOST_STEPS = 2**62
+"""More than anybody makes; so no counter runs over."""
 
+
+def _expect(name: str, value: Any, kind: type, called: str) -> None:
+    if not isinstance(value, kind) or isinstance(value, str):
+        raise TypeError(f"{name}: expected {called}, got {shown(value)}")
+
+
+@_within("state_dict")
 def _read_state_dict(
     optimizer: Optimizer, state_dict: Mapping[str, Any]
 ) -> tuple[list[Hyper], list[dict[str, Array]], npt.NDArray[np.int64]]:
     """Hyper-parameters by group, states by parameter and steps; refuses what does not fit."""
-    try:
-        saved_groups, saved_states = state_dict["param_groups"], dict(state_dict["state"])
-    except (TypeError, KeyError, ValueError) as error:
-        raise ValueError("state_dict: expected a dict with 'state' and 'param_groups'") from error
-    if len(saved_groups) != len(optimizer.param_groups):
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"expected a dict as state_dict() returns it, got {shown(state_dict)}")
+    for name, kind in {"state": Mapping, "param_groups": Sequence}.items():
+        if name not in state_dict:
+            raise ValueError(f"it has no {name!r}; pass what state_dict() returned")
+        _expect(name, state_dict[name], kind, "a list of groups" if kind is Sequence else "a dict by parameters")
+    saved_groups, saved_states = state_dict["param_groups"], dict(state_dict["state"])
+    now = optimizer._groups_now()
+    if len(saved_groups) != len(now):
         raise ValueError(
-            f"state_dict: it has {len(saved_groups)} parameter groups, the optimizer {len(optimizer.param_groups)}"
+            f"it has {len(saved_groups)} parameter groups, the optimizer {len(now)}; make the optimizer with "
+            "the same groups"
         )
-    groups = []
-    numbers_of: list[Any] = []
-    for index, (saved, mine) in enumerate(zip(saved_groups, optimizer.param_groups, strict=True)):
-        if len(saved["params"]) != len(mine["params"]):
-            raise ValueError(
-                f"state_dict: group {index} has {len(saved['params'])} parameters, the optimizer's "
-                f"{len(mine['params'])}"
-            )
-        numbers_of += saved["params"]
-        names = saved.get("param_names")
+    groups: list[Hyper] = []
+    order: list[int] = []  # the saved numbers of the parameters
+    for index, (saved, mine) in enumerate(zip(saved_groups, now, strict=True)):
         keys = [k for k, g in zip(optimizer._keys, optimizer._group_of, strict=True) if g == index]
-        if names is not None and isinstance(keys[0], str) and list(names) != keys:
-            raise ValueError(f"state_dict: group {index} names {list(names)}, the optimizer {keys}")
+        order += _saved_numbers(f"group {index}", saved, keys)
         skipped = {"params", "param_names"} | IMPLEMENTATION_OPTIONS
         new = {name: value for name, value in saved.items() if name not in skipped}
         if callable(mine["lr"]):
             new.pop("lr", None)
         merged = {**mine, **new}
-        optimizer._check(merged, optimizer.defaults)
+        optimizer._check_group(index, merged, merged)
         groups.append(merged)
-    letters = {name: letter for letter, name in optimizer.state_names.items()}
+    if len(set(order)) != len(order):
+        raise ValueError("param_groups: two parameters have one number; give each its own")
     states: list[dict[str, Array]] = []
-    steps = np.zeros(len(numbers_of), np.int64)
-    for i, number in enumerate(numbers_of):
-        label, param = optimizer._plan.labels[i], optimizer._params[i]
-        entry = {name: value for name, value in saved_states.pop(number, {}).items() if value is not None}
-        default_step = 1 if entry else 0  # torch's SGD counts no steps
-        step = np.asarray(entry.pop("step", default_step))
-        if step.size != 1 or step != np.floor(step) or step < 0:
-            raise ValueError(f"state_dict: {label}: step {step} is not a count")
-        steps[i] = int(step)
-        arrays = {}
-        for name, value in entry.items():
-            if name not in letters:
-                raise ValueError(f"state_dict: {label}: unknown state {name!r}")
-            array = np.asarray(value)
-            if array.dtype.kind != "f":
-                raise TypeError(f"state_dict: {label}: {name} has dtype {array.dtype}, not a float's")
-            if array.shape != param.shape:
-                raise ValueError(
-                    f"state_dict: {label}: {name} has shape {array.shape}, the parameter {param.shape}"
-                )
-            arrays[letters[name]] = array
-        group = groups[optimizer._group_of[i]]
-        missing = [x for x in optimizer.letters(group) if x not in arrays] if steps[i] else []
-        if missing:
-            name = optimizer.state_names[missing[0]]
-            raise ValueError(f"state_dict: {label}: {name} is missing")
+    steps = np.zeros(len(order), np.int64)
+    for i, number in enumerate(order):
+        label = optimizer._plan.labels[i]
+        entry = saved_states.pop(number, {})
+        _expect(label, entry, Mapping, "a dict of its state")
+        with _within(label):
+            arrays, steps[i] = _saved_state(optimizer, optimizer._params[i], entry)
+            needed = optimizer.letters(groups[optimizer._group_of[i]]) if steps[i] else []
+            for letter in needed:
+                if letter not in arrays:
+                    raise ValueError(f"{optimizer.state_names[letter]}: missing; its group's options need it")
         states.append(arrays)
     if saved_states:
-        raise ValueError(f"state_dict: state for unknown parameters {sorted(saved_states, key=str)}")
+        raise ValueError(
+            f"it has states for unknown parameters {reprlib.repr(list(saved_states))}; the groups' params must "
+            "name them all"
+        )
     return groups, states, steps
+
+
+def _saved_numbers(place: str, saved: Any, keys: Sequence[int | str]) -> list[int]:
+    """The numbers under which a saved group has the states of its parameters, ``keys``."""
+    _expect(place, saved, Mapping, "a dict of options")
+    for name in "params", "param_names":
+        if name in saved:
+            _expect(f"{place}: {name}", saved[name], Sequence, "a list")
+    found = list(saved.get("params", []))
+    if len(found) != len(keys):
+        raise ValueError(
+            f"{place}: it has {len(found)} parameters, the optimizer's {len(keys)}; pass one that fits"
+        )
+    if not all(isinstance(number, int) for number in found):
+        raise TypeError(f"{place}: params: expected a list of whole numbers, got {shown(found)}")
+    names = saved.get("param_names")
+    if names is not None and any(isinstance(key, str) for key in keys) and list(names) != list(keys):
+        raise ValueError(
+            f"{place}: it has the names {reprlib.repr(list(names))}, the optimizer {reprlib.repr(list(keys))}; "
+            "they must be the same"
+        )
+    return found
+
+
+def _saved_state(optimizer: Optimizer, param: Array, entry: Mapping[str, Any]) -> tuple[dict[str, Array], int]:
+    """State arrays by their letters, in the parameter's dtype, and the steps made."""
+    letters = {name: letter for letter, name in optimizer.state_names.items()}
+    entry = {name: value for name, value in entry.items() if value is not None}
+    steps = entry.pop("step", 1 if entry else 0)  # torch's SGD counts no steps
+    array = _as_array("step", steps)
+    number = array.item() if array.size == 1 and array.dtype.kind in "iuf" else -1
+    if not 0 <= number <= MOST_STEPS or number != int(number):
+        raise ValueError(f"step: expected a whole number, from 0 on, got {shown(steps)}")
+    arrays = {}
+    for name, value in entry.items():
+        if name not in letters:
+            raise ValueError(f"{name}: no state of {type(optimizer).__name__}; it has {', '.join(letters)}")
+        array = _as_array(name, value)
+        if array.dtype.kind != "f":
+            raise TypeError(f"{name}: it has dtype {array.dtype}; convert it to {param.dtype}")
+        if array.shape != param.shape:
+            raise ValueError(
+                f"{name}: it has shape {array.shape}, the parameter {param.shape}; they must be the same"
+            )
+        with np.errstate(all="ignore"):
+            arrays[letters[name]] = array.astype(param.dtype, copy=False)
+    return arrays, int(number)
+
+
+def _as_array(name: str, value: Any) -> Array:
+    try:
+        return np.asarray(value)
+    except Exception as error:
+        raise TypeError(
+            f"{name}: expected what numpy.asarray takes, got {shown(value)}, of which it says: {error}"
+        ) from error

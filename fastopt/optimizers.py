@@ -128,13 +128,13 @@ class NAG(Optimizer):
         """Moves every parameter to p + momentum * v; the next ``step`` takes gradients from there."""
         with self._alone():
             self._take_edits()
-            if self.param_groups[0]["ahead"]:
+            if self._seen[0]["ahead"]:
                 raise RuntimeError("the parameters are ahead already; call step() before lookahead() again")
             self._move([True] * len(self._params), 1.0)
             self._set_ahead(True)
 
     def step(self, grads: Grads | None = None, **options: Any) -> None:
-        if not self.param_groups[0]["ahead"]:
+        if not self._seen[0]["ahead"]:
             return super().step(grads, **options)
         before = self._steps.copy()
         super().step(grads, **options)
@@ -155,15 +155,14 @@ class NAG(Optimizer):
         velocities = [s["v"] if moves else None for s, moves in zip(self._plan.states, which, strict=True)]
 
         def coefficients(group: int, t: int, grad_scale: float) -> tuple[int, dict[str, float]]:
-            h = {**SGD.defaults_of(), "lr": -sign * self.param_groups[group]["momentum"]}
+            h = {**SGD.defaults_of(), "lr": -sign * self._seen[group]["momentum"]}
             return 0, SGD.scalars(h, h["lr"], 1, grad_scale)
 
         self._along.step(velocities, 1.0, coefficients, self._along_choices)
 
     def _set_ahead(self, ahead: bool) -> None:
-        for group in self.param_groups:
+        for group in [*self._seen, *self.param_groups]:
             group["ahead"] = ahead
-        self._remember()
 
 
 class Signum(Optimizer):
@@ -383,9 +382,10 @@ class Adam(Optimizer):
         super().__init__(params, locals())
 
     @staticmethod
-    def check(h: Hyper) -> None:
-        if isinstance(h["eps_hat"], bool):
-            h["eps"], h["eps_hat"] = (0.0, h["eps"]) if h["eps_hat"] else (h["eps"], 0.0)
+    def rewrite(h: Hyper) -> None:
+        if isinstance(h["eps_hat"], bool | np.bool_):
+            eps = check_number("eps", h["eps"])
+            h["eps"], h["eps_hat"] = (0.0, eps) if h["eps_hat"] else (eps, 0.0)
 
     @staticmethod
     def optional_states(h: Hyper) -> set[str]:
