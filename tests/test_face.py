@@ -1,4 +1,4 @@
-"""The public face: parameters, gradients, groups, state, settings; a refused call changes nothing."""
+"""The public face: parameters, gradients, groups, state, settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -170,16 +169,6 @@ def test_lr_may_be_a_callable() -> None:
     assert resumed.param_groups[0]["lr"] is schedule
 
 
-@pytest.mark.parametrize("rubbish", [lambda s: "fast", lambda s: -1.0, lambda s: float("nan"), lambda s: None])
-def test_an_lr_callable_that_returns_rubbish(rubbish: Callable[[int], Any]) -> None:
-    params = parameters()
-    optimizer = fastopt.SGD(params, lr=rubbish)
-    before = everything(optimizer, params)
-    with pytest.raises((TypeError, ValueError), match="lr"):
-        optimizer.step(gradients(0))
-    assert everything(optimizer, params) == before
-
-
 @pytest.mark.parametrize("variant", table.VARIANTS, ids=str)
 def test_state_is_named_and_aligned(variant: table.Variant) -> None:
     params = dict(zip(NAMES, parameters(), strict=True))
@@ -228,6 +217,17 @@ def test_parameters_may_be_added() -> None:
     assert [p.tobytes() for p in params] == [p.tobytes() for p in others]
 
 
+def test_nag_returns_a_parameter_without_gradient() -> None:
+    params = [np.array([1.0, 2.0]), np.array([3.0])]
+    optimizer = fastopt.NAG(params, lr=0.1)
+    optimizer.step([np.ones(2), np.ones(1)])
+    where = params[1].copy()
+    optimizer.lookahead()
+    assert params[1] != where
+    optimizer.step([np.ones(2), None])
+    np.testing.assert_allclose(params[1], where, rtol=1e-15)
+
+
 # -- Functional ------------------------------------------------------------------------------------
 
 
@@ -253,15 +253,6 @@ def test_functional_takes_states_in_torchs_order() -> None:
     p, g, m, v = (make((3,), i) for i in range(4))
     v = np.abs(v)
     functional.adam(p, g, m, v, step=3, lr=0.1, betas=[0.8, 0.9])
-    for wrong in ({"step": 0}, {"step": 1.0}, {"step": 1, "lr": -1}, {"step": 1, "speed": 1}):
-        before = p.tobytes(), m.tobytes(), v.tobytes()
-        with pytest.raises((TypeError, ValueError), match=r"step|lr|speed"):
-            functional.adam(p, g, m, v, **wrong)
-        assert before == (p.tobytes(), m.tobytes(), v.tobytes())
-    with pytest.raises(TypeError, match="max_exp_avg_sq: missing"):
-        functional.adam(p, g, m, v, step=1, amsgrad=True)
-    with pytest.raises(ValueError, match="share memory"):
-        functional.adam(p, g, m, m, step=1)
 
 
 # -- Settings --------------------------------------------------------------------------------------
@@ -274,13 +265,7 @@ def test_settings_of_the_process() -> None:
     for isa in isas:
         fastopt.set_isa(isa)
         assert fastopt.get_isa() == isa
-    with pytest.raises(ValueError, match="'mmx' cannot run here"):
-        fastopt.set_isa("mmx")
     fastopt.set_num_threads(3)
-    assert fastopt.get_num_threads() == 3
-    for wrong in (0, -1, 1.5, "2", True):
-        with pytest.raises((TypeError, ValueError), match="n:"):
-            fastopt.set_num_threads(wrong)  # type: ignore[arg-type]
     assert fastopt.get_num_threads() == 3
 
 
@@ -305,215 +290,3 @@ def test_python_m_fastopt_says_what_it_is() -> None:
     printed = run("-m fastopt").stdout
     for fact in (fastopt.__version__, "OpenMP", "CPU", *fastopt.available_isas(), *_kernels.TABLE):
         assert fact in printed
-
-
-# -- Refused, and nothing changed ------------------------------------------------------------------
-
-Wrong = Callable[[list[Array]], Any]
-readonly = make((4,), 1)
-readonly.flags.writeable = False
-base = make((40,), 2)
-
-WRONG_PARAMS: dict[str, tuple[Any, str]] = {
-    "an array alone": (make((3,), 0), "params"),
-    "a number": (3, "params"),
-    "a string": ("w", "params"),
-    "nothing": ([], "params"),
-    "None": ([None], "parameter 0"),
-    "a list of numbers": ([make((2,), 0), [1.0, 2.0]], "parameter 1"),
-    "float16": ({"w1": np.ones(3, np.float16)}, "'w1'"),
-    "longdouble": ([np.ones(3, np.longdouble)], "parameter 0"),
-    "integers": ([np.ones(3, int)], "parameter 0"),
-    "complex": ([np.ones(3, complex)], "parameter 0"),
-    "objects": ([np.ones(3, object)], "parameter 0"),
-    "structured": ([np.ones(3, "f4,f4")], "parameter 0"),
-    "swapped": ([np.ones(3, ">f4")], "parameter 0"),
-    "read-only": ([readonly], "parameter 0"),
-    "strided": ([base[::2]], "parameter 0"),
-    "reversed": ([base[::-1]], "parameter 0"),
-    "misaligned": ([np.zeros(41, np.uint8)[1:].view(np.float32)], "parameter 0"),
-    "twice": ([base, base], "parameter 0 and parameter 1"),
-    "overlapping": ([base[:10], base[9:]], "share memory"),
-    "in two groups": ([{"params": [base]}, {"params": [base]}], "share memory"),
-    "a number in a group": ([{"params": 3}], "params"),
-    "group without params": ([{"lr": 1.0}], "params"),
-    "group with an unknown option": ([{"params": [base], "speed": 1}], "speed"),
-    "a dict among arrays": ([base, {"params": []}], "group"),
-    "names that are no strings": ({1: base}, "names"),
-    "a name twice": ([{"params": {"w": base[:3]}}, {"params": {"w": base[3:]}}], "'w'"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG_PARAMS)
-def test_wrong_parameters(case: str) -> None:
-    params, named = WRONG_PARAMS[case]
-    before = base.tobytes()
-    with pytest.raises((TypeError, ValueError), match=named):
-        fastopt.Adam(params)
-    assert base.tobytes() == before
-
-
-def replaced(i: int, grad: Any) -> Callable[..., Any]:
-    return lambda grads, *_: [*grads[:i], grad, *grads[i + 1 :]]
-
-
-WRONG_GRADS: dict[str, tuple[Callable[..., Any], str]] = {
-    "no gradients": (lambda *_: None, "needs gradients"),
-    "an array": (lambda g, *_: g[0], "gradients"),
-    "a number": (lambda *_: 1.0, "gradients"),
-    "too few": (lambda g, *_: g[:-1], "got 4 for 5"),
-    "too many": (lambda g, *_: [*g, g[0]], "got 6 for 5"),
-    "shape": (replaced(4, make((1, 2), 0)), "parameter 4.*shape"),
-    "dimensions": (replaced(1, make((4, 1), 0)), "parameter 1.*shape"),
-    "a list": (replaced(1, [1.0] * 4), "parameter 1"),
-    "float64": (replaced(1, make((4,), 0, "float64")), "parameter 1.*dtype"),
-    "float16": (replaced(1, np.ones(4, np.float16)), "parameter 1.*dtype"),
-    "integers": (replaced(1, np.ones(4, np.int32)), "parameter 1.*dtype"),
-    "complex": (replaced(1, np.ones(4, complex)), "parameter 1.*dtype"),
-    "objects": (replaced(1, np.ones(4, object)), "parameter 1"),
-    "structured": (replaced(1, np.ones(4, "f4,f4")), "parameter 1"),
-    "swapped": (replaced(1, np.ones(4, ">f4")), "parameter 1.*dtype"),
-    "missing names": (lambda g, *_: {0: g[0]}, "no gradient for parameter 1"),
-    "unknown names": (lambda g, *_: {**dict(enumerate(g)), "w9": g[0]}, "'w9'"),
-    "a parameter": (lambda g, params, _: [*g[:1], params[1], *g[2:]], "parameter 1.*shares memory"),
-    "a parameter reversed": (
-        lambda g, params, _: [*g[:1], params[0].ravel()[::-2][:4], *g[2:]],
-        "parameter 1.*shares memory with parameter 0",
-    ),
-    "a state": (
-        lambda g, _, opt: [*g[:1], opt.state[1]["exp_avg"], *g[2:]],
-        "parameter 1.*shares memory with the state",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", WRONG_GRADS)
-def test_wrong_gradients_change_nothing(case: str) -> None:
-    wrong, message = WRONG_GRADS[case]
-    params = parameters()
-    optimizer = fastopt.Adam(params)
-    train(optimizer, range(2))
-    before = everything(optimizer, params)
-    with pytest.raises((TypeError, ValueError), match=message):
-        optimizer.step(wrong(gradients(2), params, optimizer))
-    assert everything(optimizer, params) == before
-    train(optimizer, range(2, 3))  # and it goes on
-
-
-def test_the_last_of_a_thousand_gradients_is_wrong() -> None:
-    params = [np.ones(8, np.float32) for _ in range(1000)]
-    grads = [np.ones(8, np.float32) for _ in params]
-    optimizer = fastopt.Adam(params)
-    optimizer.step(grads)
-    before = everything(optimizer, params)
-    with pytest.raises(ValueError, match="parameter 999"):
-        optimizer.step([*grads[:-1], np.ones(9, np.float32)])
-    assert everything(optimizer, params) == before
-
-
-def wrong_values(default: Any) -> list[Any]:
-    if isinstance(default, bool):
-        return [1, "yes", None, 0.5]
-    if isinstance(default, tuple):
-        return [0.9, (0.9,), (0.9, 0.9, 0.9), (-0.1, 0.9), (0.9, 1.5), (0.9, "x"), None, (np.nan, 0.9)]
-    return [-1.0, np.nan, np.inf, -np.inf, "0.1", None, 1j, [0.1], np.ones(2)]
-
-
-WRONG_OPTIONS = [
-    pytest.param(cls, name, value, id=f"{cls.__name__}-{name}-{value!r}")
-    for cls in table.OPTIMIZERS
-    for name, default in table.options_of(cls).items()
-    for value in wrong_values(default)
-]
-
-
-@pytest.mark.parametrize(("cls", "name", "value"), WRONG_OPTIONS)
-def test_wrong_options(cls: type[fastopt.Optimizer], name: str, value: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match=name):
-        cls(parameters(), **{name: value})  # type: ignore[arg-type]
-    params = parameters()
-    optimizer = table.base(cls).make(params)
-    train(optimizer, range(2))
-    before, right = everything(optimizer, params), optimizer.param_groups[0][name]
-    optimizer.param_groups[0][name] = value
-    with pytest.raises((TypeError, ValueError), match=name):
-        optimizer.step(gradients(2))
-    assert everything(optimizer, params) == before
-    optimizer.param_groups[0][name] = right
-    train(optimizer, range(2, 3))
-
-
-def test_nesterov_needs_momentum() -> None:
-    with pytest.raises(ValueError, match="nesterov"):
-        fastopt.SGD(parameters(), nesterov=True)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, "1", None, True])
-def test_wrong_grad_scale(value: Any) -> None:
-    if value is True:  # it is 1
-        return
-    with pytest.raises((TypeError, ValueError), match="grad_scale"):
-        fastopt.SGD(parameters()).step(gradients(0), grad_scale=value)
-
-
-def edit(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
-    def apply(saved: dict[str, Any]) -> None:
-        place: Any = saved
-        for key in path[:-1]:
-            place = place[key]
-        if value is None:
-            del place[path[-1]]
-        else:
-            place[path[-1]] = value
-
-    return apply
-
-
-WRONG_STATE_DICTS = {
-    "no state": (edit("state", value=None), "state_dict"),
-    "no groups": (edit("param_groups", value=None), "state_dict"),
-    "groups": (edit("param_groups", value=[]), "groups"),
-    "count": (edit("param_groups", 0, "params", value=[0, 1]), "2 parameters"),
-    "shape": (edit("state", 4, "exp_avg", value=np.ones(3)), "parameter 4.*exp_avg.*shape"),
-    "dtype": (edit("state", 4, "exp_avg", value=np.ones((2, 1), int)), "parameter 4.*exp_avg"),
-    "missing": (edit("state", 4, "exp_avg", value=None), "parameter 4.*exp_avg is missing"),
-    "unknown": (edit("state", 4, "speed", value=np.ones((2, 1))), "parameter 4.*speed"),
-    "step": (edit("state", 4, "step", value=-1), "parameter 4.*step"),
-    "half a step": (edit("state", 4, "step", value=1.5), "parameter 4.*step"),
-    "option": (edit("param_groups", 0, "lr", value=-1.0), "lr"),
-    "unknown option": (edit("param_groups", 0, "speed", value=1.0), "speed"),
-    "unknown parameter": (edit("state", 9, value={}), "unknown parameters"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG_STATE_DICTS)
-def test_wrong_state_dicts_change_nothing(case: str) -> None:
-    change, message = WRONG_STATE_DICTS[case]
-    params = parameters()
-    optimizer = fastopt.Adam(params)
-    train(optimizer, range(2))
-    saved = optimizer.state_dict()
-    change(saved)
-    before, groups = everything(optimizer, params), str(optimizer.param_groups)
-    with pytest.raises((TypeError, ValueError), match=message):
-        optimizer.load_state_dict(saved)
-    assert everything(optimizer, params) == before
-    assert str(optimizer.param_groups) == groups
-
-
-def test_nag_refuses_to_look_ahead_twice() -> None:
-    optimizer = fastopt.NAG(parameters())
-    optimizer.lookahead()
-    with pytest.raises(RuntimeError, match="ahead already"):
-        optimizer.lookahead()
-
-
-def test_nag_returns_a_parameter_without_gradient() -> None:
-    params = [np.array([1.0, 2.0]), np.array([3.0])]
-    optimizer = fastopt.NAG(params, lr=0.1)
-    optimizer.step([np.ones(2), np.ones(1)])
-    where = params[1].copy()
-    optimizer.lookahead()
-    assert params[1] != where
-    optimizer.step([np.ones(2), None])
-    np.testing.assert_allclose(params[1], where, rtol=1e-15)
