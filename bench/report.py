@@ -268,7 +268,7 @@ def isa_step(case: Case, rng: np.random.Generator) -> Step:
     plan = _kernels.Plan(cls.kernel, params, list(range(count)), [0] * count, states, np.zeros(count, np.int64))
     chosen = cls.subset(h), cls.scalars(h, h["lr"], 1, 1.0)
     plan.bind(grads)
-    return lambda: plan.step(None, 1.0, lambda *_: chosen, Choices())
+    return lambda: plan.step(None, 1.0, lambda *_: chosen, Choices(), None)
 
 
 def report_isas(seconds: float) -> None:

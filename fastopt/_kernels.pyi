@@ -41,4 +41,5 @@ class Plan:
         grad_scale: float,
         coefficients: Callable[[int, int, float], tuple[int, dict[str, float]]],
         choices: Choices,
+        finish: Callable[[list[bool]], None] | None,
     ) -> None: ...

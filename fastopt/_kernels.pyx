@@ -750,12 +750,12 @@ cdef class Plan:
                 twins.append((i, subset, values))
         return 0
 
-    def step(self, object grads, double grad_scale, object coefficients, object choices):
+    def step(self, object grads, double grad_scale, object coefficients, object choices, object finish):
         """One update of every parameter that has a gradient.
 
         grads: a list or dict, or None for the bound ones. coefficients(group, step, grad_scale) returns
         the subset of optional states in use, as bits, and the kernel's scalars by name. choices: of the
-        number of threads.
+        number of threads. finish: called at the end with whether each parameter had a gradient, or None.
         """
         cdef Py_ssize_t i
         cdef list twins = []
@@ -785,6 +785,8 @@ cdef class Plan:
                 self._run(team)
             if timed:
                 choices.end()
+            if finish is not None:
+                finish([self.tensors[i].active != 0 for i in range(self.count)])
         finally:
             if self.bound is None:
                 self._release()

@@ -97,7 +97,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., None]:
         steps = np.array([step - 1], np.int64)
         plan = _kernels.Plan(cls.kernel, [param], ["param"], [0], [states], steps, cls.state_names)
         scalars = cls.scalars(h, lr, int(step), check_grad_scale(grad_scale))
-        plan.step([grad], 1.0, lambda *_: (subset, scalars), _thread.choices)
+        plan.step([grad], 1.0, lambda *_: (subset, scalars), _thread.choices, None)
 
     parameter = inspect.Parameter
     either, keyword = parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY

@@ -155,6 +155,9 @@ class Optimizer:
     def check(h: Hyper) -> None:
         """Refuses hyper-parameters that are right by themselves but not together."""
 
+    finish: ClassVar[Callable[[Any, Sequence[bool]], None] | None] = None
+    """Called at the end of every step with, for each parameter, whether it had a gradient."""
+
     # -- The public face --
 
     def step(
@@ -179,7 +182,7 @@ class Optimizer:
         if not _kernels.unedited(self.param_groups, self._seen):
             with self._alone():
                 self._take_edits()
-        self._plan.step(grads, grad_scale, self._scalars, self._choices)
+        self._plan.step(grads, grad_scale, self._scalars, self._choices, self.finish)
 
     def bind(self, grads: Grads | None) -> None:
         """Names gradient buffers that are filled in place: from now on ``step()`` takes none.

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from fastopt._kernels import Plan, bias_correction
 from fastopt.choice import Choices
 from fastopt.optimizer import (
-    Grads,
     Hyper,
     LearningRate,
     Optimizer,
@@ -133,15 +131,10 @@ class NAG(Optimizer):
             self._move([True] * len(self._params), 1.0)
             self._set_ahead(True)
 
-    def step(self, grads: Grads | None = None, **options: Any) -> None:
-        if not self._seen[0]["ahead"]:
-            return super().step(grads, **options)
-        before = self._steps.copy()
-        super().step(grads, **options)
-        self._move(list(self._steps == before), -1.0)
-        self._set_ahead(False)
-
-    step.__doc__ = Optimizer.step.__doc__
+    def finish(self, stepped: Sequence[bool]) -> None:
+        if self._seen[0]["ahead"]:
+            self._move([not moved for moved in stepped], -1.0)
+            self._set_ahead(False)
 
     def _move(self, which: Sequence[bool], sign: float) -> None:
         """p = p + sign * momentum * v: a step of plain SGD along the velocity."""
@@ -158,7 +151,7 @@ class NAG(Optimizer):
             h = {**SGD.defaults_of(), "lr": -sign * self._seen[group]["momentum"]}
             return 0, SGD.scalars(h, h["lr"], 1, grad_scale)
 
-        self._along.step(velocities, 1.0, coefficients, self._along_choices)
+        self._along.step(velocities, 1.0, coefficients, self._along_choices, None)
 
     def _set_ahead(self, ahead: bool) -> None:
         for group in [*self._seen, *self.param_groups]:

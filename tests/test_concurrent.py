@@ -123,7 +123,7 @@ def test_any_calls_of_one_optimizer(name: str) -> None:
     params, grads = [np.ones(SIZE, np.float32)], [np.full(SIZE, 0.5, np.float32)]
     optimizer = base(name).make(params)
     saved = [optimizer.state_dict()]
-    hypers = [variant.hyper for variant in table.variants(type(optimizer))]
+    hypers = [table.options_of(type(optimizer)) | v.options for v in table.variants(type(optimizer))]
 
     def whole(arrays: Sequence[Any]) -> None:
         for array in arrays:

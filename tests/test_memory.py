@@ -42,5 +42,5 @@ def test_memory_stays_flat(variant: table.Variant, count: int, shape: tuple[int,
     finally:
         tracemalloc.stop()
     assert end - start < 10_000  # what the choice of threads remembers; 24 bytes a step would show
-    assert peak - start < 20_000, "a step makes temporaries"
+    assert peak - start < 40_000, "a step makes temporaries"  # the choice of threads reads some files
     assert resident_bytes() - resident < 2_000_000
