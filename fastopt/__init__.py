@@ -14,7 +14,14 @@ from fastopt import functional
 from fastopt.optimizer import Optimizer
 from fastopt.optimizers import *  # noqa: F403  every optimizer, from the list in that module
 from fastopt.optimizers import __all__ as _optimizers
-from fastopt.threads import available_isas, get_isa, get_num_threads, set_isa, set_num_threads
+from fastopt.threads import (
+    available_isas,
+    get_isa,
+    get_num_threads,
+    set_flush_denormal,
+    set_isa,
+    set_num_threads,
+)
 
 __version__: str
 __all__ = [
@@ -24,6 +31,7 @@ __all__ = [
     "functional",
     "get_isa",
     "get_num_threads",
+    "set_flush_denormal",
     "set_isa",
     "set_num_threads",
 ]

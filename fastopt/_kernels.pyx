@@ -12,7 +12,7 @@ from cpython.dict cimport PyDict_CheckExact, PyDict_Next
 from cpython.memoryview cimport PyMemoryView_FromBuffer
 from cpython.ref cimport PyObject
 from cython.parallel cimport prange
-from libc.stdint cimport int64_t, uintptr_t
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
 from collections.abc import Mapping
@@ -34,6 +34,10 @@ cdef extern from "fastopt.h" nogil:
         const char *name
         const fastopt_optimizer *optimizers
     const fastopt_isa *fastopt_isas()
+
+cdef extern from "subnormals.h" nogil:
+    uint64_t fastopt_flush_subnormals()
+    void fastopt_set_mode(uint64_t mode)
 
 cdef extern from *:
     """
@@ -107,6 +111,7 @@ COMPILER = FASTOPT_COMPILER.decode()
 # -- Settings of the process ---------------------------------------------------------------------
 
 cdef int active_isa = 0  # an index into ISA_NAMES; the last one is the NumPy twin
+cdef bint flush_denormal = False  # while a kernel or a twin runs
 
 
 def _is_forked():
@@ -135,6 +140,11 @@ def select_isa(int index):
 
 def selected_isa():
     return active_isa
+
+
+def set_flush_denormal(bint mode):
+    global flush_denormal
+    flush_denormal = mode
 
 
 cdef object NDARRAY = np.ndarray
@@ -270,13 +280,16 @@ cdef struct Interval:
     uintptr_t begin, end
 
 
-cdef void run_task(const Tensor *tensors, const Chunk *chunk, const Chunk *end) noexcept nogil:
+cdef void run_task(const Tensor *tensors, const Chunk *chunk, const Chunk *end, bint flush) noexcept nogil:
     cdef const Tensor *tensor
+    cdef uint64_t mode = fastopt_flush_subnormals() if flush else 0
     while chunk < end:
         tensor = tensors + chunk.tensor
         if tensor.active:
             tensor.kernel(tensor.buffers, tensor.scalars, chunk.begin, chunk.end)
         chunk += 1
+    if flush:
+        fastopt_set_mode(mode)
 
 
 cdef class Plan:
@@ -797,22 +810,29 @@ cdef class Plan:
         cdef const Chunk *chunks = self.chunks
         cdef const size_t *tasks = self.tasks
         cdef Py_ssize_t task, count = self.task_count
+        cdef bint flush = flush_denormal
         if team > count:
             team = <int>count
         with nogil:
             if team > 1:
                 for task in prange(count, num_threads=team, schedule="dynamic"):
-                    run_task(tensors, chunks + tasks[task], chunks + tasks[task + 1])
+                    run_task(tensors, chunks + tasks[task], chunks + tasks[task + 1], flush)
             else:
-                run_task(tensors, chunks, chunks + tasks[count])
+                run_task(tensors, chunks, chunks + tasks[count], flush)
 
     cdef int _run_twins(self, list twins) except -1:
         """The same update by the NumPy twin, tensor by tensor."""
         cdef Py_ssize_t required = len(TABLE[self.kernel]["state"])
-        for i, subset, values in twins:
-            states = [
-                self.states[i][name] if k < required or subset >> (k - required) & 1 else None
-                for k, name in enumerate(self.names[2:])
-            ]
-            reference.update(self.kernel, self.params[i], self._gradient(i), states, list(values.values()))
+        cdef bint flush = flush_denormal
+        cdef uint64_t mode = fastopt_flush_subnormals() if flush else 0
+        try:
+            for i, subset, values in twins:
+                states = [
+                    self.states[i][name] if k < required or subset >> (k - required) & 1 else None
+                    for k, name in enumerate(self.names[2:])
+                ]
+                reference.update(self.kernel, self.params[i], self._gradient(i), states, list(values.values()))
+        finally:
+            if flush:
+                fastopt_set_mode(mode)
         return 0

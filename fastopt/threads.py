@@ -1,4 +1,4 @@
-"""How many threads a step may use, and which instruction set it runs."""
+"""Settings of the process: how many threads a step may use, which instruction set, and subnormal numbers."""
 
 from __future__ import annotations
 
@@ -122,6 +122,19 @@ def set_isa(name: str | None) -> None:
 def get_isa() -> str:
     """The instruction set that steps run."""
     return available_isas()[_kernels.selected_isa()]
+
+
+def set_flush_denormal(mode: bool) -> None:
+    """Whether steps take subnormal numbers (below 1e-38 in float32, 2e-308 in float64) for zero.
+
+    The default is False: the bits are NumPy's. But under gradients that are zero for hundreds of steps,
+    averages fade to such numbers and stay there, and arithmetic on them costs some processors three
+    times as much, others far more; with True it costs no more than usual. The processor's mode is set
+    around each kernel, on the thread that runs it, and put back.
+    """
+    if not isinstance(mode, bool):
+        raise TypeError(f"mode: expected True or False, got {mode!r}")
+    _kernels.set_flush_denormal(mode)
 
 
 _default_fixed: int | None = None

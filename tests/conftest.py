@@ -22,3 +22,4 @@ def _settings() -> Iterator[None]:
     yield
     fastopt.set_isa(isa)
     fastopt.set_num_threads(None)
+    fastopt.set_flush_denormal(False)

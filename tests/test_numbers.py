@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -83,3 +84,58 @@ def test_zero_gradients_keep_the_bits(variant: Variant, dtype: str) -> None:
     subnormal = [bool((x != 0).all() and (abs(x) < np.finfo(dtype).tiny).all()) for x in states]
     sums = {"sum"} & set(variant.cls.state_names.values())
     assert subnormal == [True] * len(states) or sums, f"{variant} does not reach subnormal numbers"
+
+
+def is_subnormal(array: table.Array) -> table.Array:
+    return (array != 0) & (abs(array) < np.finfo(array.dtype).tiny)
+
+
+@every_dtype
+@pytest.mark.parametrize("variant", [idle(cls) for cls in table.OPTIMIZERS], ids=str)
+def test_flushed_subnormal_numbers_are_zero_for_every_instruction_set(variant: Variant, dtype: str) -> None:
+    size = 70_001  # two threads
+    grads = [[table.plain_values(size, dtype, k) * table.EFFECTIVE["lr"]] for k in range(3)]
+    grads += [[np.full(size, np.finfo(dtype).tiny / 3, dtype)]]
+    fastopt.set_num_threads(2)
+    results = []
+    for isa, flush in [*((isa, True) for isa in fastopt.available_isas()), ("numpy", False)]:
+        fastopt.set_isa(isa)
+        fastopt.set_flush_denormal(flush)
+        params = [np.full(size, np.finfo(dtype).tiny, dtype)]
+        optimizer = variant.make(params)
+        for step in grads:
+            optimizer.step(step)
+        states = [array for array in optimizer.state[0].values() if isinstance(array, np.ndarray)]
+        for array in states:
+            array *= np.finfo(dtype).tiny / 2
+        optimizer.step(grads[-1])
+        found = [bool(is_subnormal(array).any()) for array in [*params, *states]]
+        results.append((table.bits(optimizer, params), found))
+    *flushed, kept = results
+    assert all(result == flushed[0] for result in flushed)
+    assert not any(flushed[0][1])
+    assert any(kept[1])
+
+
+@every_dtype
+@pytest.mark.parametrize("isa", table.NATIVE_ISAS)
+@pytest.mark.parametrize("variant", [v for v in table.BASES if v.cls.letters(v.hyper)], ids=str)
+def test_flushed_zero_gradients_cost_no_more(variant: Variant, dtype: str, isa: str) -> None:
+    """The last of 5,000 steps against the first; the middle of a hundred, so that other work does not count."""
+    fastopt.set_isa(isa)
+    fastopt.set_flush_denormal(True)
+    size = 10_000
+    zeros = [np.zeros(size, dtype)]
+    for _ in range(5):
+        optimizer = variant.make([table.plain_values(size, dtype, 9)])
+        for k in range(5):
+            optimizer.step([table.plain_values(size, dtype, k)])
+        times = []
+        for _ in range(5000):
+            start = time.perf_counter()
+            optimizer.step(zeros)
+            times.append(time.perf_counter() - start)
+        ratio = np.median(times[-100:]) / np.median(times[:100])
+        if ratio <= 1.5:
+            return
+    pytest.fail(f"the last steps take {ratio:.1f} times as long as the first")

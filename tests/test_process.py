@@ -142,6 +142,12 @@ def test_settings_stay_in_every_thread() -> None:
                 bits = call(lambda size=size, threads=threads: step(size, threads))
                 assert size == SMALL or bits == serial
                 assert settings() == before == in_a_thread(settings)
+    fastopt = importlib.import_module("fastopt")
+    fastopt.set_flush_denormal(True)
+    for isa in fastopt.get_isa(), "numpy":
+        fastopt.set_isa(isa)
+        assert step(LARGE, 2) != serial
+        assert settings() == before == in_a_thread(settings)
     old_thread_asks.set()
     old_thread.join()
     assert old_thread_answers == [before]
