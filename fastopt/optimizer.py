@@ -108,7 +108,7 @@ class Optimizer:
     """What users (and torch) call the state buffers, by the formula's letters."""
 
     flags: ClassVar[Hyper] = {}
-    """What a parameter group has besides the options of the class, with their first values."""
+    """What a parameter group has besides the options of the class, with their first values; nobody edits it."""
 
     param_groups: list[Hyper]
     """Dicts with ``"params"`` and the hyper-parameters, which may be edited between steps."""
@@ -329,12 +329,12 @@ class Optimizer:
                 raise TypeError(
                     f"params: a group must be a dict, got {type(group).__name__}; pass arrays or groups, not both"
                 )
-            h = {**self.defaults, **group}
+            h = {**self.defaults, **group, **self.flags}
             if "params" not in h:
                 raise ValueError('params: missing from a parameter group; pass {"params": [...], ...}')
             names, members = _as_params(h["params"], len(keys))
             h["params"] = tuple(members)
-            self._check_group(len(checked), h, self.flags)
+            self._check_group(len(checked), h)
             for name in names:
                 if name in known:
                     raise ValueError(f"{name!r}: the name of two parameters; give each its own")
@@ -355,7 +355,7 @@ class Optimizer:
         self._lay_out(checked, keys, params, group_of, states, steps)
 
     def _groups_now(self) -> list[Hyper]:
-        """Copies of the groups as somebody may have edited them; refuses what is no edit of an option."""
+        """Copies of the groups as somebody may have edited them, flags apart; refuses what is no option's edit."""
         if not isinstance(self.param_groups, list) or len(self.param_groups) != len(self._seen):
             raise ValueError("param_groups: groups cannot be added or removed by hand; use add_param_group")
         for index, (group, seen) in enumerate(zip(self.param_groups, self._seen, strict=True)):
@@ -365,21 +365,18 @@ class Optimizer:
                 raise ValueError(
                     f"group {index}: its params are fixed; make a new optimizer or use add_param_group"
                 )
-        return [dict(group) for group in self.param_groups]
+        flags = [{name: seen[name] for name in self.flags} for seen in self._seen]
+        return [{**group, **own} for group, own in zip(self.param_groups, flags, strict=True)]
 
-    def _check_group(self, index: int, h: Hyper, flags: Hyper) -> None:
-        """Checks a group; its flags, which are no options, must be those given."""
+    def _check_group(self, index: int, h: Hyper) -> None:
         with _within(f"group {index}"):
             self._check(h, self.defaults)
-            for name in self.flags:
-                if h[name] != flags[name]:
-                    raise ValueError(f"{name}: this is no option; put {flags[name]} back")
 
     def _take_edits(self) -> None:
         """Checks groups that were edited and makes the state that they newly need."""
         groups = self._groups_now()
-        for index, (group, seen) in enumerate(zip(groups, self._seen, strict=True)):
-            self._check_group(index, group, seen)
+        for index, group in enumerate(groups):
+            self._check_group(index, group)
         self._lay_out(groups, self._keys, self._params, self._group_of, self._plan.states, self._steps)
 
     def _lay_out(
@@ -525,7 +522,7 @@ def _read_state_dict(
         if callable(mine["lr"]):
             new.pop("lr", None)
         merged = {**mine, **new}
-        optimizer._check_group(index, merged, merged)
+        optimizer._check_group(index, merged)
         groups.append(merged)
     if len(set(order)) != len(order):
         raise ValueError("param_groups: two parameters have one number; give each its own")
