@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -151,6 +153,26 @@ def sliced(array: Array) -> Array:
     return view
 
 
+def one_byte_on(array: Array) -> Array:
+    """A copy whose elements lie across the addresses where they ought to begin."""
+    view = np.empty(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
+    view[...] = array
+    assert not (view.size and view.flags.aligned)
+    return view
+
+
+def in_records(array: Array) -> Array:
+    """A copy in a field of packed records: the other fields lie between its elements."""
+    records = np.full(array.shape, 7, [("tag", "u1"), ("value", array.dtype), ("rest", "u2")])
+    records["value"] = array
+    return records["value"]
+
+
+def in_order_of(axes: Sequence[int]) -> Callable[[Array], Array]:
+    """Copies in which other axes vary fastest."""
+    return lambda array: np.ascontiguousarray(array.transpose(axes)).transpose(np.argsort(axes))
+
+
 def read_only(array: Array) -> Array:
     array = array.copy()
     array.flags.writeable = False
@@ -166,6 +188,9 @@ GRADIENT_LAYOUTS: dict[str, Callable[[Array], Array]] = {
     "read-only": read_only,
     "one row for all": lambda g: np.broadcast_to(g[:1], g.shape),
     "one column for all": lambda g: np.broadcast_to(g[:, :1], g.shape),
+    "one number for all": lambda g: np.broadcast_to(g[3, 3], g.shape),
+    "one byte on": one_byte_on,
+    "in records": in_records,
 }
 PARAMETER_LAYOUTS: dict[str, Callable[[Array], Array]] = {
     "C": np.copy,
@@ -190,6 +215,41 @@ def test_any_layout(variant: Variant, dtype: str, gradient_layout: str) -> None:
             got = whole(train(variant, params, [[g] for g in grads]), params)
             assert got == want, f"{isa}, parameter layout: {parameter_layout}"
     assert [table.bits_of(g) for g in grads] == before, "a step wrote to its gradients"
+
+
+BLOCKS = [(2, 3, 4), (1, 5, 1), (7, 1, 9), (3, 0, 2), (20, 21, 22), (4, 2, 3, 5)]
+LAYOUTS_OF_BLOCKS: dict[str, Callable[[Array], Array]] = {
+    **{f"axes {axes}": in_order_of(axes) for axes in itertools.permutations(range(3))},
+    "reversed": lambda g: g[::-1, :, ::-1].copy()[::-1, :, ::-1],
+    "within another": lambda g: np.pad(g, 1)[(slice(1, -1),) * g.ndim],
+    "every other row": lambda g: np.repeat(g, 2, axis=1)[:, ::2],
+    "one byte on": one_byte_on,
+    "in records": in_records,
+    "one for all": lambda g: np.broadcast_to(g[:1, :, :1], g.shape),
+}
+
+
+@every_dtype
+@every_optimizer
+def test_layouts_of_more_dimensions(variant: Variant, dtype: str) -> None:
+    start: list[Array] = []
+    grads: list[list[Array]] = [[] for _ in range(STEPS)]
+    for shape, (name, lay_out), order in itertools.product(BLOCKS, LAYOUTS_OF_BLOCKS.items(), "CF"):
+        if len(shape) > 3 and name.startswith("axes"):
+            lay_out = in_order_of((2, 0, 3, 1))
+        size = math.prod(shape)
+        start.append(table.hard_values(size, dtype, 30).reshape(shape).copy(order))
+        for k in range(STEPS):
+            grads[k].append(lay_out(table.hard_values(size, dtype, 31 + k).reshape(shape)))
+    fastopt.set_isa("numpy")
+    params = [p.copy("C") for p in start]
+    want = table.bits(train(variant, params, [[g.copy("C") for g in step] for step in grads]), params)
+    for isa in fastopt.available_isas():
+        fastopt.set_isa(isa)
+        params = [p.copy("K") for p in start]
+        got = table.bits(train(variant, params, grads), params)
+        wrong = [params[i].shape for i, (a, b) in enumerate(zip(got, want, strict=True)) if a != b]
+        assert not wrong, f"{isa}: not the bits of contiguous gradients for {wrong}"
 
 
 @every_dtype
