@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -94,24 +95,54 @@ VARIANTS = [variant for cls in OPTIMIZERS for variant in variants(cls)]
 
 
 def hard_values(size: int, dtype: str, seed: int) -> Array:
-    """Normally distributed numbers; scattered among them what arithmetic treats in its own way."""
-    rng = np.random.default_rng([seed, size])
-    values = rng.standard_normal(size).astype(dtype)
-    limits = np.finfo(values.dtype)
+    """Numbers of either sign below 4; scattered among them what arithmetic treats in its own way.
+
+    They are made of a generator's raw words by exact operations: the same in every version of NumPy.
+    """
+    words = np.random.PCG64([seed, size]).random_raw(2 * size)
+    word, choice = np.asarray(words[:size]), np.asarray(words[size:])
+    limits = np.finfo(dtype)
     special = np.array(
         [
             *(0.0, -0.0, np.inf, -np.inf, np.nan),
             *(limits.smallest_subnormal, -limits.smallest_subnormal, limits.tiny / 3),
             *(limits.tiny, limits.max, -limits.max),
         ],
-        values.dtype,
+        limits.dtype,
     )
-    chosen = rng.random(size) < 0.1
-    values[chosen] = rng.choice(special, int(chosen.sum()))
+    # as many random bits as the dtype's significand has
+    fraction = np.ldexp((word >> np.uint64(63 - limits.nmant)).astype(dtype), -limits.nmant - 1)
+    values: Array = (8 * fraction - 4).astype(dtype)
+    chosen = choice % 10 == 0
+    values[chosen] = special[choice[chosen] // 10 % special.size]
     # the same elements are zeros in every draw: another gradient would wash out the sign of a zero
     zeros = values[5::13]
-    zeros[...] = rng.choice(special[:2], zeros.size)
+    zeros[...] = special[choice[5::13] % 2]
     return values
+
+
+SIZES = [*range(131), *range(1023, 1026), *range(2**16 - 1, 2**16 + 2)]
+"""All that a kernel's body, its epilogues and the cuts between chunks tell apart; together more
+than enough to run in parallel."""
+STEPS = 3
+SCALES = [1.0, 0.7, -0.3]
+"""grad_scale of each step."""
+
+
+@lru_cache(maxsize=2)
+def inputs(dtype: str) -> tuple[list[Array], list[list[Array]]]:
+    """Parameters of all sizes, and their gradients in each step."""
+    params = [hard_values(size, dtype, 0) for size in SIZES]
+    grads = [[hard_values(size, dtype, 1 + k) for size in SIZES] for k in range(STEPS)]
+    return params, grads
+
+
+def train(variant: Variant, params: Sequence[Array], grads: Sequence[Sequence[Array]]) -> fastopt.Optimizer:
+    """Updates ``params`` with each step's gradients."""
+    optimizer = variant.make(params)
+    for step, scale in zip(grads, SCALES, strict=True):
+        optimizer.step(step, grad_scale=scale)
+    return optimizer
 
 
 def plain_values(size: int, dtype: str, seed: int) -> Array:

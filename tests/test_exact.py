@@ -10,38 +10,15 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import table
-from table import Array, Variant
+from table import SIZES, STEPS, Array, Variant, inputs, train
 
 import fastopt
 from fastopt import _kernels
-
-SIZES = [*range(131), *range(1023, 1026), *range(2**16 - 1, 2**16 + 2)]
-"""All that a kernel's body, its epilogues and the cuts between chunks tell apart; together more
-than enough to run in parallel."""
-STEPS = 3
-SCALES = [1.0, 0.7, -0.3]
-"""grad_scale of each step."""
 
 every_optimizer = pytest.mark.parametrize("variant", table.BASES, ids=lambda v: v.cls.__name__)
 every_variant = pytest.mark.parametrize("variant", table.VARIANTS, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", table.DTYPES)
 every_isa = pytest.mark.parametrize("isa", table.NATIVE_ISAS)
-
-
-@lru_cache(maxsize=2)
-def inputs(dtype: str) -> tuple[list[Array], list[list[Array]]]:
-    """Parameters of all sizes, and their gradients in each step."""
-    params = [table.hard_values(size, dtype, 0) for size in SIZES]
-    grads = [[table.hard_values(size, dtype, 1 + k) for size in SIZES] for k in range(STEPS)]
-    return params, grads
-
-
-def train(variant: Variant, params: Sequence[Array], grads: Sequence[Sequence[Array]]) -> fastopt.Optimizer:
-    """Updates ``params`` with each step's gradients."""
-    optimizer = variant.make(params)
-    for step, scale in zip(grads, SCALES, strict=True):
-        optimizer.step(step, grad_scale=scale)
-    return optimizer
 
 
 @lru_cache(maxsize=2)
