@@ -10,8 +10,18 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from Cython.Build import cythonize
-from setuptools import Extension, setup
+
+def compiler() -> str:
+    return os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+
+
+def builds(source: str, *flags: str) -> bool:
+    """Whether a program compiles and links with these flags."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "probe.c").write_text(source)
+        command = [*compiler().split(), *flags, "probe.c", "-o", "probe"]
+        return subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0
+
 
 FLAGS = [
     "-O3",  # turns on the vectoriser
@@ -19,15 +29,13 @@ FLAGS = [
     "-fno-math-errno",  # lets sqrt be an instruction; nobody reads errno
     "-fno-trapping-math",  # without it, loops with sqrt or a comparison do not vectorise
     "-ffp-contract=off",  # no fused multiply-add: every machine computes the same bits
-    "-fno-unswitch-loops",  # one loop a kernel; a test reads the machine code
     "-fvisibility=hidden",  # one symbol leaves: the module's init function
     "-Wall",
     "-Wextra",
 ]
-
-
-def compiler() -> str:
-    return os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+ONE_LOOP = "-fno-unswitch-loops"  # one loop a kernel; a test reads the machine code
+if builds("int main(void) { return 0; }\n", "-Werror", ONE_LOOP):  # clang has no such flag, and no need of it
+    FLAGS.append(ONE_LOOP)
 
 
 def openmp() -> list[str]:
@@ -35,28 +43,27 @@ def openmp() -> list[str]:
     if os.environ.get("FASTOPT_OPENMP") == "0":
         return []
     source = "#include <omp.h>\nint main(void) {\n#pragma omp parallel\n{}\nreturn omp_get_max_threads() < 1; }\n"
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "probe.c").write_text(source)
-        command = [*compiler().split(), "-fopenmp", "probe.c", "-o", "probe"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, check=False)
-    if done.returncode == 0:
+    if builds(source, "-fopenmp"):
         return ["-fopenmp"]
     print("fastopt: no OpenMP found, the build is serial", file=sys.stderr)
     return []
 
 
-OPENMP = openmp()
+if __name__ == "__main__":  # else for its FLAGS alone
+    from Cython.Build import cythonize
+    from setuptools import Extension, setup
 
-setup(
-    ext_modules=cythonize(
-        Extension(
-            "fastopt._kernels",
-            sources=["fastopt/_kernels.pyx", *map(str, sorted(Path("src_c").glob("*.c")))],
-            depends=[str(path) for path in sorted(Path("src_c").rglob("*")) if path.suffix in {".h", ".def"}],
-            include_dirs=["src_c"],
-            extra_compile_args=FLAGS + OPENMP,
-            extra_link_args=OPENMP,
-        ),
-        language_level=3,
+    OPENMP = openmp()
+    setup(
+        ext_modules=cythonize(
+            Extension(
+                "fastopt._kernels",
+                sources=["fastopt/_kernels.pyx", *map(str, sorted(Path("src_c").glob("*.c")))],
+                depends=[str(path) for path in sorted(Path("src_c").rglob("*")) if path.suffix in {".h", ".def"}],
+                include_dirs=["src_c"],
+                extra_compile_args=FLAGS + OPENMP,
+                extra_link_args=OPENMP,
+            ),
+            language_level=3,
+        )
     )
-)
