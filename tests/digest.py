@@ -1,0 +1,135 @@
+"""One digest of all bits that the kernels compute: the same for every compiler, processor and setting.
+
+    python tests/digest.py [KERNEL ...]     compares with digest.txt, and names the kernels that differ
+    python tests/digest.py --store          writes digest.txt; its diff says which kernels changed
+    python tests/digest.py --driver COMMAND has every kernel called by a program: see driver.c
+
+A KERNEL is a name in digest.txt, such as adam_0_float32: the row, the subset of optional buffers, the dtype.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shlex
+import struct
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import numpy as np
+import table
+from table import Array
+
+import fastopt
+from fastopt import _kernels, reference
+
+STORED = Path(__file__).with_name("digest.txt")
+"""A line for each kernel, and one for all of these lines."""
+
+KERNELS = [
+    f"{row}_{subset}_{dtype}"
+    for row in _kernels.TABLE
+    for subset in range(2 ** len(_kernels.TABLE[row]["optional"]))
+    for dtype in table.DTYPES
+]
+
+
+def digest_of(kernel: str) -> str:
+    """SHA-256 of what a kernel makes of inputs of all sizes, for every variant that runs it."""
+    row, subset, dtype = kernel.rsplit("_", 2)
+    start, grads = table.inputs(dtype)
+    digest = hashlib.sha256()
+    for variant in table.VARIANTS:
+        if (variant.cls.kernel, variant.cls.subset(variant.hyper)) == (row, int(subset)):
+            params = [p.copy() for p in start]
+            for arrays in table.bits(table.train(variant, params, grads), params):
+                digest.update(b"".join(arrays))
+    return digest.hexdigest()
+
+
+def listing(found: dict[str, str]) -> str:
+    lines = "".join(f"{digest}  {kernel}\n" for kernel, digest in found.items())
+    return lines + f"{hashlib.sha256(lines.encode()).hexdigest()}  all of the above\n"
+
+
+def stored() -> dict[str, str]:
+    """The stored digests by kernel."""
+    text = STORED.read_text()
+    *lines, _ = text.splitlines()
+    found = {kernel: digest for digest, kernel in (line.split() for line in lines)}
+    if text != listing(found):
+        raise ValueError(
+            f"{STORED} does not agree with its last line; write it again: python tests/digest.py --store"
+        )
+    return found
+
+
+class Driver:
+    """Stands in for the NumPy twin: has a program make each call of a kernel, on whatever processor it runs."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.command = shlex.join(command)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __enter__(self) -> None:
+        fastopt.set_isa("numpy")
+        reference.update = self.update
+
+    def __exit__(self, *_: object) -> None:
+        """Any end of the program but a clean one counts, also where it has answered everything."""
+        with suppress(BrokenPipeError):
+            self.process.communicate()
+        if self.process.wait():
+            sys.exit(f"{self.command}: exit status {self.process.returncode}")
+
+    def update(
+        self, name: str, p: Array, grad: Array, states: Sequence[Array | None], scalars: Sequence[float]
+    ) -> None:
+        """As `reference.update`."""
+        buffers = [p, grad, *states]
+        given = sum(1 << i for i, buffer in enumerate(buffers) if buffer is not None)
+        subset = given >> 2 + len(_kernels.TABLE[name]["state"])
+        dtype = table.DTYPES.index(p.dtype.name)
+        call = struct.pack("=32s4IQ", name.encode(), subset, dtype, given, len(scalars), p.size)
+        there = [buffer for buffer in buffers if buffer is not None]
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(b"".join([call, *(x.tobytes() for x in (np.array(scalars, float), *there))]))
+        self.process.stdin.flush()
+        for buffer in there:
+            content = self.process.stdout.read(buffer.nbytes)
+            if len(content) != buffer.nbytes:
+                raise EOFError
+            if buffer is not grad:
+                buffer[...] = np.frombuffer(content, buffer.dtype).reshape(buffer.shape)
+            elif content != grad.tobytes():
+                raise ValueError(f"{name}: it wrote to its gradient")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kernels", nargs="*", metavar="KERNEL", help="only these")
+    parser.add_argument("--store", action="store_true", help="write digest.txt")
+    parser.add_argument("--driver", metavar="COMMAND", type=shlex.split, help="what makes the calls of kernels")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.kernels) - set(KERNELS):
+        parser.error(f"no kernel {', '.join(unknown)}; there are {', '.join(KERNELS)}")
+    if options.store and options.kernels:
+        parser.error("--store takes all kernels")
+    with Driver(options.driver) if options.driver else nullcontext():
+        found = {kernel: digest_of(kernel) for kernel in options.kernels or KERNELS}
+    if options.store:
+        STORED.write_text(listing(found))
+        return
+    want = stored()
+    wrong = [kernel for kernel in found if found[kernel] != want.get(kernel)]
+    if wrong:
+        sys.exit(f"not the stored bits: {', '.join(wrong)}")
+    by = shlex.join(options.driver) if options.driver else fastopt.get_isa()
+    print(f"{len(found)} of {len(want)} kernels have the stored bits ({by})")
+
+
+if __name__ == "__main__":
+    main()
