@@ -15,6 +15,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import pytest
 import table
@@ -22,10 +23,17 @@ import table
 from fastopt import _kernels, reference
 
 REGISTER = {"baseline": "xmm", "avx2": "ymm", "avx512": "zmm"}
+MARCH = {
+    "baseline": "generic64+ibt",
+    "avx2": "generic64+avx2",
+    "avx512": "generic64+avx512f+avx512vl+avx512dq+avx512bw",
+}
+"""What the GNU assembler calls these processors; endbr64 (ibt) is a no-op to those that do not know it."""
 SUFFIX = {"float32": "s", "float64": "d"}
 ARITHMETIC = re.compile(r"v?(mul|add|sub|div|sqrt)([ps])([sd])$")
 FUSED = re.compile(r"vf(n?m(add|sub)|maddsub|msubadd)")
-AVX512_ONLY = re.compile(r"%zmm|%k[0-7]|%[xy]mm(1[6-9]|2\d|3[01])\b")
+ASKS_FIRST = re.compile(r"(__cpu_indicator_init|get_available_features)(\.\w+)*: xgetbv$")
+"""What __builtin_cpu_init runs once CPUID has said that it is there."""
 PREFIXES = {"bnd", "cs", "data16", "ds", "lock", "notrack", "rep", "repz", "repnz"}
 
 needs_objdump = pytest.mark.skipif(
@@ -175,18 +183,39 @@ def test_kernel(kernel: str, subset: int, dtype: str, isa: str) -> None:
     assert not wrong, f"{name}: " + "; ".join(wrong)
 
 
-@needs_objdump
-def test_wide_registers_stay_in_the_kernels_of_their_instruction_set() -> None:
-    for name, code in functions().items():
-        assert not any(FUSED.match(i.name) for i in code), f"{name}: a fused multiply-add"
-        isa = re.sub(r"(\.\w+)*$", "", name).rpartition("_")[2]
+def beyond(found: dict[str, list[Instruction]], isa: str, folder: Path) -> set[str]:
+    """The instructions of these functions that no processor with ``isa`` alone can run.
+
+    The assembler knows: told the processor, it refuses them.
+    """
+    lines: dict[str, str] = {}  # each distinct instruction, with a function that has it
+    for name, code in found.items():
         for i in code:
-            if isa != "avx512":
-                assert not AVX512_ONLY.search(i.operands), f"{name}: {i.name} {i.operands}"
-            if isa not in {"avx2", "avx512"}:
-                # an instruction of AVX begins with v, also where its registers are narrow
-                is_avx = i.name[0] == "v" and i.name not in {"verr", "verw"}
-                assert not is_avx, f"{name}: {i.name} {i.operands}"
+            operands = re.sub("^[0-9a-f]+ <.*", ".", i.operands)  # where it jumps to
+            lines.setdefault(f"{i.name} {re.sub('<.*?>|#.*', '', operands)}".strip(), name)
+    (folder / "code.s").write_text("\n".join(lines) + "\n")
+    command = ["as", f"-march={MARCH[isa]}", "-o", "/dev/null", "code.s"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    refused = {int(n) - 1 for n in re.findall(r"^code.s:(\d+): Error", done.stderr, re.MULTILINE)}
+    assert bool(refused) == bool(done.returncode), done.stderr
+    return {f"{name}: {line}" for k, (line, name) in enumerate(lines.items()) if k in refused}
+
+
+def isa_of(function: str) -> str:
+    """The instruction set that a kernel is compiled for, by its name; all else must run everywhere."""
+    suffix = re.sub(r"(\.\w+)*$", "", function).rpartition("_")[2]
+    return suffix if suffix in MARCH else "baseline"
+
+
+@needs_objdump
+@pytest.mark.parametrize("isa", MARCH)
+def test_instructions_stay_in_the_kernels_of_their_instruction_set(isa: str, tmp_path: Path) -> None:
+    found = {name: code for name, code in functions().items() if isa_of(name) == isa}
+    assert len(found) >= len(KERNELS) // len(MARCH)
+    wrong = {line for line in beyond(found, isa, tmp_path) if not ASKS_FIRST.match(line)}
+    assert not wrong, "\n".join(sorted(wrong))
+    for name, code in found.items():
+        assert not any(FUSED.match(i.name) for i in code), f"{name}: a fused multiply-add"
 
 
 # -- The reader of code, on code that is wrong -----------------------------------------------------
@@ -251,3 +280,28 @@ def test_reader_refuses(code: tuple[str, ...], complaint: str) -> None:
 
 def test_reader_misses_what_the_formula_has() -> None:
     assert "lacks sqrt" in read(VECTOR_LOOP, RETURN, formula="sqrt")
+
+
+@needs_objdump
+@pytest.mark.parametrize(
+    ("instruction", "isa", "refused"),
+    [
+        ("mulps  %xmm1,%xmm0", "baseline", False),
+        ("jne    10 <f+0x10>", "baseline", False),
+        ("call   99 <malloc@plt>", "baseline", False),
+        ("movaps 0x99(%rip),%xmm1        # 99 <f+0x99>", "baseline", False),
+        ("haddps %xmm0,%xmm0", "baseline", True),
+        ("pshufb %xmm1,%xmm0", "baseline", True),
+        ("roundss $0x9,%xmm0,%xmm0", "baseline", True),
+        ("popcnt %eax,%eax", "baseline", True),
+        ("vmulps %xmm2,%xmm1,%xmm0", "baseline", True),
+        ("vmulps %ymm2,%ymm1,%ymm0", "avx2", False),
+        ("vfmadd213ps %ymm2,%ymm1,%ymm0", "avx2", True),
+        ("vmulps %ymm2,%ymm1,%ymm16", "avx2", True),
+        ("vmulps %zmm2,%zmm1,%zmm0", "avx512", False),
+        ("vpermb %zmm2,%zmm1,%zmm0", "avx512", True),
+    ],
+)
+def test_reader_tells_instruction_sets_apart(instruction: str, isa: str, refused: bool, tmp_path: Path) -> None:
+    found = beyond(parse(f"0000 <f>:\n  10:\t{instruction}\n"), isa, tmp_path)
+    assert len(found) == refused
