@@ -772,12 +772,14 @@ cdef class Plan:
         """
         cdef Py_ssize_t i
         cdef list twins = []
+        cdef list bound = None  # what a refused step binds again
         cdef int team = 1
         cdef bint timed
         self._enter()
         try:
             if grads is not None:
-                if self.bound is not None:
+                bound = self.bound
+                if bound is not None:
                     self._release()
                     self.bound = None
                 self._fetch(grads)
@@ -790,6 +792,7 @@ cdef class Plan:
                 timed = True
                 team = choices.begin(self.elements)
             # Nothing above has written; nothing below can be refused.
+            bound = None
             for i in range(self.count):
                 self.step_view[i] += self.tensors[i].active
             if twins:
@@ -800,6 +803,11 @@ cdef class Plan:
                 choices.end()
             if finish is not None:
                 finish([self.tensors[i].active != 0 for i in range(self.count)])
+        except BaseException:
+            if bound is not None:
+                self._release()
+                self._bind(bound)
+            raise
         finally:
             if self.bound is None:
                 self._release()

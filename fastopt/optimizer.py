@@ -187,7 +187,8 @@ class Optimizer:
     def bind(self, grads: Grads | None) -> None:
         """Names gradient buffers that are filled in place: from now on ``step()`` takes none.
 
-        grads: as for `step`, each contiguous in its parameter's order; None lets go of them.
+        grads: as for `step`, each contiguous in its parameter's order; None lets go of them. So does a step
+        that is given others, and `add_param_group`.
         """
         self._plan.bind(grads)
 

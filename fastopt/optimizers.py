@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastopt._kernels import Plan, bias_correction
+from fastopt._kernels import Plan, bias_correction, unedited
 from fastopt.choice import Choices
 from fastopt.optimizer import (
     Hyper,
@@ -154,7 +154,10 @@ class NAG(Optimizer):
         self._along.step(velocities, 1.0, coefficients, self._along_choices, None)
 
     def _set_ahead(self, ahead: bool) -> None:
-        for group in [*self._seen, *self.param_groups]:
+        groups = [*self._seen]
+        if unedited(self.param_groups, self._seen):  # else they are put right when they are checked
+            groups += self.param_groups
+        for group in groups:
             group["ahead"] = ahead
 
 

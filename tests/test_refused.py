@@ -323,21 +323,22 @@ def name_of(named: bool, i: int) -> str:
     return repr(NAMES[i]) if named else f"parameter {i}"
 
 
-@pytest.mark.parametrize("way", ["list", "dict", "bind", "bound before"])
+@pytest.mark.parametrize("way", ["list", "dict", "bind", "bind again", "list while bound"])
 @pytest.mark.parametrize("case", WRONG_GRADIENTS)
 def test_wrong_gradients(case: str, way: str) -> None:
     wrong, message = WRONG_GRADIENTS[case]
     scene = Scene(named=way == "dict")
     last, first = (name_of(scene.named, i) for i in (LAST, 0))
     named = f"^{last}: .*{message.format(last=last, first=first)}"
-    if way == "bound before":
+    bound = way in {"bind again", "list while bound"}
+    if bound:
         scene.optimizer.bind(scene.grads)
     if way.startswith("b"):
         refused(scene, lambda s: s.optimizer.bind(s.with_last(wrong(s))), named)
     else:
         refused(scene, lambda s: s.optimizer.step(s.with_last(wrong(s)), grad_scale=2.0), named)
-    if way == "bound before":
-        scene.optimizer.step()  # with what was bound
+    if bound:
+        scene.optimizer.step()  # with what was bound before
         scene.optimizer.bind(None)
         goes_on(scene, Scene(steps=3))
     else:
@@ -1159,13 +1160,13 @@ MEDDLING: dict[str, Callable[[Scene, list[Any]], Any]] = {
     "puts others into it": lambda _, grads: grads.__setitem__(slice(None), [None] * len(grads)),
     "gives a gradient another shape": lambda _, grads: set_shape(grads[0], (12,)),
     "gives a parameter another shape": lambda s, _: set_shape(s.params[0], (2, 6)),
-    "gives a state another shape": lambda s, _: set_shape(s.optimizer.state[0]["exp_avg"], (12,)),
+    "gives a state another shape": lambda s, _: set_shape([*s.optimizer.state[0].values()][1], (12,)),
     "lets go of the arrays": lambda s, grads: (s.params.clear(), s.bases.clear(), grads.clear()),
     "chooses another instruction set": lambda s, _: fastopt.set_isa(
         "numpy" if fastopt.get_isa() != "numpy" else None
     ),
-    "edits options": lambda s, _: groups_of(s)[0].update(lr=0.7, betas=(0.3, 0.4)),
-    "edits options wrongly": lambda s, _: groups_of(s)[0].update(lr="fast", betas=None),
+    "edits options": lambda s, _: groups_of(s)[0].update(lr=0.7, betas=(0.3, 0.4), momentum=0.3, ahead=False),
+    "edits options wrongly": lambda s, _: groups_of(s)[0].update(lr="fast", betas=None, momentum=None),
     "switches states on": lambda s, _: [group.update(amsgrad=True) for group in groups_of(s)],
     "removes options": lambda s, _: groups_of(s)[0].clear(),
     "removes groups": lambda s, _: groups_of(s).clear(),
@@ -1174,11 +1175,15 @@ MEDDLING: dict[str, Callable[[Scene, list[Any]], Any]] = {
 """What a learning rate's callable may do to the step that asks it."""
 
 
+@pytest.mark.parametrize("cls", [fastopt.Adam, fastopt.NAG], ids=lambda cls: cls.__name__)
 @pytest.mark.parametrize("isa", fastopt.available_isas())
 @pytest.mark.parametrize("way", MEDDLING)
-def test_no_callable_meddles_with_the_step_that_asks_it(way: str, isa: str) -> None:
+def test_no_callable_meddles_with_the_step_that_asks_it(way: str, isa: str, cls: Any) -> None:
     fastopt.set_isa(isa)
-    scene, plain = Scene(), Scene()
+    scene, plain = Scene(cls), Scene(cls)
+    if cls is fastopt.NAG:
+        scene.optimizer.lookahead()
+        plain.optimizer.lookahead()
     params = list(scene.params)
     grads = [g.copy() for g in scene.grads]
     rates = iter([lambda: MEDDLING[way](scene, grads)])
