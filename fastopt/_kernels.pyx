@@ -242,6 +242,8 @@ cdef bint same_shape(Py_buffer *a, Py_buffer *b) noexcept:
 
 cdef bint in_order(Py_buffer *view, char order) noexcept:
     """Whether elements lie one after the other, aligned, in C or Fortran order."""
+    if view.len == 0:
+        return True
     if <uintptr_t>view.buf % view.itemsize:
         return False
     if view.ndim == 1:

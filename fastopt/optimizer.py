@@ -267,7 +267,8 @@ class Optimizer:
         """Checks every hyper-parameter of ``h`` and puts it into its plain form."""
         for name in h:
             if name not in defaults and name != "params":
-                raise ValueError(f"{name}: no option of {cls.__name__}; it has {', '.join(defaults)}")
+                options = ", ".join(option for option in defaults if option not in cls.flags)
+                raise ValueError(f"{name}: no option of {cls.__name__}; it has {options}")
         for name in defaults:
             if name not in h:
                 raise ValueError(f"{name}: missing from the parameter group; put it back")
@@ -406,7 +407,8 @@ class Optimizer:
                 for letter, array in arrays.items():
                     value = have[letter] if letter in have else fill.get(letter, 0.0)
                     if letter in have or value:
-                        array[...] = value
+                        with np.errstate(all="ignore"):  # float32 makes infinity of what is too large, as ever
+                            array[...] = value
             plan = _kernels.Plan(self.kernel, params, keys, group_of, made, steps, self.state_names)
             if self._plan.bound is not None and params is self._params:
                 plan.bind(self._plan.bound)
