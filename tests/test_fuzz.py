@@ -222,6 +222,7 @@ def make_parameter(world: World, spec: tuple[str, tuple[int, ...], str, int]) ->
         kind in {"beside the last one", "part of the last one"}
         and last is not None
         and isinstance(last.base, np.ndarray)
+        and last.base.dtype == last.dtype
     ):
         return True, last.base.reshape(-1)[-3:] if kind[0] == "b" else last.base.reshape(-1)[2:5]
     if kind == "twice" and last is not None:
