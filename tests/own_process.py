@@ -54,8 +54,11 @@ def own_process(test: Callable[P, None]) -> Callable[P, None]:
     return outside
 
 
-def fork(work: Callable[[], int | None], seconds: float = 5) -> int | None:
-    """A child's exit code: what `work` returns, 0 for None, 1 for an exception; None if it had to be killed."""
+def fork(work: Callable[[], int | None], seconds: float = 30) -> int | None:
+    """A child's exit code: what `work` returns, 0 for None, 1 for an exception; None if it had to be killed.
+
+    Where children hang, they hang for ever; the seconds are many because a machine may be busy.
+    """
     pid = os.fork()
     if pid == 0:
         code = 1
