@@ -1,24 +1,24 @@
 /* What a step costs without its arithmetic: one stream is read, the others are read and written. The
- * additions keep the compiler from leaving the loop out. FOR_EACH_WRITTEN(X) is X(0) X(1) ..., once for
- * each written stream; it comes from the command line. */
+ * additions keep the compiler from leaving the loop out. From the command line: T, the type, and
+ * FOR_EACH_WRITTEN(X), which is X(0) X(1) ..., once for each written stream. */
 
 #include <stddef.h>
 
-#define PARAMETER(k) , float *restrict written##k
+#define PARAMETER(k) , T *restrict written##k
 #define ARGUMENT(k) , written##k
 #define ADD(k) written##k[i] += value;
 
 /* A function of its own, because `restrict` does not outlive being inlined into a parallel region. */
 static __attribute__((noinline)) void part(
-    size_t begin, size_t end, const float *restrict read FOR_EACH_WRITTEN(PARAMETER))
+    size_t begin, size_t end, const T *restrict read FOR_EACH_WRITTEN(PARAMETER))
 {
     for (size_t i = begin; i < end; i++) {
-        const float value = read[i];
+        const T value = read[i];
         FOR_EACH_WRITTEN(ADD)
     }
 }
 
-void streams(int threads, size_t size, const float *restrict read FOR_EACH_WRITTEN(PARAMETER))
+void streams(size_t size, const T *restrict read FOR_EACH_WRITTEN(PARAMETER), int threads)
 {
     const size_t share = size / threads / 64 * 64;
 #pragma omp parallel for num_threads(threads) if (threads > 1)

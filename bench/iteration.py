@@ -5,19 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
-from cases import torch
 
 import fastopt
+from fastopt.benchmark import library
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from network import Network
 
 INPUTS, CLASSES, BATCH = 784, 10, 128
+
+VOCABULARY, WORDS, WIDTH = 20_000, 32, 64
+"""Of the model with an embedding: how many words there are, are in a text, and how long their vectors are."""
 
 Grads = Mapping[str, npt.NDArray[np.float32]]
 
@@ -61,8 +65,32 @@ def numpy_iteration(hidden: int) -> Iteration:
     return Iteration(fastopt.Adam(network.params), lambda: network.backward(images, labels)[1])
 
 
+def embedding_iteration() -> Iteration:
+    """Texts, each the mean of its words' vectors, and a linear layer (Joulin et al., arXiv:1607.01759); Adam."""
+    rng = np.random.default_rng(0)
+    params = {
+        "words": rng.standard_normal((VOCABULARY, WIDTH), np.float32),
+        **Network((WIDTH, CLASSES), rng).params,
+    }
+    texts, labels = rng.integers(0, VOCABULARY, (BATCH, WORDS)), batch()[1]
+
+    def backward() -> Grads:
+        vectors = params["words"][texts].mean(axis=1)
+        odds = vectors @ params["w1"] + params["b1"]
+        odds = np.exp(odds - odds.max(axis=1, keepdims=True))
+        d = odds / odds.sum(axis=1, keepdims=True)
+        d[np.arange(BATCH), labels] -= 1
+        d /= BATCH
+        words = np.zeros_like(params["words"])
+        np.add.at(words, texts, (d @ params["w1"].T / np.float32(WORDS))[:, None])
+        return {"words": words, "w1": vectors.T @ d, "b1": d.sum(axis=0)}
+
+    return Iteration(fastopt.Adam(params), backward)
+
+
 def torch_iteration(hidden: int) -> Iteration:
-    """The same network by torch, whose tensors share their memory with NumPy's arrays."""
+    """The network by torch, whose tensors share their memory with NumPy's arrays."""
+    torch = library("torch")
     params = Network((INPUTS, hidden, hidden, CLASSES), np.random.default_rng(0)).params
     tensors = {name: torch.from_numpy(p).requires_grad_() for name, p in params.items()}
     images, labels = map(torch.from_numpy, batch())
@@ -83,3 +111,10 @@ def bare_steps(elements: int) -> Iteration:
     """Nothing but steps, all on the same gradient."""
     params, grads = ({"w": np.random.default_rng(k).standard_normal(elements, np.float32)} for k in (0, 1))
     return Iteration(fastopt.Adam(params), lambda: grads)
+
+
+MODELS: dict[str, Callable[[], Iteration]] = {
+    **{f"784-{h}-{h}-10": partial(numpy_iteration, h) for h in (64, 256, 512, 1024, 2048, 4096)},
+    "embedding 20,000 x 64": embedding_iteration,
+}
+"""Those in plain NumPy."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cases import facts
-from iteration import numpy_iteration
+from iteration import MODELS
 
 import fastopt
 
@@ -19,7 +19,7 @@ ARMS: dict[str, tuple[str | None, int | None]] = {
 }
 """The instruction set and the number of threads of each."""
 
-HIDDEN = [64, 256, 512, 1024, 2048, 4096]
+SHORT = {"784-512-512-10", "embedding 20,000 x 64"}
 
 
 @pytest.fixture(autouse=True)
@@ -30,10 +30,10 @@ def _defaults() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("arm", ARMS)
-@pytest.mark.parametrize("hidden", [h if h == 512 else pytest.param(h, marks=pytest.mark.full) for h in HIDDEN])
-def test_iteration(benchmark: Any, hidden: int, arm: str) -> None:
+@pytest.mark.parametrize("model", [m if m in SHORT else pytest.param(m, marks=pytest.mark.full) for m in MODELS])
+def test_iteration(benchmark: Any, model: str, arm: str) -> None:
     isa, threads = ARMS[arm]
-    expected, iteration = numpy_iteration(hidden), numpy_iteration(hidden)
+    expected, iteration = MODELS[model](), MODELS[model]()
     fastopt.set_isa("numpy")
     expected.run()
     fastopt.set_isa(isa)
@@ -41,6 +41,6 @@ def test_iteration(benchmark: Any, hidden: int, arm: str) -> None:
     iteration.run()
     for a, b in zip(expected.params, iteration.params, strict=True):
         assert a.tobytes() == b.tobytes()
-    benchmark.group = f"784-{hidden}-{hidden}-10, an iteration"
+    benchmark.group = f"{model}, an iteration"
     benchmark.extra_info.update(facts())
     benchmark.pedantic(iteration.run, warmup_rounds=50, rounds=50)

@@ -1,69 +1,65 @@
-"""One step of every optimizer against NumPy and torch: `python -m pytest bench`, in full `--full`.
+"""One step of every optimizer by every candidate: `python -m pytest bench`, in full `--full`.
 
-Each benchmark first checks that the candidate computes what the NumPy twin does.
-`--benchmark-autosave` keeps the results, `--benchmark-compare` puts a later run beside them.
+Each benchmark first checks that the candidate computes what the NumPy twin does; `--benchmark-disable` does
+that alone. `--benchmark-autosave` keeps the results, `--benchmark-compare` puts a later run beside them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pytest
-from cases import (
-    EXACT,
-    TORCH_TOLERANCE,
-    Case,
-    Make,
-    Unavailable,
-    all_variants,
-    checked,
-    facts,
-    fastopt_step,
-    label,
-    numpy_out_step,
-    numpy_step,
-    torch_step,
-)
+from cases import WORKLOADS, all_variants, case, facts
+from peers import CANDIDATES
 
-CANDIDATES: dict[str, Make] = {
-    "fastopt": fastopt_step,
-    "numpy": numpy_step,
-    "numpy-out": numpy_out_step,
-    "torch": partial(torch_step, "best"),
-}
-
-WORKLOADS = ["1 x 1,000", "1,000 x 64", "1 x 2^16", "1 x 2^20", "1 x 2^24"]
+import fastopt
+from fastopt.benchmark import Case, Key, Unavailable, checked, threads_of, use_threads
 
 
-def in_short_run(case: Case) -> bool:
-    """Every optimizer at sizes that take no time, one where a step is a tenth of a second."""
+@pytest.fixture(autouse=True)
+def _defaults() -> Iterator[None]:
+    yield
+    use_threads(None)
+
+
+def in_short_run(case: Case, key: Key) -> bool:
+    """Every optimizer on one thread at sizes that take no time, one where a step is a tenth of a second."""
+    if key[1] != CANDIDATES[key[0]].threads[0]:
+        return False
     if case.dtype == "float64":
         return case.workload == "1 x 2^16"
-    return case.workload != "1 x 2^24" or label(case.variant) == "Adam"
+    if case.workload == "1 x 2^24":
+        return case.cls is fastopt.Adam and not case.options
+    return case.workload in {"1 x 1,000", "1,000 x 64", "1 x 2^16", "1 x 2^20"}
 
 
 def cases() -> Iterator[Any]:
-    for variant in all_variants():
-        for dtype in ("float32", "float64"):
-            for workload in WORKLOADS:
-                case = Case(variant, workload, dtype)
+    every = [
+        case(variant, workload, dtype)
+        for variant in all_variants()
+        for dtype in ("float32", "float64")
+        for workload in WORKLOADS
+    ]
+    for one in every:
+        for name, candidate in CANDIDATES.items():
+            for count in candidate.threads:
                 yield pytest.param(
-                    case,
-                    id=f"{label(variant)} {dtype} {workload}",
-                    marks=() if in_short_run(case) else pytest.mark.full,
+                    one,
+                    (name, count),
+                    id=f"{one.label} {one.dtype} {one.workload} {name} {threads_of(count)}",
+                    marks=() if in_short_run(one, (name, count)) else pytest.mark.full,
                 )
 
 
-@pytest.mark.parametrize("candidate", CANDIDATES)
-@pytest.mark.parametrize("case", [*cases()])
-def test_step(benchmark: Any, case: Case, candidate: str) -> None:
+@pytest.mark.parametrize(("case", "key"), [*cases()])
+def test_step(benchmark: Any, case: Case, key: Key) -> None:
+    name, count = key
     try:
-        tolerance = TORCH_TOLERANCE[case.dtype] if candidate == "torch" else EXACT
-        step = checked(CANDIDATES[candidate], case, tolerance)
+        step = checked(CANDIDATES[name], case, case.arrays(), case.arrays())
     except Unavailable as reason:
         pytest.skip(str(reason))
-    benchmark.group = f"{label(case.variant)} {case.dtype} {case.workload}"
+    use_threads(count)
+    benchmark.group = f"{case.label} {case.dtype} {case.workload}"
     benchmark.extra_info.update(facts())
     benchmark(step)

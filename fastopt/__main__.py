@@ -1,4 +1,4 @@
-"""python -m fastopt: what this build is and what this machine can do."""
+"""python -m fastopt: what this build is and what this machine can do; with ``bench``: how fast it is here."""
 
 import platform
 import sys
@@ -40,7 +40,12 @@ def facts() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        sys.exit("usage: python -m fastopt")
-    for name, value in facts().items():
-        print(f"{name + ':':18}{value}")
+    if sys.argv[1:] == ["bench"]:
+        from fastopt import benchmark
+
+        benchmark.main()
+    elif sys.argv[1:]:
+        sys.exit("usage: python -m fastopt [bench]")
+    else:
+        for name, value in facts().items():
+            print(f"{name + ':':18}{value}")

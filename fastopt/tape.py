@@ -1,6 +1,6 @@
-"""NumPy with preallocated ``out=``, derived from the twin: its ufuncs, recorded and replayed.
+"""The NumPy twin's ufuncs, recorded: replayed with preallocated ``out=``, or written as one loop.
 
-So nobody writes the formulas a second time. A replay allocates nothing: each ufunc writes into a
+So that benchmarks need no second copy of a formula. A replay allocates nothing: each ufunc writes into a
 buffer whose old content nobody reads any more, its own input's where it can.
 """
 
@@ -100,7 +100,7 @@ def replay(tape: Tape) -> None:
 
 
 def as_loop(tape: Tape, arrays: Sequence[Array], scalars: Sequence[Array]) -> str:
-    """What `trace` returned as the source of ``step(*arrays, *scalars)``: a loop over elements."""
+    """What `trace` returned as the source of ``step(*arrays, *scalars)``: a ``prange`` over elements."""
     parameters = [f"array{k}" for k in range(len(arrays))] + [f"s{k}" for k in range(len(scalars))]
     names = {id(scalar): f"s{k}" for k, scalar in enumerate(scalars)}
     place = {id(array): k for k, array in enumerate(arrays)}
@@ -118,4 +118,4 @@ def as_loop(tape: Tape, arrays: Sequence[Array], scalars: Sequence[Array]) -> st
         written |= {place[id(result.array)]} if id(result.array) in place else set()
     body += [f"array{k}[i] = x{k}" for k in sorted(written)]
     lines = "".join(f"        {line}\n" for line in body)
-    return f"def step({', '.join(parameters)}):\n    for i in range(array0.size):\n{lines}"
+    return f"def step({', '.join(parameters)}):\n    for i in prange(array0.size):\n{lines}"

@@ -1,0 +1,281 @@
+"""What users would pick instead, each optional: numexpr, JAX with optax, DeepSpeed, thinc.
+
+`python -m fastopt bench` has NumPy, numba and torch already. The dicts say once what a library calls an
+optimizer and its options. A function there takes the library, the parameters if it wants them, and the
+hyper-parameters, of which it asks for those that it can express: a case that needs another is unavailable.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from floor import floor_step
+
+from fastopt import benchmark
+from fastopt.benchmark import (
+    ANY,
+    CPUS,
+    NUMPY_LARGEST,
+    SERIAL,
+    Candidate,
+    Case,
+    Step,
+    Unavailable,
+    empty,
+    library,
+    update,
+    with_states,
+)
+from fastopt.optimizer import Array, Hyper
+from fastopt.tape import Recorded, Tape, trace
+
+# -- Names and options of other libraries ----------------------------------------------------------
+
+OPTAX: dict[str, Callable[[Any, Hyper], Any]] = {
+    "SGD": lambda o, h: o.sgd(h["lr"], h["momentum"] or None, h["nesterov"]),
+    "Signum": lambda o, h: o.signum(h["lr"], h["momentum"]),
+    "Adagrad": lambda o, h: o.adagrad(h["lr"], h["initial_accumulator_value"], h["eps_root"]),
+    "RMSprop": lambda o, h: o.rmsprop(
+        h["lr"],
+        h["alpha"],
+        h["eps"],
+        h["initial_accumulator_value"],
+        eps_in_sqrt=False,
+        centered=h["centered"],
+        momentum=h["momentum"] or None,
+    ),
+    "Adadelta": lambda o, h: o.adadelta(h["lr"], h["rho"], h["eps"], h["weight_decay"]),
+    "Adam": lambda o, h: o.adam(h["lr"], *h["betas"], h["eps"], h["eps_root"]),
+    "AdamW": lambda o, h: o.adamw(h["lr"], *h["betas"], h["eps"], h["eps_root"], weight_decay=h["weight_decay"]),
+}
+
+
+def deepspeed_adam(deepspeed: Any, params: list[Any], h: Hyper) -> Any:
+    return deepspeed.adam.DeepSpeedCPUAdam(
+        params,
+        h["lr"],
+        h["bias_correction"],
+        h["betas"],
+        h["eps"],
+        h["weight_decay"],
+        adamw_mode=h["decoupled_weight_decay"],
+    )
+
+
+DEEPSPEED: dict[str, Callable[[Any, list[Any], Hyper], Any]] = {
+    "Adagrad": lambda d, p, h: d.adagrad.DeepSpeedCPUAdagrad(p, h["lr"], h["eps"], h["weight_decay"]),
+    "Adam": deepspeed_adam,
+    "AdamW": deepspeed_adam,
+}
+
+THINC: dict[str, Callable[[Any, Hyper], Any]] = {
+    "Adam": lambda o, h: o.Adam(
+        h["lr"], L2=0.0, beta1=h["betas"][0], beta2=h["betas"][1], eps=h["eps_hat"], grad_clip=0.0
+    ),
+}
+
+FORMS: dict[str, dict[str, Hyper]] = {
+    "optax": {"Adagrad": {"eps": 0.0, "eps_root": 1e-10}},
+    "thinc": {"Adam": {"eps": 0.0, "eps_hat": 1e-8}},
+}
+"""Options under which fastopt's formula is the library's, where the defaults' is not."""
+
+
+class _Asked(dict[str, Any]):
+    """Hyper-parameters that know which of them were asked for."""
+
+    def __init__(self, hyper: Hyper) -> None:
+        super().__init__(hyper)
+        self.asked: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+
+def made(name: str, table: Mapping[str, Callable[..., Any]], case: Case, *arguments: Any) -> tuple[Case, Any]:
+    """A library's optimizer, and the case whose formula it computes."""
+    optimizer = case.cls.__name__
+    form = replace(case, options={**case.options, **FORMS.get(name, {}).get(optimizer, {})})
+    hyper = _Asked(form.hyper)
+    if optimizer in table:
+        result = table[optimizer](*arguments, hyper)
+    if optimizer not in table or not case.options.keys() <= hyper.asked:
+        raise Unavailable(f"{name} has no {case.label}")
+    return form, result
+
+
+# -- numexpr ---------------------------------------------------------------------------------------
+
+
+def as_expressions(tape: Tape, arrays: Sequence[Array], scalars: Sequence[Array]) -> list[tuple[str, str]]:
+    """What `trace` returned as few expressions, each after the name of what it is assigned to.
+
+    A temporary stands in the expressions that use it, unless what it is made of changes before; an array
+    that is assigned to twice in a row is written once.
+    """
+    names = {id(a): f"a{k}" for k, a in enumerate(arrays)} | {id(s): f"s{k}" for k, s in enumerate(scalars)}
+    last_use = {id(x): at for at, (_, inputs, _) in enumerate(tape) for x in inputs}
+    signs = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
+    temporaries: dict[int, str] = {}  # what each is, in terms of the arrays as they are now
+    pending: dict[str, str] = {}  # what is to be assigned to an array, as long as nobody else reads it
+    done: list[tuple[str, str]] = []
+    for at, (ufunc, inputs, result) in enumerate(tape):
+        target = names.get(id(result.array))
+        operands = []
+        for x in inputs:
+            if isinstance(x, Recorded) and x.array is None:
+                operands.append(temporaries[id(x)])
+                continue
+            name = names.get(id(x.array if isinstance(x, Recorded) else x), repr(x))
+            if name in pending and name != target:
+                done.append((name, pending.pop(name)))
+            operands.append(pending.get(name, name))
+        sign = signs.get(ufunc.__name__)
+        call = f" {sign} ".join(operands) if sign else f"{ufunc.__name__} ( {' , '.join(operands)} )"
+        if target is None:
+            temporaries[id(result)] = f"( {call} )"
+            continue
+        for key, expression in temporaries.items():
+            if last_use[key] > at and target in expression.split():
+                temporaries[key] = f"t{len(done)}"
+                done.append((temporaries[key], expression))
+        for name in [
+            name for name, expression in pending.items() if name != target and target in expression.split()
+        ]:
+            done.append((name, pending.pop(name)))
+        pending[target] = f"( {call} )"
+    return [*done, *pending.items()]
+
+
+def numexpr_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
+    """The NumPy twin as expressions for numexpr, as few as it takes."""
+    evaluate = library("numexpr").evaluate
+    clock, coefficients, as_scalar = itertools.count(1), case.coefficients(), np.dtype(case.dtype).type
+    scalars = [np.array(value, case.dtype) for value in coefficients(1)]
+    tensors = with_states(case, params, grads)
+    present = [[a.reshape(-1) for a in arrays if a is not None] for arrays in tensors]
+    tape = trace(partial(update, case.cls.kernel), tensors[0], scalars)
+    lines = as_expressions(tape, [a for a in tensors[0] if a is not None], scalars)
+    temporaries = {name: empty((max(p.size for p in params),), case.dtype) for name, _ in lines if name[0] == "t"}
+
+    def step() -> None:
+        values = {f"s{k}": as_scalar(value) for k, value in enumerate(coefficients(next(clock)))}
+        for arrays in present:
+            values |= {f"a{k}": array for k, array in enumerate(arrays)}
+            values |= {name: buffer[: arrays[0].size] for name, buffer in temporaries.items()}
+            for target, expression in lines:
+                evaluate(expression, local_dict=values, global_dict={}, out=values[target])
+
+    return step
+
+
+# -- JAX and optax ---------------------------------------------------------------------------------
+
+
+class OptaxStep:
+    """A jitted update whose parameters and state are donated: written in place, as far as XLA can."""
+
+    def __init__(self, case: Case, params: list[Array], grads: list[Array]) -> None:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+        jax, optax = library("jax"), library("optax")
+        jax.config.update("jax_enable_x64", True)
+        self.form, transform = made("optax", OPTAX, case, optax)
+        self.jax, self.numpy_params, self.numpy_grads = jax, params, grads
+        self.params = [jax.numpy.array(p) for p in params]
+        self.state = transform.init(self.params)
+
+        def update(params: Any, state: Any, grads: Any) -> Any:
+            changes, state = transform.update(grads, state, params)
+            return optax.apply_updates(params, changes), state
+
+        self.update = jax.jit(update, donate_argnums=(0, 1))
+        self.put()
+
+    def put(self) -> None:
+        self.grads = [self.jax.numpy.array(g) for g in self.numpy_grads]
+
+    def get(self) -> None:
+        for mine, theirs in zip(self.numpy_params, self.params, strict=True):
+            mine[...] = theirs
+
+    def __call__(self) -> None:
+        self.params, self.state = self.update(self.params, self.state, self.grads)
+        self.jax.block_until_ready((self.params, self.state))
+
+
+# -- DeepSpeed -------------------------------------------------------------------------------------
+
+
+@dataclass
+class PeerStep:
+    step: Step
+    form: Case
+
+    def __call__(self) -> None:
+        self.step()
+
+
+def deepspeed_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
+    """DeepSpeed's optimizers for the CPU; the first use builds them, which takes minutes."""
+    if case.dtype != "float32":
+        raise Unavailable("DeepSpeed has no float64")
+    torch = library("torch")
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # ninja is there
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    deepspeed = library("deepspeed.ops")
+    tensors = [torch.from_numpy(p).requires_grad_() for p in params]
+    for tensor, grad in zip(tensors, grads, strict=True):
+        tensor.grad = torch.from_numpy(grad)
+    form, optimizer = made("DeepSpeed", DEEPSPEED, case, deepspeed, tensors)
+    return PeerStep(optimizer.step, form)
+
+
+# -- thinc -----------------------------------------------------------------------------------------
+
+
+def thinc_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
+    """thinc's update clears the gradient, which is filled again in time: else it would fade to subnormals."""
+    if case.dtype != "float32":
+        raise Unavailable("thinc has no float64")
+    form, optimizer = made("thinc", THINC, case, library("thinc.optimizers"))
+    cleared = [np.empty_like(g) for g in grads]
+
+    def step() -> None:
+        for key, (p, g, copy) in enumerate(zip(params, grads, cleared, strict=True)):
+            np.copyto(copy, g)
+            optimizer((key, ""), p, copy)
+
+    return PeerStep(step, form)
+
+
+# -- All candidates --------------------------------------------------------------------------------
+
+
+def bound_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
+    optimizer = case.make(params)
+    optimizer.bind(grads)
+    return optimizer.step
+
+
+CANDIDATES = {
+    **{name: c for name, c in benchmark.CANDIDATES.items() if name.startswith("NumPy")},
+    "numexpr": Candidate(numexpr_step, largest=NUMPY_LARGEST),
+    "numba": benchmark.CANDIDATES["numba"],
+    "thinc": Candidate(thinc_step, SERIAL, largest=NUMPY_LARGEST),
+    "optax": Candidate(OptaxStep, (CPUS,), largest=NUMPY_LARGEST),
+    **{name: c for name, c in benchmark.CANDIDATES.items() if name.startswith("torch")},
+    "DeepSpeed": Candidate(deepspeed_step),
+    "fastopt": replace(benchmark.CANDIDATES["fastopt"], threads=(*ANY, None)),
+    "fastopt bound": Candidate(bound_step, exact=True),
+    "floor": Candidate(floor_step, checked=False),
+}
+"""Everything that is compared, in the order of the tables' columns."""
