@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help demo paths test bench check clean
+.PHONY: help demo paths test bench bench-full check clean
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # The sources that an installation depends on; a change of any of them builds again.
 SOURCES = $(shell find fastopt src_c -name '*.py' -o -name '*.py[xi]' -o -name '*.[ch]' -o -name '*.def')
@@ -24,8 +24,11 @@ paths: $(VENV)/demo  ## draw the paths that the optimizers take
 test: $(VENV)/test  ## all tests that every user can run
 	$(BIN)/pytest -n 2 tests
 
-bench: $(VENV)/bench  ## time every optimizer against plain NumPy
-	$(BIN)/pytest bench -q --benchmark-max-time=0.1 --benchmark-min-rounds=3 --benchmark-columns=median,iqr,rounds
+bench: $(VENV)/bench  ## time steps against what is installed, in minutes: a page in build/bench
+	$(BIN)/python bench/report.py
+
+bench-full: $(VENV)/bench-full  ## every optimizer and workload against everything, in hours: the page in docs
+	$(BIN)/python bench/report.py --full --output docs --results build/bench/full.json
 
 check: $(VENV)/dev  ## lint and type-check
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

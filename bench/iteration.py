@@ -65,27 +65,39 @@ def numpy_iteration(hidden: int) -> Iteration:
     return Iteration(fastopt.Adam(network.params), lambda: network.backward(images, labels)[1])
 
 
-def embedding_iteration() -> Iteration:
-    """Texts, each the mean of its words' vectors, and a linear layer (Joulin et al., arXiv:1607.01759); Adam."""
+def texts() -> npt.NDArray[np.intp]:
+    """The words of a batch, by number."""
+    return np.random.default_rng(2).integers(0, VOCABULARY, (BATCH, WORDS))
+
+
+def embedding_gradients(params: Grads, texts: npt.NDArray[np.intp], labels: npt.NDArray[np.intp]) -> Grads:
+    """Of the cross-entropy of a text's classes: the mean of its words' vectors, then a linear layer.
+
+    Joulin, Grave, Bojanowski, Mikolov 2016, arXiv:1607.01759.
+    """
+    vectors = params["words"][texts].mean(axis=1)
+    odds = vectors @ params["w1"] + params["b1"]
+    odds = np.exp(odds - odds.max(axis=1, keepdims=True))
+    d = odds / odds.sum(axis=1, keepdims=True)
+    d[np.arange(len(labels)), labels] -= 1
+    d /= len(labels)
+    words = np.zeros_like(params["words"])
+    np.add.at(words, texts, (d @ params["w1"].T / np.float32(WORDS))[:, None])
+    return {"words": words, "w1": vectors.T @ d, "b1": d.sum(axis=0)}
+
+
+def embedding_params() -> dict[str, npt.NDArray[np.float32]]:
     rng = np.random.default_rng(0)
-    params = {
+    return {
         "words": rng.standard_normal((VOCABULARY, WIDTH), np.float32),
         **Network((WIDTH, CLASSES), rng).params,
     }
-    texts, labels = rng.integers(0, VOCABULARY, (BATCH, WORDS)), batch()[1]
 
-    def backward() -> Grads:
-        vectors = params["words"][texts].mean(axis=1)
-        odds = vectors @ params["w1"] + params["b1"]
-        odds = np.exp(odds - odds.max(axis=1, keepdims=True))
-        d = odds / odds.sum(axis=1, keepdims=True)
-        d[np.arange(BATCH), labels] -= 1
-        d /= BATCH
-        words = np.zeros_like(params["words"])
-        np.add.at(words, texts, (d @ params["w1"].T / np.float32(WORDS))[:, None])
-        return {"words": words, "w1": vectors.T @ d, "b1": d.sum(axis=0)}
 
-    return Iteration(fastopt.Adam(params), backward)
+def embedding_iteration() -> Iteration:
+    """The classifier of texts, Adam: most of its parameters are the words' vectors."""
+    params = embedding_params()
+    return Iteration(fastopt.Adam(params), partial(embedding_gradients, params, texts(), batch()[1]))
 
 
 def torch_iteration(hidden: int) -> Iteration:
@@ -118,3 +130,6 @@ MODELS: dict[str, Callable[[], Iteration]] = {
     "embedding 20,000 x 64": embedding_iteration,
 }
 """Those in plain NumPy."""
+
+SHORT = ("784-512-512-10", "embedding 20,000 x 64")
+"""Those of the short form."""

@@ -104,7 +104,8 @@ class _Asked(dict[str, Any]):
 def made(name: str, table: Mapping[str, Callable[..., Any]], case: Case, *arguments: Any) -> tuple[Case, Any]:
     """A library's optimizer, and the case whose formula it computes."""
     optimizer = case.cls.__name__
-    form = replace(case, options={**case.options, **FORMS.get(name, {}).get(optimizer, {})})
+    other = FORMS.get(name, {}).get(optimizer)
+    form = replace(case, options=case.options | other) if other else case
     hyper = _Asked(form.hyper)
     if optimizer in table:
         result = table[optimizer](*arguments, hyper)
@@ -235,7 +236,10 @@ def deepspeed_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     tensors = [torch.from_numpy(p).requires_grad_() for p in params]
     for tensor, grad in zip(tensors, grads, strict=True):
         tensor.grad = torch.from_numpy(grad)
-    form, optimizer = made("DeepSpeed", DEEPSPEED, case, deepspeed, tensors)
+    try:
+        form, optimizer = made("DeepSpeed", DEEPSPEED, case, deepspeed, tensors)
+    except RuntimeError as error:
+        raise Unavailable(f"DeepSpeed does not build here: {error}") from error
     return PeerStep(optimizer.step, form)
 
 
@@ -275,7 +279,7 @@ CANDIDATES = {
     **{name: c for name, c in benchmark.CANDIDATES.items() if name.startswith("torch")},
     "DeepSpeed": Candidate(deepspeed_step),
     "fastopt": replace(benchmark.CANDIDATES["fastopt"], threads=(*ANY, None)),
-    "fastopt bound": Candidate(bound_step, exact=True),
+    "fastopt bound": Candidate(bound_step, exact=True, largest=NUMPY_LARGEST),
     "floor": Candidate(floor_step, checked=False),
 }
 """Everything that is compared, in the order of the tables' columns."""

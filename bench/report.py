@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from cases import WORKLOADS, all_kernels, all_variants, case, facts
-from iteration import MODELS, Iteration, bare_steps, torch_iteration
+from iteration import MODELS, SHORT, Iteration, bare_steps, torch_iteration
 from page import AGAIN, Results, page
 from peers import CANDIDATES
 from pictures import draw
@@ -73,7 +73,7 @@ def step_cases(full: bool) -> list[Case]:
 
 
 def measured_steps(one: Case, full: bool, seconds: float) -> dict[str, Any]:
-    candidates = {**CANDIDATES, AGAIN: CANDIDATES["fastopt"]}
+    candidates = {**CANDIDATES, AGAIN: CANDIDATES["fastopt bound"]}
     reasons = {}
     if not full and len(one.shapes) > 100:
         del candidates["optax"]
@@ -119,7 +119,7 @@ def made_in_each(make: Callable[[], Iteration]) -> dict[str, Iteration]:
 
 
 def iteration_cases(full: bool) -> dict[str, Callable[[], Iteration]]:
-    models = {f"NumPy, {name}": make for name, make in MODELS.items() if full or "512" in name or "embed" in name}
+    models = {f"NumPy, {name}": make for name, make in MODELS.items() if full or name in SHORT}
     if full:
         models |= {f"torch, 784-{h}-{h}-10": partial(torch_iteration, h) for h in (256, 512, 1024, 2048)}
         models |= {f"nothing but steps, 2^{k}": partial(bare_steps, 2**k) for k in range(16, 25, 2)}

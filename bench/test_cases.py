@@ -1,9 +1,27 @@
-"""What the benchmarks are made of."""
+"""What the benchmarks are made of, and what is made of their results."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
 from math import prod
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from cases import FLAT, MANY, WORKLOADS
+from cases import FLAT, MANY, WORKLOADS, all_kernels, all_variants, case
+from floor import floor_step
+from instructions import compared
+from iteration import BATCH, batch, embedding_gradients, embedding_params, texts
+from page import CLAIMS, PEERS, Results, page
+from peers import OPTAX, as_expressions, made
+from pictures import apart, draw
+from report import step_cases
+
+import fastopt
+from fastopt.benchmark import CPUS, Case, Unavailable, fill, update, with_states
+from fastopt.tape import trace
 
 
 @pytest.mark.parametrize(
@@ -20,3 +38,186 @@ def test_shapes(workload: str, arrays: int, elements: int) -> None:
     shapes = WORKLOADS[workload]
     assert len(shapes) == arrays
     assert sum(map(prod, shapes)) == elements
+
+
+def test_every_kernel_is_measured() -> None:
+    kernels = {(c.cls.kernel, c.cls.subset(c.hyper)) for c in step_cases(full=False)}
+    assert kernels == {(v.cls.kernel, v.cls.subset(v.hyper)) for v in all_kernels()}
+    assert len(step_cases(full=True)) == len(all_variants()) * 2 * len(WORKLOADS)
+
+
+# -- Candidates ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", all_variants(), ids=str)
+def test_the_twin_as_expressions(variant: Any) -> None:
+    """What numexpr evaluates, evaluated by Python: the twin's bits."""
+    one = Case(variant.cls, variant.options, "", [(9,)], "float32")
+    params, grads = one.arrays(), one.arrays()
+    fill(params, 0)
+    fill(grads, 1)
+    [arrays] = with_states(one, params, grads)
+    scalars = [np.array(value, one.dtype) for value in one.coefficients()(1)]
+
+    def twin(arrays: Any, scalars: Any) -> None:
+        update(one.cls.kernel, arrays, scalars)
+
+    present = [a for a in arrays if a is not None]
+    lines = as_expressions(trace(twin, arrays, scalars), present, scalars)
+    targets = [target for target, _ in lines]
+    assert len(set(targets)) == len(targets), "every array is written once"
+    scope: dict[str, Any] = {name: getattr(np, name) for name in ("sqrt", "maximum", "sign")}
+    scope |= {f"s{k}": s[()] for k, s in enumerate(scalars)} | {f"a{k}": a.copy() for k, a in enumerate(present)}
+    for target, expression in lines:
+        scope[target] = eval(expression, scope)
+    twin(arrays, scalars)
+    for k, right in enumerate(present):
+        assert scope[f"a{k}"].tobytes() == right.tobytes()
+
+
+def test_an_option_that_a_library_lacks() -> None:
+    class Any_:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_, **__: name
+
+    variants = {str(v): v for v in all_variants()}
+    adam, amsgrad = (case(variants[name], "1 x 64") for name in ("Adam()", "Adam(amsgrad=True)"))
+    assert made("optax", OPTAX, adam, Any_()) == (adam, "adam")
+    with pytest.raises(Unavailable, match="optax has no Adam amsgrad"):
+        made("optax", OPTAX, amsgrad, Any_())
+    with pytest.raises(Unavailable, match="optax has no NAG"):
+        made("optax", OPTAX, case(variants["NAG()"], "1 x 64"), Any_())
+    form, _ = made("optax", OPTAX, case(variants["Adagrad()"], "1 x 64"), Any_())
+    assert form.hyper["eps"] == 0
+    assert form.hyper["eps_root"] == 1e-10
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("variant", [v for v in all_kernels() if v.cls in (fastopt.SGD, fastopt.Adam)], ids=str)
+def test_the_floor_touches_all(variant: Any, threads: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stream but the gradient's has 2 = 1 + 1 in each element, and nothing behind its end."""
+    seen: list[np.ndarray] = []
+    ones = np.ones
+    monkeypatch.setattr(np, "ones", lambda *a: seen.append(ones(*a)) or seen[-1])
+    one = Case(variant.cls, variant.options, "", [(1001,)], dtype)
+    step = floor_step(one, [], [])
+    fastopt.set_num_threads(threads)
+    step()
+    fastopt.set_num_threads(None)
+    gradient, *written = seen
+    assert len(written) == 1 + one.state_count
+    assert (gradient == 1).all()
+    assert [np.count_nonzero(array == 2) for array in written] == [1001] * len(written)
+
+
+def test_gradients_of_the_embedding() -> None:
+    """Along a direction the loss changes as they say: central differences, in float64."""
+    labels, words = batch()[1], texts()
+    params = {name: p.astype("float64") for name, p in embedding_params().items()}
+
+    def loss(by: float) -> float:
+        moved = {name: p + by * along[name] for name, p in params.items()}
+        odds = moved["words"][words].mean(axis=1) @ moved["w1"] + moved["b1"]
+        return float((np.log(np.exp(odds).sum(axis=1)) - odds[np.arange(BATCH), labels]).mean())
+
+    rng = np.random.default_rng(3)
+    along = {name: rng.standard_normal(p.shape) for name, p in params.items()}
+    grads = embedding_gradients(params, words, labels)
+    slopes = {name: float((g * along[name]).sum()) for name, g in grads.items()}
+    assert min(map(abs, slopes.values())) > 1e-4, "each is seen in the sum"
+    assert sum(slopes.values()) == pytest.approx((loss(1e-5) - loss(-1e-5)) / 2e-5, rel=1e-6)
+
+
+# -- Instructions ----------------------------------------------------------------------------------
+
+
+def test_only_growth_fails() -> None:
+    stored = {"grew": 1000, "grew a little": 1000, "fell": 1000, "gone": 1}
+    grown, other = compared({"grew": 1031, "grew a little": 1029, "fell": 900, "new": 5}, stored)
+    assert grown == ["grew: 1,031, stored 1,000 (+3.1%)"]
+    assert [line.split(":")[0] for line in other] == ["fell", "new", "gone"]
+
+
+# -- The page --------------------------------------------------------------------------------------
+
+
+def results(**changes: float) -> Results:
+    """A full run in which fastopt takes 1 unit of time, the floor 0.97, and others what is said, or 50."""
+    rows: dict[str, Any] = {}
+    for one in step_cases(full=True):
+        unit = one.bytes_moved * 1e-11
+        times = [[name, count, 50 * unit, unit] for name in PEERS for count in {1, CPUS}]
+        names = {"fastopt": 1.0, "fastopt bound": 0.4, "floor": 0.97, "again": 0.4}
+        times += [[name, count, t * unit, 0.01 * unit] for name, t in names.items() for count in {1, CPUS}]
+        times += [["fastopt", None, unit, 0.0]]
+        for time in times:
+            time[2] *= changes.get(time[0], 1.0)
+        row = {"optimizer": one.label, "dtype": one.dtype, "workload": one.workload, "arrays": len(one.shapes)}
+        row |= {"elements": one.elements, "bytes": one.bytes_moved, "times": times, "reasons": {"optax": "why"}}
+        rows[f"{one.label} {one.dtype} {one.workload}"] = {"kind": "steps", "others": 0.1, **row}
+    arms = {"NumPy": 3.0, "1 thread": 2.0, "default": 2.0 * changes.get("default", 1.0)}
+    model = {"model": "NumPy, 784-512-512-10", "times": {arm: [t, 0.1] for arm, t in arms.items()}, "threads": 1}
+    rows["iteration"] = {"kind": "iterations", "others": 0.0, "steps": dict.fromkeys(arms, 0.2), **model}
+    isa = {"optimizer": "Adam", "dtype": "float32", "size": "2^20", "best": "avx512"}
+    rows["isa"] = {"kind": "isas", "others": 0.0, "ratios": {"avx2": changes.get("isa", 1.0)}, **isa}
+    rows["away"] = {"kind": "steps", "others": 0.0, "unavailable": "a reason"}
+    return Results({"facts": {"CPU": "one"}, "began": "then", "cpus": CPUS, "full": True, "tasks": rows})
+
+
+def verdicts(results: Results) -> Mapping[str, str]:
+    return {claim.what: claim.line(results)[-1] for claim in CLAIMS}
+
+
+def test_claims_that_hold() -> None:
+    held = verdicts(results(**{"torch fused": 3.0}))
+    assert set(held.values()) == {"yes"}, held
+
+
+@pytest.mark.parametrize(
+    ("change", "claim"),
+    [
+        ({"floor": 0.9}, "1. 2^24 and more: the floor's time by fastopt's"),
+        ({"torch fused": 0.01}, "1. the same, Adam: torch fused by fastopt"),
+        ({"DeepSpeed": 0.02}, "2. 2^20, Adam: DeepSpeed by fastopt"),
+        ({"numba": 0.01}, "2. 2^20, Adam: numba by fastopt"),
+        ({"fastopt bound": 5.0}, "3. many arrays, bound, by one flat array"),
+        ({"torch foreach": 0.05}, "5. RMSprop's forms and Adadelta, 2^20 and 2^24: torch's best by fastopt"),
+        ({"default": 1.2}, "6. the same: the iteration with hand-written NumPy by that with fastopt"),
+        ({"default": 1.2}, "7. the default number of threads, by one thread"),
+        ({"isa": 1.1}, "7. the best instruction set's time by a narrower one's"),
+    ],
+)
+def test_claims_that_do_not_hold(change: dict[str, float], claim: str) -> None:
+    assert verdicts(results(**({"torch fused": 3.0} | change)))[claim].startswith("**no**")
+
+
+def test_page_and_pictures(tmp_path: Path) -> None:
+    one = results(numba=0.01)
+    pictures = draw(one, tmp_path)
+    text = page(one, pictures)
+    assert len(pictures) == 3
+    for file in pictures.values():
+        assert file.stat().st_size > 20_000
+        assert f"]({file.name})" in text
+    tables = [[line.count(" | ") for line in part.splitlines()] for part in text.split("\n\n") if part[:2] == "| "]
+    assert all(len(set(columns)) == 1 for columns in tables), "a row has as many cells as its head"
+    assert len(tables) == 3 + len(all_variants())
+    assert "* numba: NAG float32 1 x 64 (2.00)" in text
+    assert "* optax: why\n" in text
+    assert "nobody" not in text.lower()
+    assert "differs by 0.0% in the median row" in text
+
+
+def test_a_page_of_little() -> None:
+    empty = Results({"facts": {}, "began": "then", "cpus": 2, "full": False, "tasks": {}})
+    assert "not measured" in page(empty, draw(empty, Path()))
+
+
+def test_labels_stay_apart() -> None:
+    places = [3.0, 1.0, 1.1, 3.05, 9.0]
+    moved = apart(places, 0.5)
+    ordered = sorted(moved)
+    assert min(b - a for a, b in pairwise(ordered)) >= 0.5 - 1e-9
+    assert [moved.index(m) for m in ordered] == [places.index(p) for p in sorted(places)]
+    assert max(abs(m - p) for m, p in zip(moved, places, strict=True)) <= 0.5

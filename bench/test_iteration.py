@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from cases import facts
-from iteration import MODELS
+from iteration import MODELS, SHORT
 
 import fastopt
 
@@ -18,8 +18,6 @@ ARMS: dict[str, tuple[str | None, int | None]] = {
     "fastopt-all-threads": (None, fastopt.get_num_threads()),
 }
 """The instruction set and the number of threads of each."""
-
-SHORT = {"784-512-512-10", "embedding 20,000 x 64"}
 
 
 @pytest.fixture(autouse=True)
