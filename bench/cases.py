@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
 
+import numpy as np
+
 from fastopt import _kernels, benchmark
 from fastopt.__main__ import facts as fastopt_facts
-from fastopt.benchmark import Case, Shapes
-from fastopt.optimizer import Optimizer
+from fastopt.benchmark import Case, Shapes, Step, fill
+from fastopt.choice import Choices
+from fastopt.optimizer import Array, Optimizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from table import EFFECTIVE, OPTIMIZERS, Variant, accepted, another_value, options_of
@@ -93,6 +96,31 @@ def all_kernels() -> list[Variant]:
 
 def case(variant: Variant, workload: str, dtype: str = "float32") -> Case:
     return Case(variant.cls, variant.options, workload, WORKLOADS[workload], dtype)
+
+
+def kernel_step(one: Case, placed: Callable[[Array], Array] = np.copy) -> Step:
+    """A kernel alone, with next to nothing of Python around it, on arrays that `placed` copies."""
+    row = _kernels.TABLE[one.cls.kernel]
+    letters = (*row["state"], *row["optional"])
+    plain = one.arrays(), one.arrays()
+    for seed, arrays in enumerate(plain):
+        fill(arrays, seed)
+    params, grads = ([placed(a) for a in arrays] for arrays in plain)
+    states = [
+        {
+            letter: placed(a)
+            for letter, a in zip(letters, one.states(p.shape, one.dtype), strict=True)
+            if a is not None
+        }
+        for p in params
+    ]
+    count = len(params)
+    plan = _kernels.Plan(
+        one.cls.kernel, params, list(range(count)), [0] * count, states, np.zeros(count, np.int64)
+    )
+    chosen = one.cls.subset(one.hyper), one.cls.scalars(one.hyper, one.hyper["lr"], 1, 1.0)
+    plan.bind(grads)
+    return lambda: plan.step(None, 1.0, lambda *_: chosen, Choices(), None)
 
 
 # -- Facts -----------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from cases import MANY, WORKLOADS, all_kernels
+from cases import MANY, WORKLOADS, all_kernels, kernel_step
 from floor import compiled
 from peers import bound_step
 
@@ -38,7 +38,7 @@ GROWTH = 0.03
 """The part by which a count may grow."""
 
 ELEMENTS = 60_000
-"""In the arrays of kernels: what Python adds to them is a part of a hundred."""
+"""In the arrays of kernels."""
 
 WARM = 20
 """Steps before any is counted: Python rewrites a function's code in its first calls."""
@@ -70,7 +70,7 @@ def steps() -> Iterator[tuple[str, str, int, Callable[[], Step]]]:
         for dtype in ("float32", "float64"):
             case = Case(variant.cls, variant.options, "", [(ELEMENTS,)], dtype)
             for isa in isas:
-                yield f"{case.label} {dtype} {isa}", isa, 4, partial(step, bound_step, case)
+                yield f"{case.label} {dtype} {isa}", isa, 4, partial(kernel_step, case)
     for workload in ("1 x 1,000", MANY):
         case = Case(fastopt.Adam, {}, workload, WORKLOADS[workload])
         for name, make in (("list", fastopt_step), ("bound", bound_step)):

@@ -22,28 +22,24 @@ from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
-from cases import WORKLOADS, all_kernels, all_variants, case, facts
+from cases import WORKLOADS, all_kernels, all_variants, case, facts, kernel_step
 from iteration import MODELS, SHORT, Iteration, bare_steps, torch_iteration
 from page import AGAIN, Results, page
 from peers import CANDIDATES
 from pictures import draw
 
 import fastopt
-from fastopt import _kernels
 from fastopt.benchmark import (
     CPUS,
     TOLERANCE,
     Case,
-    Step,
     Timing,
     Unavailable,
-    fill,
     measure,
     measure_case,
     progress,
     use_threads,
 )
-from fastopt.choice import Choices
 
 TURN = 0.1
 """Seconds: so long one way to step iterates at a time: caches and threads are its own most of the time."""
@@ -175,31 +171,6 @@ def scattered(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return copy
 
 
-def kernel_step(one: Case, rng: np.random.Generator) -> Step:
-    """A kernel on arrays of the caller's, states too, none aligned to more than 16 bytes."""
-    row = _kernels.TABLE[one.cls.kernel]
-    letters = (*row["state"], *row["optional"])
-    plain = one.arrays(), one.arrays()
-    for seed, arrays in enumerate(plain):
-        fill(arrays, seed)
-    params, grads = ([scattered(a, rng) for a in arrays] for arrays in plain)
-    states = [
-        {
-            letter: scattered(a, rng)
-            for letter, a in zip(letters, one.states(p.shape, one.dtype), strict=True)
-            if a is not None
-        }
-        for p in params
-    ]
-    count = len(params)
-    plan = _kernels.Plan(
-        one.cls.kernel, params, list(range(count)), [0] * count, states, np.zeros(count, np.int64)
-    )
-    chosen = one.cls.subset(one.hyper), one.cls.scalars(one.hyper, one.hyper["lr"], 1, 1.0)
-    plan.bind(grads)
-    return lambda: plan.step(None, 1.0, lambda *_: chosen, Choices(), None)
-
-
 def isa_cases(full: bool) -> list[Case]:
     return [
         Case(v.cls, v.options, f"2^{k}", [(2**k,)], dtype)
@@ -219,7 +190,8 @@ def measured_isas(one: Case, seconds: float) -> dict[str, Any]:
 
     placements: list[Mapping[str, Timing]] = []
     for seed in range(PLACEMENTS):
-        steps = dict.fromkeys((best, *narrower), kernel_step(one, np.random.default_rng(seed)))
+        step = kernel_step(one, partial(scattered, rng=np.random.default_rng(seed)))
+        steps = dict.fromkeys((best, *narrower), step)
         placements.append(measure(steps, use_isa, seconds / PLACEMENTS))
     fastopt.set_isa(None)
     return {

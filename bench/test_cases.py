@@ -14,7 +14,7 @@ from cases import FLAT, MANY, WORKLOADS, all_kernels, all_variants, case
 from floor import floor_step
 from instructions import compared
 from iteration import BATCH, batch, embedding_gradients, embedding_params, texts
-from page import CLAIMS, PEERS, Results, page
+from page import CLAIMS, PEERS, Claim, Results, page
 from peers import OPTAX, as_expressions, made
 from pictures import apart, draw
 from report import step_cases
@@ -190,6 +190,15 @@ def test_claims_that_hold() -> None:
 )
 def test_claims_that_do_not_hold(change: dict[str, float], claim: str) -> None:
     assert verdicts(results(**({"torch fused": 3.0} | change)))[claim].startswith("**no**")
+
+
+def test_the_worst_counts() -> None:
+    figures = [(1.0, "a"), (3.0, "b"), (None, "c")]
+    of_two = Claim("x", 2.0, lambda _: figures).line(results())
+    assert of_two == ["x", "1.00 (the worst of 2: a)", "at least 2.00", "**no**, in 1 of 2"]
+    of_two = Claim("x", 0.02, lambda _: figures, above=False, unit="%").line(results())
+    assert of_two == ["x", "300.0% (the worst of 2: b)", "at most 2.0%", "**no**, in 2 of 2"]
+    assert Claim("x", 2.0, lambda _: figures[2:]).line(results()) == ["x", "not measured", "at least 2.00", ""]
 
 
 def test_page_and_pictures(tmp_path: Path) -> None:
