@@ -40,7 +40,7 @@ class Plan:
         self,
         grads: Any,
         grad_scale: float,
-        coefficients: Callable[[int, int, float], tuple[int, dict[str, float]]],
+        coefficients: Callable[[int, int, float], tuple[int, tuple[float, ...]]],
         choices: Choices,
         finish: Callable[[list[bool]], None] | None,
     ) -> None: ...

@@ -310,12 +310,12 @@ cdef class Plan:
         readonly str kernel
         readonly list params, keys, labels, states
         readonly object steps
-        list names, scalar_names
+        list names
         list interval_names  # of whom each is: a parameter's number, and a state's in `names` or 0
         dict state_names
         dict place  # of each key
         dict scratch
-        Py_ssize_t count
+        Py_ssize_t count, scalar_count
         size_t task_count, elements
         size_t row  # of the kernel, in every instruction set's table
         Tensor *tensors
@@ -328,7 +328,6 @@ cdef class Plan:
         size_t interval_count
         int64_t[::1] step_view, group_view
         int busy  # inside a step: 1 and the forks when it began; else 0
-        bint order_is_right
         readonly list bound  # the gradients that `bind` was given, or None
 
     def __cinit__(self, *_):
@@ -348,7 +347,7 @@ cdef class Plan:
         self.group_view = np.array(groups, dtype=np.int64)
         self.scratch = {}
         self.names = ["p", "g", *TABLE[kernel]["state"], *TABLE[kernel]["optional"]]
-        self.scalar_names = list(TABLE[kernel]["scalars"])
+        self.scalar_count = len(TABLE[kernel]["scalars"])
         self.row = list(TABLE).index(kernel)
         n = len(params)
         self.tensors = <Tensor *>calloc(n + 1, sizeof(Tensor))
@@ -707,19 +706,12 @@ cdef class Plan:
     def leave(self):
         self.busy = 0
 
-    cdef int _write_scalars(self, double *scalars, dict values) except -1:
-        """`values` are in the row's order: that is looked at once, and then only their number."""
-        cdef Py_ssize_t position = 0
-        cdef PyObject *value = NULL
-        if not self.order_is_right:
-            if list(values) != self.scalar_names:
-                raise ValueError(f"{self.kernel}: its scalars are {self.scalar_names}, got {list(values)}")
-            self.order_is_right = True
-        if len(values) != len(self.scalar_names):
-            raise ValueError(f"{self.kernel}: it takes {len(self.scalar_names)} scalars, got {len(values)}")
-        while PyDict_Next(values, &position, NULL, &value):
-            scalars[0] = <object>value
-            scalars += 1
+    cdef int _write_scalars(self, double *scalars, tuple values) except -1:
+        cdef Py_ssize_t k
+        if len(values) != self.scalar_count:
+            raise ValueError(f"{self.kernel}: it takes {self.scalar_count} scalars, got {len(values)}")
+        for k in range(self.scalar_count):
+            scalars[k] = values[k]
         return 0
 
     cdef int _coefficients(self, object coefficients, double grad_scale, list twins) except -1:
@@ -733,8 +725,8 @@ cdef class Plan:
         cdef const fastopt_optimizer *kernels = NULL
         cdef Tensor *tensor
         cdef double *scalars = NULL
-        cdef dict values = None, seen = None  # by (group, step): subset, values, place of the scalars
-        cdef tuple known
+        cdef dict seen = None  # by (group, step): subset, values, place of the scalars
+        cdef tuple known, values = None
         self.elements = 0
         if ISAS[active_isa].name != NULL:
             kernels = &ISAS[active_isa].optimizers[self.row]
@@ -769,7 +761,7 @@ cdef class Plan:
         """One update of every parameter that has a gradient.
 
         grads: a list or dict, or None for the bound ones. coefficients(group, step, grad_scale) returns
-        the subset of optional states in use, as bits, and the kernel's scalars by name. choices: of the
+        the subset of optional states in use, as bits, and the kernel's scalars in the row's order. choices: of the
         number of threads. finish: called at the end with whether each parameter had a gradient, or None.
         """
         cdef Py_ssize_t i
@@ -841,7 +833,7 @@ cdef class Plan:
                     self.states[i][name] if k < required or subset >> (k - required) & 1 else None
                     for k, name in enumerate(self.names[2:])
                 ]
-                reference.update(self.kernel, self.params[i], self._gradient(i), states, list(values.values()))
+                reference.update(self.kernel, self.params[i], self._gradient(i), states, values)
         finally:
             if flush:
                 fastopt_set_mode(mode)

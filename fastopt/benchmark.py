@@ -111,15 +111,10 @@ class Case:
             array[...] = first.get(letter, 0.0)
         return list(made.values())
 
-    def coefficients(self) -> Callable[[int], list[float]]:
+    def coefficients(self) -> Callable[[int], tuple[float, ...]]:
         """Of a step t, counted from 1, the kernel's coefficients in the order of the table."""
-        h, names = self.hyper, _kernels.TABLE[self.cls.kernel]["scalars"]
-
-        def at(t: int) -> list[float]:
-            values = self.cls.scalars(h, h["lr"], t, 1.0)
-            return [values[name] for name in names]
-
-        return at
+        h = self.hyper
+        return lambda t: self.cls.scalars(h, h["lr"], t, 1.0)
 
 
 def empty(shape: tuple[int, ...], dtype: str) -> Array:

@@ -133,8 +133,8 @@ class Optimizer:
     # -- What a subclass says --
 
     @staticmethod
-    def coefficients(h: Hyper, lr: float, t: int) -> dict[str, float]:
-        """The row's SCALARS, in double precision, for hyper-parameters ``h`` and step ``t`` (1 first)."""
+    def coefficients(h: Hyper, lr: float, t: int) -> tuple[float, ...]:
+        """The row's SCALARS, in its order, in double precision, for hyper-parameters ``h`` and step ``t`` (1 first)."""
         raise NotImplementedError
 
     @staticmethod
@@ -279,17 +279,18 @@ class Optimizer:
                 h[name] = value
         cls.check(h)
 
+    @staticmethod
+    def common(h: Hyper) -> tuple[float, float, float]:
+        """What the scalars that every optimizer has are made of: sign, weight decay, and the decoupled one."""
+        decay = h["weight_decay"]
+        coupled, decoupled = (0.0, decay) if h.get("decoupled_weight_decay") else (decay, 0.0)
+        return -1.0 if h["maximize"] else 1.0, coupled, decoupled
+
     @classmethod
-    def scalars(cls, h: Hyper, lr: float, t: int, grad_scale: float) -> dict[str, float]:
+    def scalars(cls, h: Hyper, lr: float, t: int, grad_scale: float) -> tuple[float, ...]:
         """All scalars of the kernel, in its order: its own, then those that every optimizer has."""
-        weight_decay, decay = h["weight_decay"], 1.0
-        if weight_decay and h.get("decoupled_weight_decay"):
-            weight_decay, decay = 0.0, 1.0 - lr * weight_decay
-        scalars = cls.coefficients(h, lr, t)
-        scalars["grad_scale"] = -grad_scale if h["maximize"] else grad_scale
-        scalars["weight_decay"] = weight_decay
-        scalars["decay"] = decay
-        return scalars
+        sign, weight_decay, decoupled = cls.common(h)
+        return cls.coefficients(h, lr, t) + (sign * grad_scale, weight_decay, 1.0 - lr * decoupled)
 
     @classmethod
     def subset(cls, h: Hyper) -> int:
@@ -306,13 +307,14 @@ class Optimizer:
         needed = cls.optional_states(h)
         return [*row["state"], *(letter for letter in row["optional"] if letter in needed)]
 
-    def _scalars(self, index: int, t: int, grad_scale: float) -> tuple[int, dict[str, float]]:
-        """What the plan asks for each group and step that occurs."""
-        group = self._seen[index]
-        lr = group["lr"]
-        if callable(lr):
+    def _scalars(self, index: int, t: int, grad_scale: float) -> tuple[int, tuple[float, ...]]:
+        """What the plan asks for each group and step that occurs: `subset` and `scalars`."""
+        h = self._seen[index]
+        lr = h["lr"]
+        if not isinstance(lr, float):
             lr = self._learning_rate(index)
-        return self._subsets[index], self.scalars(group, lr, t, grad_scale)
+        subset, sign, weight_decay, decoupled = self._fixed[index]
+        return subset, self.coefficients(h, lr, t) + (sign * grad_scale, weight_decay, 1.0 - lr * decoupled)
 
     def _learning_rate(self, index: int) -> float:
         lr = self._seen[index]["lr"]
@@ -413,12 +415,12 @@ class Optimizer:
             if self._plan.bound is not None and params is self._params:
                 plan.bind(self._plan.bound)
             plan.enter()  # and nobody leaves the old one: a thread that still holds it is refused
-        subsets = [self.subset(group) for group in groups]
+        fixed = [(self.subset(group), *self.common(group)) for group in groups]
         # nothing below can fail
         for mine, group in zip(self.param_groups, groups, strict=False):
             mine.update(group)
         self.param_groups += [dict(group) for group in groups[len(self._seen) :]]
-        self._seen, self._subsets = groups, subsets
+        self._seen, self._fixed = groups, fixed
         self._keys, self._params, self._group_of, self._steps = keys, params, group_of, steps
         self._plan = plan
 

@@ -75,16 +75,10 @@ class SGD(Optimizer):
         return {"buf"} if h["momentum"] != 0 else set()
 
     @staticmethod
-    def coefficients(h: Hyper, lr: float, t: int) -> dict[str, float]:
+    def coefficients(h: Hyper, lr: float, t: int) -> tuple[float, ...]:
         damped = 1.0 if t == 1 else 1.0 - h["dampening"]
         inside, outside = _lr_of_momentum(h, lr)
-        return {
-            "momentum": h["momentum"],
-            "damped": damped * inside,
-            "nesterov": h["nesterov"],
-            "ahead": inside,
-            "lr": outside,
-        }
+        return h["momentum"], damped * inside, h["nesterov"], inside, outside
 
 
 class NAG(Optimizer):
@@ -119,8 +113,8 @@ class NAG(Optimizer):
         super().__init__(params, locals())
 
     @staticmethod
-    def coefficients(h: Hyper, lr: float, t: int) -> dict[str, float]:
-        return {"momentum": h["momentum"], "lr": lr, "ahead": h["ahead"]}
+    def coefficients(h: Hyper, lr: float, t: int) -> tuple[float, ...]:
+        return h["momentum"], lr, h["ahead"]
 
     def lookahead(self) -> None:
         """Moves every parameter to p + momentum * v; the next ``step`` takes gradients from there."""
@@ -147,7 +141,7 @@ class NAG(Optimizer):
             self._along = Plan("sgd", self._params, self._keys, self._group_of, [{}] * n, steps)
         velocities = [s["v"] if moves else None for s, moves in zip(self._plan.states, which, strict=True)]
 
-        def coefficients(group: int, t: int, grad_scale: float) -> tuple[int, dict[str, float]]:
+        def coefficients(group: int, t: int, grad_scale: float) -> tuple[int, tuple[float, ...]]:
             h = {**SGD.defaults_of(), "lr": -sign * self._seen[group]["momentum"]}
             return 0, SGD.scalars(h, h["lr"], 1, grad_scale)
 
@@ -193,8 +187,8 @@ class Signum(Optimizer):
         check_number("momentum", h["momentum"], 1.0)
 
     @staticmethod
-    def coefficients(h: Hyper, lr: float, t: int) -> dict[str, float]:
-        return {"beta": h["momentum"], "one_minus_beta": 1.0 - h["momentum"], "lr": lr}
+    def coefficients(h: Hyper, lr: float, t: int) -> tuple[float, ...]:
+        return h["momentum"], 1.0 - h["momentum"], lr
 
 
 class Adagrad(Optimizer):
@@ -233,12 +227,8 @@ class Adagrad(Optimizer):
         return {"s": h["initial_accumulator_value"]}
 
     @staticmethod
-    def coefficients(h: Hyper, lr: float, t: int) -> dict[str, float]:
-        return {
-            "lr": lr / (1.0 + (t - 1) * h["lr_decay"]),
-            "eps_root": h["eps_root"],
-            "eps": h["eps"],
-        }
+    def coefficients(h: Hyper, lr: float, t: int) -> tuple[float, ...]:
+        return lr / (1.0 + (t - 1) * h["lr_decay"]), h["eps_root"], h["eps"]
 
 
 class RMSprop(Optimizer):
@@ -291,17 +281,9 @@ class RMSprop(Optimizer):
         return {"s": h["initial_accumulator_value"]}
 
     @staticmethod
-    def coefficients(h: Hyper, lr: float, t: int) -> dict[str, float]:
+    def coefficients(h: Hyper, lr: float, t: int) -> tuple[float, ...]:
         inside, outside = _lr_of_momentum(h, lr)
-        return {
-            "alpha": h["alpha"],
-            "one_minus_alpha": 1.0 - h["alpha"],
-            "eps_root": h["eps_root"],
-            "eps": h["eps"],
-            "momentum": h["momentum"],
-            "lr_in": inside,
-            "lr": outside,
-        }
+        return h["alpha"], 1.0 - h["alpha"], h["eps_root"], h["eps"], h["momentum"], inside, outside
 
 
 class Adadelta(Optimizer):
@@ -333,8 +315,8 @@ class Adadelta(Optimizer):
         super().__init__(params, locals())
 
     @staticmethod
-    def coefficients(h: Hyper, lr: float, t: int) -> dict[str, float]:
-        return {"rho": h["rho"], "one_minus_rho": 1.0 - h["rho"], "eps": h["eps"], "lr": lr}
+    def coefficients(h: Hyper, lr: float, t: int) -> tuple[float, ...]:
+        return h["rho"], 1.0 - h["rho"], h["eps"], lr
 
 
 class Adam(Optimizer):
@@ -388,7 +370,7 @@ class Adam(Optimizer):
         return {"vmax"} if h["amsgrad"] else set()
 
     @staticmethod
-    def coefficients(h: Hyper, lr: float, t: int) -> dict[str, float]:
+    def coefficients(h: Hyper, lr: float, t: int) -> tuple[float, ...]:
         beta1, beta2 = h["betas"]
         correction1 = correction2 = 1.0
         if h["bias_correction"]:
@@ -396,16 +378,8 @@ class Adam(Optimizer):
         eps = h["eps"]
         if h["eps_hat"]:
             eps += h["eps_hat"] / math.sqrt(correction2)
-        return {
-            "beta1": beta1,
-            "one_minus_beta1": 1.0 - beta1,
-            "beta2": beta2,
-            "one_minus_beta2": 1.0 - beta2,
-            "correction2": 1.0 / correction2,
-            "eps_root": h["eps_root"],
-            "eps": eps,
-            "step_size": lr / correction1,
-        }
+        step_size = lr / correction1
+        return beta1, 1.0 - beta1, beta2, 1.0 - beta2, 1.0 / correction2, h["eps_root"], eps, step_size
 
 
 class AdamW(Adam):

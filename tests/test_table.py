@@ -69,9 +69,9 @@ def check(
             named = [*cls.state_names]
             return f"{name}: {cls.__name__} names the states {named}, its row {letters}"
         h = cls.defaults_of()
-        returned = [*cls.coefficients(h, h["lr"], 1)]
-        if returned != own:
-            return f"{name}: {cls.__name__}.coefficients returns {returned}, its row has {own}"
+        returned = len(cls.coefficients(h, h["lr"], 1))
+        if returned != len(own):
+            return f"{name}: {cls.__name__}.coefficients returns {returned} numbers, its row has {own}"
     return None
 
 
@@ -150,7 +150,7 @@ def broken() -> dict[str, tuple[str | None, str]]:
 
     def another_twin(p: Any, g: Any) -> None: ...
 
-    fewer = staticmethod(lambda h, lr, t: {})
+    fewer = staticmethod(lambda h, lr, t: ())
     return {
         "no row": (check(name, None, classes, twin), "the row is missing"),
         "no class": (check(name, row, [], twin), "the class is missing"),
@@ -158,7 +158,7 @@ def broken() -> dict[str, tuple[str | None, str]]:
         "another twin": (check(name, row, classes, another_twin), "twin takes ['p', 'g'],"),
         "another row": (check(name, longer, classes, twin), "'another', "),
         "states": (check(name, row, [other_states], twin), "the states ['x']"),
-        "scalars": (check(name, row, [altered(cls, coefficients=fewer)], twin), "returns []"),
+        "scalars": (check(name, row, [altered(cls, coefficients=fewer)], twin), "returns 0 numbers"),
         "no formula": (check_formula(name, None, row), f"write src_c/optim/{name}.h"),
         "formula": (check_formula(name, "p = p - g;", row), "makes no use of"),
     }
