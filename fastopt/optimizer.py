@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastopt import _kernels
+from fastopt._kernels import unedited
 from fastopt.choice import Choices
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -179,7 +180,7 @@ class Optimizer:
             raise NotImplementedError("max_norm and skip_nonfinite are not there yet; leave them out")
         if type(grad_scale) is not float or grad_scale != 1.0:
             grad_scale = check_grad_scale(grad_scale)
-        if not _kernels.unedited(self.param_groups, self._seen):
+        if not unedited(self.param_groups, self._seen):
             with self._alone():
                 self._take_edits()
         self._plan.step(grads, grad_scale, self._scalars, self._choices, self.finish)
