@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 import fastopt
-from fastopt import threads
 from fastopt.benchmark import Case, Step, Unavailable
 from fastopt.optimizer import Array
 
@@ -60,4 +59,4 @@ def floor_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
         arrays.append(memory[begin : begin + case.elements])
     pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in arrays]
     loop = partial(streams(written, case.dtype, fastopt.get_isa()), ctypes.c_size_t(case.elements), *pointers)
-    return lambda: loop(threads.fixed or 1)
+    return lambda: loop(fastopt.get_num_threads())

@@ -135,7 +135,7 @@ class Optimizer:
 
     @staticmethod
     def coefficients(h: Hyper, lr: float, t: int) -> tuple[float, ...]:
-        """The row's SCALARS, in its order, in double precision, for hyper-parameters ``h`` and step ``t`` (1 first)."""
+        """The row's SCALARS, in its order and in doubles, for hyper-parameters ``h`` and step ``t`` (1 first)."""
         raise NotImplementedError
 
     @staticmethod
@@ -291,7 +291,7 @@ class Optimizer:
     def scalars(cls, h: Hyper, lr: float, t: int, grad_scale: float) -> tuple[float, ...]:
         """All scalars of the kernel, in its order: its own, then those that every optimizer has."""
         sign, weight_decay, decoupled = cls.common(h)
-        return cls.coefficients(h, lr, t) + (sign * grad_scale, weight_decay, 1.0 - lr * decoupled)
+        return (*cls.coefficients(h, lr, t), sign * grad_scale, weight_decay, 1.0 - lr * decoupled)
 
     @classmethod
     def subset(cls, h: Hyper) -> int:
@@ -315,7 +315,7 @@ class Optimizer:
         if not isinstance(lr, float):
             lr = self._learning_rate(index)
         subset, sign, weight_decay, decoupled = self._fixed[index]
-        return subset, self.coefficients(h, lr, t) + (sign * grad_scale, weight_decay, 1.0 - lr * decoupled)
+        return subset, (*self.coefficients(h, lr, t), sign * grad_scale, weight_decay, 1.0 - lr * decoupled)
 
     def _learning_rate(self, index: int) -> float:
         lr = self._seen[index]["lr"]
