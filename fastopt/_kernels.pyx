@@ -167,22 +167,52 @@ cdef inline void multiply(double *high, double *low, double b_high, double b_low
     low[0] = rest - (high[0] - product)
 
 
-def bias_correction(double beta, int64_t t):
+cdef struct Squares:
+    double beta
+    int count
+    double high[64]  # with low: beta, beta^2, beta^4, ..., those above 1e-20
+    double low[64]
+
+cdef Squares[2] squares  # of the numbers that were asked for last: a step asks for the same two every time
+cdef int oldest = 0
+
+
+cdef Squares *squares_of(double beta) noexcept:
+    global oldest
+    cdef int k
+    for k in range(2):
+        if squares[k].count and squares[k].beta == beta:
+            return &squares[k]
+    k = oldest
+    oldest = 1 - oldest
+    squares[k].beta = squares[k].high[0] = beta
+    squares[k].low[0] = 0.0
+    squares[k].count = 1
+    return &squares[k]
+
+
+def bias_correction(double beta, int64_t t, /):
     """``1 - beta**t`` for ``0 <= beta < 1``, ``t >= 1``; no cancellation, relative error below 1e-14.
 
     By squaring, with some 100 bits: only additions and multiplications, which give the same bits on every
     machine. A library's log, exp or pow does not.
     """
-    cdef double power = 1.0, power_low = 0.0, factor = beta, factor_low = 0.0
+    cdef double power = 1.0, power_low = 0.0
+    cdef Squares *known = squares_of(beta)
+    cdef int k = 0
     while True:
         if t & 1:
-            multiply(&power, &power_low, factor, factor_low)
+            multiply(&power, &power_low, known.high[k], known.low[k])
         t >>= 1
         if not t:
             return (1.0 - power) - power_low
-        multiply(&factor, &factor_low, factor, factor_low)
-        if factor < 1e-20:  # and what is left of t takes it into the power
-            return 1.0
+        k += 1
+        if k == known.count:
+            known.high[k], known.low[k] = known.high[k - 1], known.low[k - 1]
+            multiply(&known.high[k], &known.low[k], known.high[k - 1], known.low[k - 1])
+            if known.high[k] < 1e-20:  # and what is left of t takes it into the power
+                return 1.0
+            known.count += 1
 
 
 def unedited(object mappings, list seen):

@@ -38,6 +38,15 @@ def test_bias_correction_anywhere(beta: float, t: int) -> None:
     assert relative_error(bias_correction(beta, t), exact_bias_correction(beta, t)) < 1e-14
 
 
+def test_bias_correction_does_not_depend_on_what_was_asked_before() -> None:
+    asked = [(beta, t) for beta in (0.9, 0.999, 0.5, 1 - 1e-9) for t in (1, 2, 3, 1000, 1001, 2**40 + 1)]
+    one_by_one = [bias_correction(*of) for of in asked]
+    backwards = [bias_correction(*of) for of in reversed(asked)]
+    in_turns = sorted(asked, key=lambda of: of[1])
+    assert one_by_one == backwards[::-1]
+    assert dict(zip(asked, one_by_one, strict=True)) == {of: bias_correction(*of) for of in in_turns}
+
+
 def resumed(variant: table.Variant, params: list[table.Array], step: int) -> tuple[fastopt.Optimizer, table.Array]:
     """An optimizer that goes on after ``step`` steps, and the gradient of the last one."""
     optimizer = variant.make(params)
