@@ -2,7 +2,7 @@
 
 The cases' parts, the small workloads and the first candidates are those of `python -m fastopt bench`
 (fastopt/benchmark.py). Here are the shapes of real networks and every variant of an optimizer; the other
-candidates are in peers.py and floor.py.
+candidates are in peers.py and limits.py.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 from cases import MANY, WORKLOADS, all_kernels, kernel_step
-from floor import compiled
+from limits import compiled
 from peers import bound_step
 
 import fastopt

@@ -13,7 +13,8 @@ from fastopt.benchmark import Timing, in_microseconds, markdown, threads_of
 
 AGAIN = "again"
 """fastopt bound a second time, to see how far two equal figures lie apart."""
-PEERS = [name for name in CANDIDATES if not name.startswith(("fastopt", "floor"))]
+LIMITS = ("floor", "divider")
+PEERS = [name for name in CANDIDATES if not name.startswith(("fastopt", *LIMITS))]
 FIRST = "1 x 2^20"
 LARGE = ("1 x 2^24", "1 x 2^26", "ResNet-50", "GPT-2 small")
 """2^24 elements and more."""
@@ -124,6 +125,14 @@ def floors(results: Results) -> Iterable[tuple[float | None, object]]:
             yield from ((row.of_floor(n), f"{row}, {threads_of(n)}") for n in results.counts)
 
 
+def limits(results: Results) -> Iterable[tuple[float | None, object]]:
+    row = results.row("Adam", FIRST)
+    if row:
+        for n in results.counts:
+            times = [row.times[name, n].median for name in LIMITS if (name, n) in row.times]
+            yield max(times) / row.times["fastopt", n].median if times else None, f"{row}, {threads_of(n)}"
+
+
 def by(
     peers: str | Sequence[str],
     optimizers: str | Sequence[str],
@@ -191,6 +200,7 @@ CLAIMS = [
     Claim("2. 2^20, Adam: torch fused by fastopt", 1.3, by("torch fused", "Adam", FIRST)),
     Claim("2. 2^20, Adam: DeepSpeed by fastopt", 1.3, by("DeepSpeed", "Adam", FIRST)),
     Claim("2. 2^20, Adam: numba by fastopt", 1.0, by("numba", "Adam", FIRST)),
+    Claim("2. 2^20, Adam: the limit, memory's or divider's, by fastopt", 0.9, limits, unit="%"),
     Claim(f"3. {MANY}, Adam: torch fused by fastopt", 40, by("torch fused", "Adam", MANY)),
     Claim(f"3. {MANY}, Adam: torch fused by fastopt bound", 100, by("torch fused", "Adam", MANY, "fastopt bound")),
     Claim(f"3. {MANY}, Adam: DeepSpeed by fastopt bound", 50, by("DeepSpeed", "Adam", MANY, "fastopt bound")),
@@ -274,7 +284,7 @@ def step_tables(results: Results) -> Iterable[str]:
                     timing = row.times.get((name, n))
                     mark = (
                         "**"
-                        if timing and timing.median < mine.median and name not in ("fastopt bound", "floor")
+                        if timing and timing.median < mine.median and name not in ("fastopt bound", *LIMITS)
                         else ""
                     )
                     cells.append(f"{mark}{timing or ''}{mark}")
@@ -350,6 +360,7 @@ of 16 bytes and of no more, as NumPy's do.
 * fastopt is given its gradients in a list; bound was given them before; own choice: the default number of threads.
 * The floor reads and writes the same bytes without the arithmetic, in one flat array for each stream, at the best
   of addresses. Below some thousand elements it is the cost of a call from Python.
+* The divider takes the roots and quotients of a step alone, on numbers that stay in the nearest cache.
 * GB/s, the part of the floor's speed and ns an element are fastopt's.
 """
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from floor import floor_step
+from limits import divider_step, floor_step
 
 from fastopt import benchmark
 from fastopt.benchmark import (
@@ -281,5 +281,6 @@ CANDIDATES = {
     "fastopt": replace(benchmark.CANDIDATES["fastopt"], threads=(*ANY, None)),
     "fastopt bound": Candidate(bound_step, exact=True, largest=NUMPY_LARGEST),
     "floor": Candidate(floor_step, checked=False),
+    "divider": Candidate(divider_step, checked=False),
 }
 """Everything that is compared, in the order of the tables' columns."""

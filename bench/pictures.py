@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from cases import FLAT, MANY, WORKLOADS
 from matplotlib.colors import to_rgb
-from page import PEERS, Results
+from page import LIMITS, PEERS, Results
 
 from fastopt.benchmark import threads_of
 
@@ -32,7 +32,7 @@ def colours() -> dict[str, Any]:
         for k, name in enumerate(reversed(names)):
             white = 0.8 * k / len(names)
             found[name] = tuple(white + (1 - white) * part for part in to_rgb(hue))
-    return {**{name: found[name] for name in PEERS}, MINE: "black", "floor": "0.6"}
+    return {**{name: found[name] for name in PEERS}, MINE: "black", **dict.fromkeys(LIMITS, "0.6")}
 
 
 COLOURS = colours()
@@ -69,7 +69,7 @@ def by_size(results: Results, file: Path) -> None:
             ]
             if points:
                 style = {"linewidth": 3.0, "zorder": 3} if name == MINE else {"linewidth": 1.4}
-                dashes = "--" if name == "floor" else "-"
+                dashes = {"floor": "--", "divider": ":"}.get(name, "-")
                 panel.plot(*zip(*points, strict=True), dashes, marker="o", ms=3, color=COLOURS[name], **style)
                 ends.append((panel, name, points[-1]))
         panel.set(xscale="log", yscale="log", xlabel="elements in one array", title=threads_of(n))
@@ -141,7 +141,7 @@ def of_floor(results: Results, file: Path) -> None:
 def speed_ups(results: Results, file: Path) -> None:
     """How many times fastopt's time every peer takes for Adam, float32, each at its best number of threads."""
     rows = [r for w in WORKLOADS if w != FLAT and (r := results.row("Adam", w))]
-    peers = [n for n in COLOURS if n not in (MINE, "floor") and any(r.best(n) for r in rows)][::-1]
+    peers = [n for n in COLOURS if n not in (MINE, *LIMITS) and any(r.best(n) for r in rows)][::-1]
     figure, panel = plt.subplots(figsize=(9.5, 1.9 + 0.42 * len(peers)))
     shades = plt.get_cmap("viridis")
     for k, row in enumerate(rows):

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from itertools import pairwise
 from math import prod
 from pathlib import Path
+from timeit import repeat
 from typing import Any
 
 import numpy as np
 import pytest
 from cases import FLAT, MANY, WORKLOADS, all_kernels, all_variants, case
-from floor import floor_step
 from instructions import compared
 from iteration import BATCH, batch, embedding_gradients, embedding_params, texts
+from limits import divider_step, divisions, floor_step
 from page import CLAIMS, PEERS, Claim, Results, page
 from peers import OPTAX, as_expressions, made
 from pictures import apart, draw
@@ -111,6 +112,26 @@ def test_the_floor_touches_all(variant: Any, threads: int, dtype: str, monkeypat
     assert [np.count_nonzero(array == 2) for array in written] == [1001] * len(written)
 
 
+def test_the_divider_counts_what_the_formula_takes() -> None:
+    counted = {one.label: divisions(one) for one in step_cases(full=False)}
+    assert counted["SGD momentum"] == (0, 0)
+    assert counted["Adam"] == counted["RMSprop momentum centered"] == (1, 1)
+    assert counted["Adadelta"] == (2, 1)
+    assert [name for name, of in counted.items() if of == (0, 0)] == ["NAG", "SGD", "SGD momentum", "Signum"]
+
+
+def test_the_divider_takes_time_for_each_element() -> None:
+    """Three thousand times the work takes longer, on however busy a machine."""
+    adam = next(v for v in all_kernels() if v.cls is fastopt.Adam)
+    fastopt.set_num_threads(1)
+    times = []
+    for size in (2**11, 2**11 * 3000):
+        step = divider_step(Case(adam.cls, {}, "", [(size,)], "float32"), [], [])
+        times.append(min(repeat(step, number=1, repeat=5)))
+    fastopt.set_num_threads(None)
+    assert times[1] > 30 * times[0]
+
+
 def test_gradients_of_the_embedding() -> None:
     """Along a direction the loss changes as they say: central differences, in float64."""
     labels, words = batch()[1], texts()
@@ -148,7 +169,7 @@ def results(**changes: float) -> Results:
     for one in step_cases(full=True):
         unit = one.bytes_moved * 1e-11
         times = [[name, count, 50 * unit, unit] for name in PEERS for count in {1, CPUS}]
-        names = {"fastopt": 1.0, "fastopt bound": 0.4, "floor": 0.97, "again": 0.4}
+        names = {"fastopt": 1.0, "fastopt bound": 0.4, "floor": 0.97, "divider": 0.5, "again": 0.4}
         times += [[name, count, t * unit, 0.01 * unit] for name, t in names.items() for count in {1, CPUS}]
         times += [["fastopt", None, unit, 0.0]]
         for time in times:
