@@ -292,7 +292,7 @@ class Adadelta(Optimizer):
     ::
 
         s = rho * s + (1 - rho) * g^2
-        delta = sqrt(d + eps) / sqrt(s + eps) * g
+        delta = sqrt((d + eps) / (s + eps)) * g
         d = rho * d + (1 - rho) * delta^2
         p = p - lr * delta
 

@@ -99,7 +99,7 @@ def adadelta(
 ) -> None:  # fmt: skip
     s *= rho
     s += one_minus_rho * (g * g)
-    delta = np.sqrt(d + eps) / np.sqrt(s + eps) * g
+    delta = np.sqrt((d + eps) / (s + eps)) * g
     d *= rho
     d += one_minus_rho * (delta * delta)
     p -= lr * delta
