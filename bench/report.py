@@ -59,7 +59,7 @@ def step_cases(full: bool) -> list[Case]:
     first = "1 x 2^20"
     adam = next(v for v in all_variants() if v.cls is fastopt.Adam)
     if full:
-        return [case(v, w, d) for v in all_variants() for d in TOLERANCE for w in WORKLOADS]
+        return [case(v, w, d) for w in WORKLOADS for d in TOLERANCE for v in all_variants()]
     sizes = [w for w in WORKLOADS if w not in (first, "1 x 2^26", "ResNet-50", "GPT-2 small")]
     return [
         *(case(adam, workload) for workload in sizes),
@@ -271,7 +271,7 @@ def main() -> None:
         "--output", type=Path, default=Path("build/bench"), help="where to write (default: %(default)s)"
     )
     parser.add_argument("--results", type=Path, help="where to store what was measured (default: in the output)")
-    parser.add_argument("--seconds", type=float, help="for each row (default: 1, with --full 3)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each row, at least (default: %(default)s)")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -284,8 +284,7 @@ def main() -> None:
     arguments = parser.parse_args()
     file = arguments.results or arguments.output / "benchmark.json"
     if not arguments.draw:
-        seconds = arguments.seconds or (3.0 if arguments.full else 1.0)
-        run(file, arguments.full, seconds, arguments.only, arguments.resume)
+        run(file, arguments.full, arguments.seconds, arguments.only, arguments.resume)
     results = Results(json.loads(file.read_text()))
     arguments.output.mkdir(parents=True, exist_ok=True)
     pictures = draw(results, arguments.output)
