@@ -29,6 +29,8 @@ GAIN = 0.07
 """The part of a step that more threads must save."""
 STALL = 2.0
 """A step on more threads that takes so many times one on fewer waited for a core that was not free."""
+LOST = 0.02
+"""Of the time until the next trial, the most that one which stalled may have cost."""
 CHANGED = 2.5
 """So many stalls in some thirty steps: the surroundings are others than when the threads were chosen."""
 
@@ -81,13 +83,13 @@ class Choice:
         longer = SHORT  # the gap after the next trial
         usual = 0.0  # of a step on fewer threads than `count`
         while True:
-            recent: deque[Seconds] = deque(maxlen=FIRST)
+            recent: deque[Sample] = deque(maxlen=FIRST)
             stalls = 0.0
             for _ in range(gap):
-                step, _ = yield count
-                recent.append(step)
+                sample = yield count
+                recent.append(sample)
                 if count > 1:
-                    stalls = 0.97 * stalls + (step > STALL * usual)
+                    stalls = 0.97 * stalls + (sample[0] > STALL * usual)
                     if stalls > CHANGED:
                         break
             if stalls > CHANGED:
@@ -96,14 +98,15 @@ class Choice:
             gap = min(2 * gap, LONG)
             most = self._available()
             count = min(count, most)
-            if most == 1 or (count == 1 and median(recent) < SHORTEST):
+            if most == 1 or (count == 1 and median([step for step, _ in recent]) < SHORTEST):
                 continue
             upwards = count == 1 or (upwards and count < most)
             rival = min(2 * count, most) if upwards else count // 2
             if upwards and self._crowded(rival):
                 continue
-            fewer, better = yield from self._trial(count, rival, recent)
-            gap, longer = longer, min(2 * longer, LONG)
+            fewer, better, lost = yield from self._trial(count, rival, recent)
+            gap = min(max(longer, int(lost / (LOST * median([sum(sample) for sample in recent])))), LONG)
+            longer = min(2 * longer, LONG)
             if better == rival:
                 count, usual = rival, fewer
                 longer = SHORT
@@ -113,28 +116,31 @@ class Choice:
                 upwards = not upwards
 
     def _trial(
-        self, now: int, rival: int, recent: Sequence[Seconds]
-    ) -> Generator[int, Sample, tuple[Seconds, int]]:
-        """Times steps with either; returns a step's time on fewer threads, and the better of the two."""
+        self, now: int, rival: int, recent: Sequence[Sample]
+    ) -> Generator[int, Sample, tuple[Seconds, int, Seconds]]:
+        """Times steps with either; returns a step's time on fewer threads, the better of the two, and what
+        stalls have cost."""
         few, many = sorted((now, rival))
-        stalled = STALL * median(recent) if now == few else float("inf")
-        stalls = 0
+        usual = median([step for step, _ in recent]) if now == few else float("inf")
+        stalls, lost = 0, 0.0
         samples: dict[int, list[Sample]] = {few: [], many: []}
         for _ in range(ROUNDS):
             for count in self._random.sample((few, many), 2):
                 for _ in range(BLOCK):
                     sample = yield count
                     samples[count].append(sample)
-                    stalls += count == many and sample[0] > stalled
+                    if count == many and sample[0] > STALL * usual:
+                        stalls += 1
+                        lost += sample[0] - usual
                     if stalls == 2:
-                        return 0.0, few
+                        return 0.0, few, lost
         (step_few, rest_few), (step_many, rest_many) = (tuple(zip(*samples[n], strict=True)) for n in (few, many))
         gain = median(step_few) - median(step_many)
         harm = median(rest_many) - median(rest_few)
         # one standard error of the difference of medians, from the median deviations
         error = 1.85 * (deviation(rest_few) ** 2 + deviation(rest_many) ** 2) ** 0.5 / len(rest_few) ** 0.5
         better = gain > GAIN * median(step_few) and gain + error > harm
-        return median(step_few), many if better else few
+        return median(step_few), many if better else few, 0.0
 
 
 _seeds = itertools.count()

@@ -101,6 +101,14 @@ def test_threads_that_stall_are_hardly_tried(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_stalls_that_are_long_beside_an_iteration_are_tried_more_rarely(seed: int) -> None:
+    world = World(lambda n: 0.2 * MS if n == 1 else 8 * MS, rest=lambda n: MS, seed=seed)
+    world.run(2000)
+    assert most_used(world) == 1
+    assert world.loss() < 0.03
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_threads_that_slow_down_the_rest_are_not_used(seed: int) -> None:
     world = World(divided(0.4 * MS), rest=lambda n: (3 + 0.6 * (n > 1)) * MS, seed=seed)
     world.run(2000)
