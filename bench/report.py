@@ -151,7 +151,10 @@ def measured_busy(seconds: float) -> dict[str, Any]:
                     steps[name] += [iterations[name].timed_step() for _ in range(20)]
         finally:
             busy.kill()
-    return {name: [median(times), quantiles(times, n=100)[-1], max(times)] for name, times in steps.items()}
+    return {
+        name: [median(times), quantiles(times, n=100, method="inclusive")[-1], max(times)]
+        for name, times in steps.items()
+    }
 
 
 # -- Instruction sets ------------------------------------------------------------------------------

@@ -243,6 +243,14 @@ def test_a_page_of_little() -> None:
     assert "not measured" in page(empty, draw(empty, Path()))
 
 
+def test_the_readme_quotes_the_page() -> None:
+    root = Path(__file__).parents[1]
+    claims = (root / "docs/benchmark.md").read_text().partition("## What must hold\n")[2]
+    table = "".join(line for line in claims.partition("\n## ")[0].splitlines(keepends=True) if line[0] == "|")
+    assert len(table.splitlines()) == 2 + len(CLAIMS)
+    assert table in (root / "README.md").read_text(), "the README's claims are of another run than the page"
+
+
 def test_labels_stay_apart() -> None:
     places = [3.0, 1.0, 1.1, 3.05, 9.0]
     moved = apart(places, 0.5)
