@@ -59,7 +59,7 @@ def test_a_pool(method: str) -> None:
     sizes = [LARGE, SMALL] * 3
     expected = [trained(size) for size in sizes]
     with multiprocessing.get_context(method).Pool(2) as pool:
-        assert pool.map_async(trained, sizes).get(timeout=5 if method == "fork" else 50) == expected
+        assert pool.map_async(trained, sizes).get(timeout=50) == expected
     assert [trained(size) for size in sizes] == expected
 
 
