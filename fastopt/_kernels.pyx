@@ -506,15 +506,18 @@ cdef class Plan:
         found.sort()
         self.interval_names = [(i, k) for _, i, k in found]
         self.interval_count = len(found)
+        shared = []
         for n, (begin, i, k) in enumerate(found):
             interval = &self.intervals[<Py_ssize_t>n]
             interval.begin, interval.end = begin, begin + self.owned[i].len
             if n and self.intervals[<Py_ssize_t>n - 1].end > interval.begin:
-                both = [self._name_of(i, k) for i, k in sorted(self.interval_names[n - 1 : n + 1])]
-                raise ValueError(
-                    f"{' and '.join(both)} share memory; pass every array once, and no two views of the same "
-                    "elements"
-                )
+                shared.append(sorted(self.interval_names[n - 1 : n + 1]))
+        if shared:
+            # of several, the one that the caller passed first: addresses differ from run to run
+            both = [self._name_of(i, k) for i, k in min(shared)]
+            raise ValueError(
+                f"{' and '.join(both)} share memory; pass every array once, and no two views of the same elements"
+            )
 
     cdef int _cut(self) except -1:
         cdef size_t i, position, take, rest, end, beyond, itemsize, fill = 0, chunk = 0, most

@@ -204,6 +204,7 @@ WRONG_MEMBERS: dict[str, tuple[list[Any], str]] = {
     "one within another": ([base[4:6], base[:10]], "^parameter 0 and parameter 1 share memory"),
     "transposed too": ([base.reshape(6, 10), base.reshape(6, 10).T], "parameter 0 and parameter 1 share"),
     "as another dtype too": ([base, base.view(np.float64)], "^parameter 0 and parameter 1 share memory"),
+    "two pairs": ([base[30:], base[30:], base[:9], base[:9]], "^parameter 0 and parameter 1 share memory"),
 }
 """Lists of parameters, and what is said of them."""
 
