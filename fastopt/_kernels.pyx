@@ -11,29 +11,37 @@ from cpython.buffer cimport (
 from cpython.dict cimport PyDict_CheckExact, PyDict_Next
 from cpython.memoryview cimport PyMemoryView_FromBuffer
 from cpython.ref cimport PyObject
+from cpython.tuple cimport PyTuple_GET_ITEM
 from cython.parallel cimport prange
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
+import sys
 from collections.abc import Mapping
 
 import numpy as np
 
-from fastopt import reference
+from fastopt import storage
 
 cdef extern from "fastopt.h" nogil:
-    enum: FASTOPT_FLOAT32, FASTOPT_FLOAT64, FASTOPT_MAX_BUFFERS, FASTOPT_MAX_SCALARS
-    ctypedef void (*fastopt_kernel)(void *const *, const double *, size_t, size_t) noexcept
+    enum: FASTOPT_MAX_BUFFERS, FASTOPT_MAX_SCALARS
+    ctypedef void (*fastopt_kernel)(void *const *, const double *, size_t, size_t, uint64_t, uint64_t) noexcept
+    ctypedef struct fastopt_format:
+        const char *name
+        const char *parameter
+        const char *gradient
+        const char *states
     ctypedef struct fastopt_optimizer:
         const char *name
         const char *state
         const char *optional
         const char *scalars
-        const fastopt_kernel *kernels[2]
+        const fastopt_kernel *const *kernels
     ctypedef struct fastopt_isa:
         const char *name
         const fastopt_optimizer *optimizers
     const fastopt_isa *fastopt_isas()
+    const fastopt_format *fastopt_formats()
 
 cdef extern from "subnormals.h" nogil:
     uint64_t fastopt_flush_subnormals()
@@ -103,6 +111,36 @@ def _read_isas():
     return (*found, "numpy")
 
 
+def _read_formats():
+    found = {}
+    cdef const fastopt_format *format = fastopt_formats()
+    while format.name != NULL:
+        found[format.name.decode()] = (format.parameter.decode(), format.gradient.decode(), format.states.decode())
+        format += 1
+    return found
+
+
+FORMATS = _read_formats()
+"""By its name, how a format stores parameter, gradient and states."""
+
+# How an array may be stored, as a small number; what is stored in 16 bits of which NumPy knows nothing comes
+# as a view of uint16.
+cdef enum: FLOAT32, FLOAT64, FLOAT16, BFLOAT16, STORAGES, UNSEEN
+cdef list STORAGE_NAMES = ["float32", "float64", "float16", "bfloat16"]
+cdef size_t[STORAGES] ITEMSIZES = [4, 8, 2, 2]
+cdef int format_of[STORAGES][STORAGES][STORAGES]  # of parameter, gradient, states: a place in FORMATS, or -1
+
+
+def _number_formats():
+    cdef int p, g, s
+    places = {stored: place for place, stored in enumerate(FORMATS.values())}
+    for p, parameter in enumerate(STORAGE_NAMES):
+        for g, gradient in enumerate(STORAGE_NAMES):
+            for s, states in enumerate(STORAGE_NAMES):
+                format_of[p][g][s] = places.get((parameter, gradient, states), -1)
+
+
+_number_formats()
 TABLE = _read_table()
 ISA_NAMES = _read_isas()
 OPENMP = FASTOPT_OPENMP
@@ -216,26 +254,29 @@ def bias_correction(double beta, int64_t t, /):
 
 
 def unedited(object mappings, list seen):
-    """Whether these are still dicts that hold the very keys and values of ``seen``, in its order: much
-    faster than to compare them."""
-    cdef Py_ssize_t place, place_seen, k
+    """Whether these are still dicts of the very keys and values that ``seen`` has, key, value, key, value, in a
+    tuple for each: much faster than to compare them."""
+    cdef Py_ssize_t place, k, n
     cdef PyObject *key = NULL
-    cdef PyObject *key_seen = NULL
     cdef PyObject *value = NULL
-    cdef PyObject *value_seen = NULL
+    cdef tuple items
     if type(mappings) is not list or len(mappings) != len(seen):
         return False
     for k in range(len(seen)):
-        mapping, values = (<list>mappings)[k], seen[k]
-        if not PyDict_CheckExact(mapping) or len(<dict>mapping) != len(<dict>values):
+        mapping, items = (<list>mappings)[k], seen[k]
+        if not PyDict_CheckExact(mapping) or 2 * len(<dict>mapping) != len(items):
             return False
-        place = place_seen = 0
+        place = n = 0
         while PyDict_Next(mapping, &place, &key, &value):
-            if not PyDict_Next(values, &place_seen, &key_seen, &value_seen):
+            if key != <PyObject *>PyTuple_GET_ITEM(items, n) or value != <PyObject *>PyTuple_GET_ITEM(items, n + 1):
                 return False
-            if key != key_seen or value != value_seen:
-                return False
+            n += 2
     return True
+
+
+def label_of(key):
+    """What messages call the parameter of that number or name."""
+    return f"parameter {key}" if isinstance(key, int) else repr(key)
 
 
 cdef str listing(list labels):
@@ -244,8 +285,39 @@ cdef str listing(list labels):
     return ", ".join(labels[:9] if more else labels) + more
 
 
-cdef int dtype_of(Py_buffer *view) noexcept:
-    """FASTOPT_FLOAT32 or FASTOPT_FLOAT64 for a native float array, else -1."""
+cdef uint64_t mixed(uint64_t x) noexcept:
+    """Every bit of the result depends on every bit of x (the finaliser of SplitMix64, Steele et al. 2014)."""
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ULL
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBULL
+    return x ^ (x >> 31)
+
+
+cdef uint64_t key_of(uint64_t seed, int64_t step) noexcept:
+    """The key of the random bits of a step."""
+    return mixed(mixed(seed + 1) + <uint64_t>step * 0x9E3779B97F4A7C15ULL)
+
+
+cdef object BFLOAT16_DTYPE = None
+
+
+cdef bint is_bfloat16(object array):
+    """Whether it is an array or scalar of ml_dtypes.bfloat16; there is none as long as nobody has imported that."""
+    global BFLOAT16_DTYPE
+    if BFLOAT16_DTYPE is None:
+        ml_dtypes = sys.modules.get("ml_dtypes")
+        if ml_dtypes is None:
+            return False
+        BFLOAT16_DTYPE = np.dtype(ml_dtypes.bfloat16)
+    return isinstance(array, (np.ndarray, np.generic)) and array.dtype == BFLOAT16_DTYPE
+
+
+cdef object buffered(object array):
+    """The array as the buffer protocol knows it."""
+    return np.asarray(array).view(np.uint16) if is_bfloat16(array) else array
+
+
+cdef int storage_of(Py_buffer *view) noexcept:
+    """How a native array is stored, by its buffer; -1 for what is no float."""
     cdef const char *code = view.format
     if code == NULL:
         return -1
@@ -254,9 +326,11 @@ cdef int dtype_of(Py_buffer *view) noexcept:
     if code[0] == 0 or code[1] != 0:
         return -1
     if code[0] == b"f" and view.itemsize == 4:
-        return FASTOPT_FLOAT32
+        return FLOAT32
     if code[0] == b"d" and view.itemsize == 8:
-        return FASTOPT_FLOAT64
+        return FLOAT64
+    if code[0] == b"e" and view.itemsize == 2:
+        return FLOAT16
     return -1
 
 
@@ -281,6 +355,11 @@ cdef bint in_order(Py_buffer *view, char order) noexcept:
     return PyBuffer_IsContiguous(view, order)
 
 
+def state_dtypes(parameter):
+    """The names of the dtypes that the states of a parameter may have, by the name of its own."""
+    return list(dict.fromkeys(states for p, _, states in FORMATS.values() if p == parameter))
+
+
 cdef tuple shape_of(Py_buffer *view):
     return tuple([view.shape[k] for k in range(view.ndim)])
 
@@ -298,11 +377,15 @@ cdef struct Tensor:
     void *buffers[FASTOPT_MAX_BUFFERS]
     const double *scalars
     fastopt_kernel kernel
+    uint64_t key  # of the random bits of this step
+    uint64_t first  # the number of element 0, counted through all parameters
     bint active  # has a gradient in this step
     size_t size
-    int dtype
+    int storage, gradient_storage, state_storage  # the gradient's is UNSEEN before there has been one
+    int format  # of these three
     char order
     void *scratch  # where a gradient of another layout is gathered
+    int scratch_storage
     void *checked  # the last gradient that was found to overlap nothing
 
 cdef struct Chunk:
@@ -318,7 +401,7 @@ cdef void run_task(const Tensor *tensors, const Chunk *chunk, const Chunk *end, 
     while chunk < end:
         tensor = tensors + chunk.tensor
         if tensor.active:
-            tensor.kernel(tensor.buffers, tensor.scalars, chunk.begin, chunk.end)
+            tensor.kernel(tensor.buffers, tensor.scalars, chunk.begin, chunk.end, tensor.key, tensor.first)
         chunk += 1
     if flush:
         fastopt_set_mode(mode)
@@ -328,9 +411,9 @@ cdef class Plan:
     """Parameters and states of one optimizer, checked once, and what a step does to them.
 
     kernel: a name of TABLE. params: arrays. keys: their names or numbers. groups: the group that each
-    belongs to. states: for each parameter, arrays by their letter in the formula, in the parameter's
-    dtype, shape and order. steps: int64, one an array, counted up by `step`. state_names: what messages
-    call the states, by their letter.
+    belongs to. states: for each parameter, arrays by their letter in the formula, in its shape and order,
+    of one dtype that there is a format for. steps: int64, one an array, counted up by `step`. state_names:
+    what messages call the states, by their letter.
 
     In `params` and `states`, views take the place of the arrays: nobody can give them another shape, and
     no subclass answers for them.
@@ -371,7 +454,7 @@ cdef class Plan:
             raise RuntimeError("a Plan is made once")
         self.kernel, self.params, self.keys, self.states, self.steps = kernel, params, keys, states, steps
         self.state_names = state_names or {}
-        self.labels = [f"parameter {key}" if isinstance(key, int) else repr(key) for key in keys]
+        self.labels = [label_of(key) for key in keys]
         self.place = {key: i for i, key in enumerate(keys)}
         self.step_view = steps
         self.group_view = np.array(groups, dtype=np.int64)
@@ -391,6 +474,8 @@ cdef class Plan:
         for i in range(n):
             self._own_parameter(i)
             self._own_states(i)
+            if i:
+                self.tensors[i].first = self.tensors[i - 1].first + self.tensors[i - 1].size
         self._find_intervals()
         self._cut()
 
@@ -435,9 +520,9 @@ cdef class Plan:
         cdef Py_buffer *view = &self.owned[i]
         label = self.labels[i]
         array = self.params[i] = self._plain(i, 0, self.params[i])
-        if array.dtype.type not in (np.float32, np.float64):
+        if array.dtype.type not in (np.float32, np.float64) and not is_bfloat16(array):
             raise TypeError(
-                f"{label}: dtype {array.dtype} cannot be updated; use float32 or float64 (array.astype)"
+                f"{label}: dtype {array.dtype} cannot be updated; use float32, float64 or bfloat16 (array.astype)"
             )
         if not array.dtype.isnative:
             raise ValueError(
@@ -446,14 +531,14 @@ cdef class Plan:
             )
         if not array.flags.writeable:
             raise ValueError(f"{label}: the array is read-only; pass a writable one (array.copy())")
-        PyObject_GetBuffer(array, view, PyBUF_STRIDES | PyBUF_FORMAT)
+        PyObject_GetBuffer(buffered(array), view, PyBUF_STRIDES | PyBUF_FORMAT)
         tensor.order = b"C" if array.flags.c_contiguous else b"F"
         if not in_order(view, tensor.order):
             raise ValueError(
                 f"{label}: the array must be contiguous and aligned, to be updated in place (its strides are "
                 f"{array.strides}); train a copy (array.copy())"
             )
-        tensor.dtype = dtype_of(view)
+        tensor.storage, tensor.gradient_storage = STORAGE_NAMES.index(array.dtype.name), UNSEEN
         tensor.size = array.size
         tensor.buffers[0] = view.buf
         return 0
@@ -463,22 +548,27 @@ cdef class Plan:
         cdef Py_ssize_t k
         cdef Py_buffer view
         cdef dict states = self.states[i]
+        tensor.state_storage = tensor.storage  # of those that are not there
+        first = None
         for k in range(2, len(self.names)):
             state = states.get(self.names[k])
             if state is None:
                 continue
             param = self.params[i]
             state = states[self.names[k]] = self._plain(i, k, state)
-            if state.dtype != param.dtype:
+            possible = state_dtypes(param.dtype.name) if first is None else [first.dtype.name]
+            if state.dtype.name not in possible or not state.dtype.isnative:
                 raise TypeError(
                     f"{self._name_of(i, k)}: it has dtype {state.dtype}, the parameter {param.dtype}; convert it "
-                    "with astype"
+                    f"to {' or '.join(possible)} with astype"
                 )
+            first = state
+            tensor.state_storage = STORAGE_NAMES.index(state.dtype.name)
             if not state.flags.writeable:
                 raise ValueError(
                     f"{self._name_of(i, k)}: the array is read-only; pass a writable one (array.copy())"
                 )
-            PyObject_GetBuffer(state, &view, PyBUF_STRIDES | PyBUF_FORMAT)
+            PyObject_GetBuffer(buffered(state), &view, PyBUF_STRIDES | PyBUF_FORMAT)
             fits, lies = same_shape(&view, &self.owned[i]), in_order(&view, tensor.order)
             tensor.buffers[k] = view.buf
             PyBuffer_Release(&view)
@@ -497,19 +587,25 @@ cdef class Plan:
     cdef _find_intervals(self):
         """The memory that a step writes, sorted; refuses what stands there twice."""
         cdef Py_ssize_t i, k
+        cdef uintptr_t begin
+        cdef size_t itemsize
+        cdef Tensor *tensor
         cdef Interval *interval
         found = []
         for i in range(self.count):
+            tensor = &self.tensors[i]
             for k in range(len(self.names)):
-                if self.tensors[i].buffers[k] != NULL and self.owned[i].len:
-                    found.append((<uintptr_t>self.tensors[i].buffers[k], i, k))
+                if tensor.buffers[k] != NULL and tensor.size:
+                    begin = <uintptr_t>tensor.buffers[k]
+                    itemsize = ITEMSIZES[tensor.state_storage if k else tensor.storage]
+                    found.append((begin, i, k, begin + tensor.size * itemsize))
         found.sort()
-        self.interval_names = [(i, k) for _, i, k in found]
+        self.interval_names = [(i, k) for _, i, k, _ in found]
         self.interval_count = len(found)
         shared = []
-        for n, (begin, i, k) in enumerate(found):
+        for n, (begin, _, _, end) in enumerate(found):
             interval = &self.intervals[<Py_ssize_t>n]
-            interval.begin, interval.end = begin, begin + self.owned[i].len
+            interval.begin, interval.end = begin, end
             if n and self.intervals[<Py_ssize_t>n - 1].end > interval.begin:
                 shared.append(sorted(self.interval_names[n - 1 : n + 1]))
         if shared:
@@ -602,17 +698,34 @@ cdef class Plan:
             f"{self.params[i].dtype}; convert it with astype"
         ) from error
 
+    cdef int _take_storage(self, Py_ssize_t i, object grad, int storage) except -1:
+        """Takes note of how gradients are stored from now on."""
+        cdef Tensor *tensor = &self.tensors[i]
+        cdef int format = -1 if storage < 0 else format_of[tensor.storage][storage][tensor.state_storage]
+        if format < 0:
+            self._refuse_gradient(i, grad)
+        tensor.gradient_storage, tensor.format, tensor.checked = storage, format, NULL
+        return 0
+
     cdef int _fetch_one(self, Py_ssize_t i, object grad) except -1:
         cdef Tensor *tensor = &self.tensors[i]
         cdef Py_buffer *view = &self.views[i]
+        cdef int storage = BFLOAT16
         if type(grad) is not NDARRAY and isinstance(grad, np.ma.MaskedArray):
             self._refuse_gradient(i, grad)
-        try:
-            PyObject_GetBuffer(grad, view, PyBUF_STRIDES | PyBUF_FORMAT)
-        except Exception as error:
-            self._refuse_gradient(i, grad, error)
-        if dtype_of(view) != tensor.dtype:
-            self._refuse_gradient(i, grad)
+        # only who has passed a bfloat16 array pays for the question
+        if tensor.gradient_storage == BFLOAT16 and is_bfloat16(grad):
+            PyObject_GetBuffer(buffered(grad), view, PyBUF_STRIDES | PyBUF_FORMAT)
+        else:
+            try:
+                PyObject_GetBuffer(grad, view, PyBUF_STRIDES | PyBUF_FORMAT)
+                storage = storage_of(view)
+            except Exception as error:
+                if not is_bfloat16(grad):
+                    self._refuse_gradient(i, grad, error)
+                PyObject_GetBuffer(buffered(grad), view, PyBUF_STRIDES | PyBUF_FORMAT)
+        if storage != tensor.gradient_storage:
+            self._take_storage(i, grad, storage)
         if not same_shape(view, &self.owned[i]):
             raise ValueError(
                 f"{self.labels[i]}: its gradient has shape {shape_of(view)}, the parameter "
@@ -626,10 +739,11 @@ cdef class Plan:
             return 0
         # another layout: gather it in the parameter's order, in memory that is kept for the next step
         self._overlaps(i, view)
-        if i not in self.scratch:
-            self.scratch[i] = np.empty_like(self.params[i])
+        if i not in self.scratch or tensor.scratch_storage != storage:
+            self.scratch[i] = np.empty_like(self.params[i], dtype=self._gradient(i).dtype)
             tensor.scratch = <void *><uintptr_t>self.scratch[i].ctypes.data
-        np.copyto(self.scratch[i], grad if type(grad) is NDARRAY else self._gradient(i))
+            tensor.scratch_storage = storage
+        np.copyto(self.scratch[i], grad if type(grad) is NDARRAY and storage != BFLOAT16 else self._gradient(i))
         tensor.buffers[1] = tensor.scratch
         return 0
 
@@ -758,7 +872,8 @@ cdef class Plan:
         cdef const fastopt_optimizer *kernels = NULL
         cdef Tensor *tensor
         cdef double *scalars = NULL
-        cdef dict seen = None  # by (group, step): subset, values, place of the scalars
+        cdef uint64_t key = 0
+        cdef dict seen = None  # by (group, step): subset, values, key, place of the scalars
         cdef tuple known, values = None
         self.elements = 0
         if ISAS[active_isa].name != NULL:
@@ -770,22 +885,24 @@ cdef class Plan:
             self.elements += tensor.size
             if self.group_view[i] != group or self.step_view[i] != step:
                 if count == 1:  # more than one at all
-                    seen = {(group, step): (subset, values, 0)}
+                    seen = {(group, step): (subset, values, key, 0)}
                 group, step = self.group_view[i], self.step_view[i]
                 known = None if seen is None else seen.get((group, step))
                 if known is None:
-                    subset, values = coefficients(group, step + 1, grad_scale)
+                    subset, values, seed = coefficients(group, step + 1, grad_scale)
+                    key = key_of(seed, step + 1)
                     scalars = self.scalars + count * FASTOPT_MAX_SCALARS
                     self._write_scalars(scalars, values)
                     if seen is not None:
-                        seen[group, step] = subset, values, count
+                        seen[group, step] = subset, values, key, count
                     count += 1
                 else:
-                    subset, values = known[0], known[1]
-                    scalars = self.scalars + <size_t>known[2] * FASTOPT_MAX_SCALARS
+                    subset, values, key = known[0], known[1], known[2]
+                    scalars = self.scalars + <size_t>known[3] * FASTOPT_MAX_SCALARS
             tensor.scalars = scalars
+            tensor.key = key
             if kernels != NULL:
-                tensor.kernel = kernels.kernels[tensor.dtype][subset]
+                tensor.kernel = kernels.kernels[tensor.format][subset]
             else:
                 twins.append((i, subset, values))
         return 0
@@ -794,8 +911,9 @@ cdef class Plan:
         """One update of every parameter that has a gradient.
 
         grads: a list or dict, or None for the bound ones. coefficients(group, step, grad_scale) returns
-        the subset of optional states in use, as bits, and the kernel's scalars in the row's order. choices: of the
-        number of threads. finish: called at the end with whether each parameter had a gradient, or None.
+        the subset of optional states in use, as bits, the kernel's scalars in the row's order, and the seed of the
+        random bits. choices: of the number of threads. finish: called at the end with whether each parameter had a
+        gradient, or None.
         """
         cdef Py_ssize_t i
         cdef list twins = []
@@ -857,16 +975,20 @@ cdef class Plan:
 
     cdef int _run_twins(self, list twins) except -1:
         """The same update by the NumPy twin, tensor by tensor."""
-        cdef Py_ssize_t required = len(TABLE[self.kernel]["state"])
+        cdef Py_ssize_t place, required = len(TABLE[self.kernel]["state"])
         cdef bint flush = flush_denormal
         cdef uint64_t mode = fastopt_flush_subnormals() if flush else 0
         try:
             for i, subset, values in twins:
+                place = i
                 states = [
                     self.states[i][name] if k < required or subset >> (k - required) & 1 else None
                     for k, name in enumerate(self.names[2:])
                 ]
-                reference.update(self.kernel, self.params[i], self._gradient(i), states, values)
+                storage.update(
+                    self.kernel, self.params[i], self._gradient(i), states, values, self.tensors[place].key,
+                    self.tensors[place].first,
+                )
         finally:
             if flush:
                 fastopt_set_mode(mode)

@@ -3,6 +3,10 @@
 ``adam(param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq=None, *, step, lr=1e-3, …)`` makes one update in
 place. ``step`` counts from 1; the options and their defaults are those of the class, and a state that only
 an option needs may be left out without it. ``grad_scale`` multiplies the gradient. Raises as the classes.
+
+States may be bfloat16 arrays, and so may parameters and gradients, in the combinations that the classes take.
+Each call numbers its elements from 0: give every array a ``seed`` of its own, so that they are not rounded by
+the same random bits.
 """
 
 from __future__ import annotations
@@ -43,11 +47,16 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
+def _defaults_of(cls: type[Optimizer]) -> Hyper:
+    """The options of the class but one: here the states have the dtype that they have."""
+    return {name: value for name, value in cls.defaults_of().items() if name != "state_dtype"}
+
+
 @lru_cache(maxsize=128, typed=True)
 def _checked(name: str, **options: Any) -> tuple[Hyper, int, list[str]]:
     """All hyper-parameters but ``lr``, the subset of optional states and the letters of all states."""
     cls: type[Optimizer] = getattr(optimizers, name)
-    defaults = cls.defaults_of()
+    defaults = _defaults_of(cls)
     h = {**defaults, **options}
     cls._check(h, defaults)
     return h, cls.subset(h), cls.letters(h)
@@ -57,7 +66,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., None]:
     row = _kernels.TABLE[cls.kernel]
     letters = [*row["state"], *row["optional"]]
     names = [cls.state_names[letter] for letter in letters]
-    defaults = cls.defaults_of()
+    defaults = _defaults_of(cls)
 
     def function(
         param: Array,
@@ -97,7 +106,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., None]:
         steps = np.array([step - 1], np.int64)
         plan = _kernels.Plan(cls.kernel, [param], ["param"], [0], [states], steps, cls.state_names)
         scalars = cls.scalars(h, lr, int(step), check_grad_scale(grad_scale))
-        plan.step([grad], 1.0, lambda *_: (subset, scalars), _thread.choices, None)
+        plan.step([grad], 1.0, lambda *_: (subset, scalars, h["seed"]), _thread.choices, None)
 
     parameter = inspect.Parameter
     either, keyword = parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY

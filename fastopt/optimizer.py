@@ -8,6 +8,7 @@ import numbers
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from fastopt import _kernels
 from fastopt._kernels import unedited
 from fastopt.choice import Choices
+from fastopt.storage import storage_dtype
 
 Array: TypeAlias = npt.NDArray[Any]
 Hyper: TypeAlias = dict[str, Any]
@@ -33,6 +35,8 @@ RATE_OF_A_CALL = "lr, as its callable returned it"
 
 HIGHEST = {"alpha": 1.0, "betas": math.nextafter(1.0, 0.0), "dampening": 1.0, "rho": 1.0}
 """The highest value of hyper-parameters that are the weight of an average; no other has one."""
+
+STATE_DTYPES = sorted({states for *_, states in _kernels.FORMATS.values()})
 
 
 def shown(value: Any) -> str:
@@ -75,6 +79,18 @@ def check_hyper(name: str, value: Any, default: Any) -> Any:
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"{name}: expected True or False, got {shown(value)}")
         return bool(value)
+    if name == "state_dtype":
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{name}: expected the name of a dtype or None, got {shown(value)}")
+        if value is not None and value not in STATE_DTYPES:
+            raise ValueError(f"{name}: states cannot be of {shown(value)}; use {', '.join(STATE_DTYPES)}")
+        return value
+    if isinstance(default, int):
+        if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{name}: expected a whole number, got {shown(value)}")
+        if not 0 <= value < 2**32:
+            raise ValueError(f"{name}: {shown(value)} is out of range; it must be below 2**32 and not negative")
+        return int(value)
     high = HIGHEST.get(name, math.inf)
     if isinstance(default, tuple):
         if not isinstance(value, tuple | list) or len(value) != len(default):
@@ -96,11 +112,18 @@ def _within(place: str) -> Iterator[None]:
 class Optimizer:
     """Updates parameters in place; each subclass is one algorithm.
 
-    params: arrays, float32 or float64, native, writable, C- or Fortran-contiguous: a list, a dict by
-    names, or a list of groups, dicts with ``"params"`` and hyper-parameters that differ from the
-    defaults. Raises TypeError or ValueError, naming the parameter or the option, for all that cannot be
+    params: arrays, float32, float64 or bfloat16 (ml_dtypes), native, writable, C- or Fortran-contiguous: a
+    list, a dict by names, or a list of groups, dicts with ``"params"`` and hyper-parameters that differ from
+    the defaults. Raises TypeError or ValueError, naming the parameter or the option, for all that cannot be
     updated. An optimizer takes one call at a time: another one, from another thread, raises RuntimeError
     and changes nothing.
+
+    state_dtype: "bfloat16" keeps the state of float32 parameters in half the memory, "float32" that of bfloat16
+    parameters in twice theirs; None: the parameter's. What is stored as bfloat16 is rounded at random, right in
+    the mean, by random bits that depend on ``seed``, the step and the element's number alone (Gupta et al. 2015,
+    arXiv:1502.02551; Zamirai et al. 2020, arXiv:2010.06192); beyond the largest bfloat16 comes infinity.
+    Gradients of float32 parameters may be float32, bfloat16 or float16, those of bfloat16 parameters bfloat16 or
+    float32. bfloat16 is ml_dtypes.bfloat16: ``pip install "fastopt[bfloat16]"``.
     """
 
     kernel: ClassVar[str]
@@ -126,6 +149,7 @@ class Optimizer:
         self._group_of: list[int] = []
         self._steps = np.zeros(0, np.int64)
         self._seen: list[Hyper] = []  # what the groups were when they were last checked: steps go by it
+        self._items: list[tuple[Any, ...]] = []  # as `unedited` takes it
         self._plan = _kernels.Plan(self.kernel, [], [], [], [], self._steps)
         self._choices = Choices()
         with self._alone():
@@ -171,8 +195,8 @@ class Optimizer:
     ) -> None:
         """Updates every parameter that has a gradient, in place; all of them or, on an error, none.
 
-        grads: for each parameter an array of its shape and dtype in any layout, or None to leave the
-        parameter, its state and its step alone: a list in the parameters' order or a dict by their
+        grads: for each parameter an array of its shape and dtype (or of 16 bits) in any layout, or None to
+        leave the parameter, its state and its step alone: a list in the parameters' order or a dict by their
         names; omitted after `bind`. grad_scale: every gradient is multiplied by it. max_norm and
         skip_nonfinite are not there yet.
         """
@@ -180,7 +204,7 @@ class Optimizer:
             raise NotImplementedError("max_norm and skip_nonfinite are not there yet; leave them out")
         if type(grad_scale) is not float or grad_scale != 1.0:
             grad_scale = check_grad_scale(grad_scale)
-        if not unedited(self.param_groups, self._seen):
+        if not unedited(self.param_groups, self._items):
             with self._alone():
                 self._take_edits()
         self._plan.step(grads, grad_scale, self._scalars, self._choices, self.finish)
@@ -308,14 +332,15 @@ class Optimizer:
         needed = cls.optional_states(h)
         return [*row["state"], *(letter for letter in row["optional"] if letter in needed)]
 
-    def _scalars(self, index: int, t: int, grad_scale: float) -> tuple[int, tuple[float, ...]]:
-        """What the plan asks for each group and step that occurs: `subset` and `scalars`."""
+    def _scalars(self, index: int, t: int, grad_scale: float) -> tuple[int, tuple[float, ...], int]:
+        """What the plan asks for each group and step that occurs: `subset`, `scalars` and the seed."""
         h = self._seen[index]
         lr = h["lr"]
         if not isinstance(lr, float):
             lr = self._learning_rate(index)
         subset, sign, weight_decay, decoupled = self._fixed[index]
-        return subset, (*self.coefficients(h, lr, t), sign * grad_scale, weight_decay, 1.0 - lr * decoupled)
+        own = self.coefficients(h, lr, t)
+        return subset, (*own, sign * grad_scale, weight_decay, 1.0 - lr * decoupled), h["seed"]
 
     def _learning_rate(self, index: int) -> float:
         lr = self._seen[index]["lr"]
@@ -395,16 +420,21 @@ class Optimizer:
     ) -> None:
         """Makes a plan for these and puts all of them in place; on an error nothing has changed.
 
-        All have been checked. State arrays that are there already stay, unless one has to be made: then all
-        go into one new arena. Parameters that were added let go of the bound gradients.
+        All but the dtypes of the states have been checked. State arrays that are there already stay, unless
+        one has to be made: then all go into one new arena, converted to the nearest where their dtype was
+        another. Parameters that were added let go of the bound gradients.
         """
         plan = self._plan
         needed = [
             [*have, *(x for x in self.letters(groups[g]) if x not in have)]
             for have, g in zip(states, group_of, strict=True)
         ]
-        if states is not plan.states or any(len(x) < len(y) for x, y in zip(states, needed, strict=True)):
-            made = _arena(params, needed)
+        dtypes = [_state_dtype(key, p, groups[g]) for key, p, g in zip(keys, params, group_of, strict=True)]
+        if states is not plan.states or any(
+            len(have) < len(need) or any(array.dtype != dtype for array in have.values())
+            for have, need, dtype in zip(states, needed, dtypes, strict=True)
+        ):
+            made = _arena(params, dtypes, needed)
             for arrays, have, g in zip(made, states, group_of, strict=True):
                 fill = self.initial_states(groups[g])
                 for letter, array in arrays.items():
@@ -422,30 +452,52 @@ class Optimizer:
             mine.update(group)
         self.param_groups += [dict(group) for group in groups[len(self._seen) :]]
         self._seen, self._fixed = groups, fixed
+        self._remember()
         self._keys, self._params, self._group_of, self._steps = keys, params, group_of, steps
         self._plan = plan
 
+    def _remember(self) -> None:
+        """Takes the groups, as they are, for seen."""
+        self._items = [tuple(chain.from_iterable(group.items())) for group in self.param_groups]
 
-def _arena(params: Sequence[Array], letters: Sequence[Sequence[str]]) -> list[dict[str, Array]]:
-    """Zeros for the state of every parameter, in its shape, dtype and order, in one piece of memory.
+
+def _state_dtype(key: int | str, param: Array, h: Hyper) -> np.dtype[Any]:
+    """The dtype of a parameter's states; refuses one that there are no kernels for."""
+    wanted = h["state_dtype"]
+    if wanted is None:
+        return param.dtype
+    possible = _kernels.state_dtypes(param.dtype.name)
+    if wanted not in possible:
+        raise ValueError(
+            f"state_dtype: {_kernels.label_of(key)} is of {param.dtype}, its states cannot be of {wanted}; use "
+            f"{' or '.join(possible)}"
+        )
+    return storage_dtype(wanted)
+
+
+def _arena(
+    params: Sequence[Array], dtypes: Sequence[np.dtype[Any]], letters: Sequence[Sequence[str]]
+) -> list[dict[str, Array]]:
+    """Zeros for the state of every parameter, in its shape and order and a dtype, in one piece of memory.
 
     Every array begins at a multiple of ALIGNMENT. A processor takes a load for one that depends on a store
     a little before it when their addresses agree modulo a page, and waits: so arrays of a page or more begin
     a quarter of a page apart from each other, and half a page from their parameter.
     """
-    rooms = [(-(-p.nbytes // ALIGNMENT) * ALIGNMENT + PAGE * (p.nbytes >= PAGE)) for p in params]
+    sizes = [param.size * dtype.itemsize for param, dtype in zip(params, dtypes, strict=True)]
+    rooms = [-(-size // ALIGNMENT) * ALIGNMENT + PAGE * (size >= PAGE) for size in sizes]
     memory = np.zeros(sum(room * len(x) for room, x in zip(rooms, letters, strict=True)) + ALIGNMENT, np.uint8)
     start = memory.ctypes.data
     at = -start % ALIGNMENT
     made = []
-    for param, room, names in zip(params, rooms, letters, strict=True):
+    for param, dtype, size, room, names in zip(params, dtypes, sizes, rooms, letters, strict=True):
         arrays = {}
         for k, name in enumerate(names):
             begin = at
-            if param.nbytes >= PAGE:
+            if size >= PAGE:
                 apart = param.ctypes.data // ALIGNMENT * ALIGNMENT + PAGE // 2 + k * PAGE // 4
                 begin += (apart - start - at) % PAGE
-            flat = memory[begin : begin + param.nbytes].view(param.dtype)
+            flat = memory[begin : begin + size].view(dtype)
             arrays[name] = flat.reshape(param.shape, order="C" if param.flags.c_contiguous else "F")
             at += room
         made.append(arrays)
@@ -576,7 +628,7 @@ def _saved_numbers(place: str, saved: Any, keys: Sequence[int | str]) -> list[in
 
 
 def _saved_state(optimizer: Optimizer, param: Array, entry: Mapping[str, Any]) -> tuple[dict[str, Array], int]:
-    """State arrays by their letters, in the parameter's dtype, and the steps made."""
+    """State arrays by their letters, and the steps made."""
     letters = {name: letter for letter, name in optimizer.state_names.items()}
     entry = {name: value for name, value in entry.items() if value is not None}
     steps = entry.pop("step", 1 if entry else 0)  # torch's SGD counts no steps
@@ -589,14 +641,13 @@ def _saved_state(optimizer: Optimizer, param: Array, entry: Mapping[str, Any]) -
         if name not in letters:
             raise ValueError(f"{name}: no state of {type(optimizer).__name__}; it has {', '.join(letters)}")
         array = _as_array(name, value)
-        if array.dtype.kind != "f":
+        if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
             raise TypeError(f"{name}: it has dtype {array.dtype}; convert it to {param.dtype}")
         if array.shape != param.shape:
             raise ValueError(
                 f"{name}: it has shape {array.shape}, the parameter {param.shape}; they must be the same"
             )
-        with np.errstate(all="ignore"):
-            arrays[letters[name]] = array.astype(param.dtype, copy=False)
+        arrays[letters[name]] = array
     return arrays, int(number)
 
 

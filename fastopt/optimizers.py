@@ -62,6 +62,8 @@ class SGD(Optimizer):
         maximize: bool = False,
         lr_in_momentum: bool = False,
         decoupled_weight_decay: bool = False,
+        state_dtype: str | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(params, locals())
 
@@ -100,6 +102,8 @@ class NAG(Optimizer):
     state_names = {"v": "velocity"}
     flags = {"ahead": False}
     _along: Plan | None = None
+    _LOOKING_AHEAD, _RETURNING = 1 << 32, 2 << 32
+    """Added to the seed, beyond all that users may give: the moves are rounded by random bits of their own."""
 
     def __init__(
         self,
@@ -109,6 +113,8 @@ class NAG(Optimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
+        state_dtype: str | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(params, locals())
 
@@ -122,15 +128,15 @@ class NAG(Optimizer):
             self._take_edits()
             if self._seen[0]["ahead"]:
                 raise RuntimeError("the parameters are ahead already; call step() before lookahead() again")
-            self._move([True] * len(self._params), 1.0)
+            self._move([True] * len(self._params), 1.0, self._LOOKING_AHEAD)
             self._set_ahead(True)
 
     def finish(self, stepped: Sequence[bool]) -> None:
         if self._seen[0]["ahead"]:
-            self._move([not moved for moved in stepped], -1.0)
+            self._move([not moved for moved in stepped], -1.0, self._RETURNING)
             self._set_ahead(False)
 
-    def _move(self, which: Sequence[bool], sign: float) -> None:
+    def _move(self, which: Sequence[bool], sign: float, stream: int) -> None:
         """p = p + sign * momentum * v: a step of plain SGD along the velocity."""
         if not any(which):
             return
@@ -139,20 +145,23 @@ class NAG(Optimizer):
             steps = np.zeros(n, np.int64)
             self._along_choices = Choices()
             self._along = Plan("sgd", self._params, self._keys, self._group_of, [{}] * n, steps)
+        self._along.steps[...] = self._steps  # the random bits are those of the optimizer's own step
         velocities = [s["v"] if moves else None for s, moves in zip(self._plan.states, which, strict=True)]
 
-        def coefficients(group: int, t: int, grad_scale: float) -> tuple[int, tuple[float, ...]]:
-            h = {**SGD.defaults_of(), "lr": -sign * self._seen[group]["momentum"]}
-            return 0, SGD.scalars(h, h["lr"], 1, grad_scale)
+        def coefficients(group: int, t: int, grad_scale: float) -> tuple[int, tuple[float, ...], int]:
+            mine = self._seen[group]
+            h = {**SGD.defaults_of(), "lr": -sign * mine["momentum"]}
+            return 0, SGD.scalars(h, h["lr"], 1, grad_scale), mine["seed"] + stream
 
         self._along.step(velocities, 1.0, coefficients, self._along_choices, None)
 
     def _set_ahead(self, ahead: bool) -> None:
-        groups = [*self._seen]
-        if unedited(self.param_groups, self._seen):  # else they are put right when they are checked
-            groups += self.param_groups
-        for group in groups:
-            group["ahead"] = ahead
+        for seen in self._seen:
+            seen["ahead"] = ahead
+        if unedited(self.param_groups, self._items):  # else they are put right when they are checked
+            for group in self.param_groups:
+                group["ahead"] = ahead
+            self._remember()
 
 
 class Signum(Optimizer):
@@ -179,6 +188,8 @@ class Signum(Optimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
+        state_dtype: str | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(params, locals())
 
@@ -219,6 +230,8 @@ class Adagrad(Optimizer):
         *,
         maximize: bool = False,
         eps_root: float = 0.0,
+        state_dtype: str | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(params, locals())
 
@@ -268,6 +281,8 @@ class RMSprop(Optimizer):
         eps_root: float = 0.0,
         initial_accumulator_value: float = 0.0,
         lr_in_momentum: bool = False,
+        state_dtype: str | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(params, locals())
 
@@ -311,6 +326,8 @@ class Adadelta(Optimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
+        state_dtype: str | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(params, locals())
 
@@ -356,6 +373,8 @@ class Adam(Optimizer):
         eps_hat: float = 0.0,
         bias_correction: bool = True,
         decoupled_weight_decay: bool = False,
+        state_dtype: str | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(params, locals())
 
@@ -402,5 +421,7 @@ class AdamW(Adam):
         eps_hat: float = 0.0,
         bias_correction: bool = True,
         decoupled_weight_decay: bool = True,
+        state_dtype: str | None = None,
+        seed: int = 0,
     ) -> None:
         Optimizer.__init__(self, params, locals())

@@ -2,6 +2,7 @@
  * XGETBV whether the operating system saves its registers. */
 
 #include "fastopt.h"
+#include "names.h"
 
 extern const fastopt_optimizer fastopt_optimizers_baseline[];
 #ifdef __x86_64__
@@ -29,4 +30,14 @@ const fastopt_isa *fastopt_isas(void)
     best = avx512 ? 0 : avx2 ? 1 : 2;
 #endif
     return all + best;
+}
+
+const fastopt_format *fastopt_formats(void)
+{
+    static const fastopt_format all[] = {
+#define EACH_FORMAT "format_names.h"
+#include "formats.def"
+        {0},
+    };
+    return all;
 }

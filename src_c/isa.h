@@ -2,12 +2,12 @@
  * Included by isa_<name>.c, which defines ISA and may have switched the compiler to it. */
 
 #include "fastopt.h"
+#include "names.h"
+#include "storage.h"
 
-#define STRING(...) #__VA_ARGS__
-#define QUOTE(...) STRING(__VA_ARGS__)
 #define JOIN_(a, b, c, d) a##_##b##_##c##_##d
 #define JOIN(a, b, c, d) JOIN_(a, b, c, d)
-#define ALWAYS_INLINE inline __attribute__((always_inline))
+#define SQRT(x) _Generic((x), float: __builtin_sqrtf, double: __builtin_sqrt)(x)
 
 /* FOR_EACH(X, a, b, …) is X(a) X(b) …, and nothing for an empty list, of up to 64 names. */
 #define FOR_EACH(X, ...) FOR_EACH_(X, __VA_ARGS__)
@@ -21,23 +21,8 @@
 #define RESCAN64(...) __VA_ARGS__
 #define PLUS_ONE(name) + 1
 
-#define T float
-#define DTYPE float32
-#define SQRT __builtin_sqrtf
-#define EACH_ROW "loops.h"
-#include "optimizers.def"
-#undef SQRT
-#undef DTYPE
-#undef T
-
-#define T double
-#define DTYPE float64
-#define SQRT __builtin_sqrt
-#define EACH_ROW "loops.h"
-#include "optimizers.def"
-#undef SQRT
-#undef DTYPE
-#undef T
+#define EACH_FORMAT "format_loops.h"
+#include "formats.def"
 
 #define TABLE_(isa) fastopt_optimizers_##isa
 #define TABLE(isa) TABLE_(isa)

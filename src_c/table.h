@@ -4,9 +4,9 @@
     .state = QUOTE(STATE),
     .optional = QUOTE(OPTIONAL),
     .scalars = QUOTE(SCALARS),
-    .kernels = {
-        [FASTOPT_FLOAT32] = JOIN(OPTIMIZER, kernels, float32, ISA),
-        [FASTOPT_FLOAT64] = JOIN(OPTIMIZER, kernels, float64, ISA),
+    .kernels = (const fastopt_kernel *const[]){
+#define EACH_FORMAT "format_kernels.h"
+#include "formats.def"
     },
 },
 #include "end_row.h"

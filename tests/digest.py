@@ -4,7 +4,7 @@
     python tests/digest.py --store          writes digest.txt; its diff says which kernels changed
     python tests/digest.py --driver COMMAND has every kernel called by a program: see driver.c
 
-A KERNEL is a name in digest.txt, such as adam_0_float32: the row, the subset of optional buffers, the dtype.
+A KERNEL is a name in digest.txt, such as adam_0_float32: the row, the subset of optional buffers, the format.
 """
 
 from __future__ import annotations
@@ -24,30 +24,33 @@ import table
 from table import Array
 
 import fastopt
-from fastopt import _kernels, reference
+from fastopt import _kernels, storage
 
 STORED = Path(__file__).with_name("digest.txt")
 """A line for each kernel, and one for all of these lines."""
 
-KERNELS = [
-    f"{row}_{subset}_{dtype}"
-    for row in _kernels.TABLE
-    for subset in range(2 ** len(_kernels.TABLE[row]["optional"]))
-    for dtype in table.DTYPES
-]
+KERNELS = {f"{row}_{subset}_{format}": (row, subset, format) for row, subset, format in table.KERNELS}
 
 
 def digest_of(kernel: str) -> str:
-    """SHA-256 of what a kernel makes of inputs of all sizes, for every variant that runs it."""
-    row, subset, dtype = kernel.rsplit("_", 2)
-    start, grads = table.inputs(dtype)
+    """SHA-256 of what a kernel makes of inputs of all sizes, for the variants that run it.
+
+    In formats of one dtype those are all, in others one.
+    """
+    row, subset, format = KERNELS[kernel]
+    start, grads = table.inputs(format)
     digest = hashlib.sha256()
-    for variant in table.VARIANTS:
-        if (variant.cls.kernel, variant.cls.subset(variant.hyper)) == (row, int(subset)):
+    for variant in table.VARIANTS if format in table.DTYPES else [table.RUNS[row, subset]]:
+        if variant.kernel == (row, subset) and variant.hyper["state_dtype"] is None:
             params = [p.copy() for p in start]
-            for arrays in table.bits(table.train(variant, params, grads), params):
+            for arrays in table.bits(table.train(variant.stored_as(format), params, grads), params):
                 digest.update(b"".join(arrays))
     return digest.hexdigest()
+
+
+def storage_of(array: Array) -> str:
+    """A gradient of bfloat16 comes as the boundary knows it."""
+    return "bfloat16" if array.dtype == np.uint16 else array.dtype.name
 
 
 def listing(found: dict[str, str]) -> str:
@@ -76,7 +79,7 @@ class Driver:
 
     def __enter__(self) -> None:
         fastopt.set_isa("numpy")
-        reference.update = self.update
+        storage.update = self.update
 
     def __exit__(self, *_: object) -> None:
         """Any end of the program but a clean one counts, also where it has answered everything."""
@@ -86,14 +89,22 @@ class Driver:
             sys.exit(f"{self.command}: exit status {self.process.returncode}")
 
     def update(
-        self, name: str, p: Array, grad: Array, states: Sequence[Array | None], scalars: Sequence[float]
+        self,
+        name: str,
+        p: Array,
+        grad: Array,
+        states: Sequence[Array | None],
+        scalars: Sequence[float],
+        key: int,
+        first: int,
     ) -> None:
-        """As `reference.update`."""
+        """As `storage.update`."""
         buffers = [p, grad, *states]
         given = sum(1 << i for i, buffer in enumerate(buffers) if buffer is not None)
         subset = given >> 2 + len(_kernels.TABLE[name]["state"])
-        dtype = table.DTYPES.index(p.dtype.name)
-        call = struct.pack("=32s4IQ", name.encode(), subset, dtype, given, len(scalars), p.size)
+        stored = [storage_of(p), storage_of(grad), storage_of(next((x for x in states if x is not None), p))]
+        format = [*table.FORMATS.values()].index(tuple(stored))
+        call = struct.pack("=32s4I3Q", name.encode(), subset, format, given, len(scalars), p.size, key, first)
         there = [buffer for buffer in buffers if buffer is not None]
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(b"".join([call, *(x.tobytes() for x in (np.array(scalars, float), *there))]))

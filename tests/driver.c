@@ -4,7 +4,6 @@
 
 #include "fastopt.h"
 
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,10 +11,10 @@
 /* What a call begins with, in the machine's own byte order. The scalars follow, then the given buffers. */
 struct call {
     char optimizer[32];
-    uint32_t subset, dtype;
+    uint32_t subset, format;
     uint32_t given; /* bit i stands for the i-th buffer of the row */
     uint32_t scalars;
-    uint64_t size;
+    uint64_t size, key, first;
 };
 
 static void fail(const char *what, const char *name)
@@ -39,10 +38,16 @@ static const fastopt_optimizer *optimizers_of(const char *isa)
     return NULL;
 }
 
+/* Bytes of an element. */
+static size_t itemsize(const char *storage)
+{
+    return !strcmp(storage, "float64") ? 8 : !strcmp(storage, "float32") ? 4 : 2;
+}
+
 static void run(const fastopt_optimizer *row, const struct call *call)
 {
-    static const size_t itemsize[] = {[FASTOPT_FLOAT32] = sizeof(float), [FASTOPT_FLOAT64] = sizeof(double)};
-    const size_t bytes = call->size * itemsize[call->dtype];
+    const fastopt_format *format = &fastopt_formats()[call->format];
+    size_t bytes[FASTOPT_MAX_BUFFERS];
     double scalars[FASTOPT_MAX_SCALARS];
     void *buffers[FASTOPT_MAX_BUFFERS] = {0};
 
@@ -53,15 +58,16 @@ static void run(const fastopt_optimizer *row, const struct call *call)
     read_all(scalars, call->scalars * sizeof *scalars);
     for (int i = 0; i < FASTOPT_MAX_BUFFERS; i++)
         if (call->given >> i & 1) {
-            buffers[i] = malloc(bytes); /* each alone, so that a sanitizer sees where it ends */
-            if (bytes && !buffers[i])
+            bytes[i] = call->size * itemsize(i == 0 ? format->parameter : i == 1 ? format->gradient : format->states);
+            buffers[i] = malloc(bytes[i]); /* each alone, so that a sanitizer sees where it ends */
+            if (bytes[i] && !buffers[i])
                 fail("out of memory", "");
-            read_all(buffers[i], bytes);
+            read_all(buffers[i], bytes[i]);
         }
-    row->kernels[call->dtype][call->subset](buffers, scalars, 0, call->size);
+    row->kernels[call->format][call->subset](buffers, scalars, 0, call->size, call->key, call->first);
     for (int i = 0; i < FASTOPT_MAX_BUFFERS; i++)
         if (call->given >> i & 1) {
-            fwrite(buffers[i], 1, bytes, stdout);
+            fwrite(buffers[i], 1, bytes[i], stdout);
             free(buffers[i]);
         }
     fflush(stdout);

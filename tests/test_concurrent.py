@@ -124,6 +124,8 @@ def test_any_calls_of_one_optimizer(name: str) -> None:
     optimizer = base(name).make(params)
     saved = [optimizer.state_dict()]
     hypers = [table.options_of(type(optimizer)) | v.options for v in table.variants(type(optimizer))]
+    for h in hypers:
+        h["state_dtype"] = "float32" if h["state_dtype"] else None  # nothing is rounded at random
 
     def whole(arrays: Sequence[Any]) -> None:
         for array in arrays:

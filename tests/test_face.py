@@ -180,7 +180,7 @@ def test_state_is_named_and_aligned(variant: table.Variant) -> None:
         assert state["step"] == 0 == optimizer.state[i]["step"]
         for key in names:
             assert state[key].shape == param.shape
-            assert state[key].dtype == param.dtype
+            assert state[key].dtype == (variant.hyper["state_dtype"] or param.dtype)
             assert state[key].ctypes.data % 64 == 0 or not param.size
             assert np.shares_memory(state[key], optimizer.state[i][key]) or not param.size
 
@@ -231,17 +231,17 @@ def test_nag_returns_a_parameter_without_gradient() -> None:
 # -- Functional ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", table.DTYPES)
-@pytest.mark.parametrize("variant", table.VARIANTS, ids=str)
+@pytest.mark.parametrize(("variant", "dtype"), [(v, d) for v in table.VARIANTS for d in v.dtypes], ids=str)
 def test_functional_is_the_class(variant: table.Variant, dtype: str) -> None:
     function = getattr(functional, variant.cls.__name__.lower())
     param, other = (make((5, 7), 0, dtype) for _ in range(2))
     optimizer = variant.make([param])
     states = {name: array.copy() for name, array in optimizer.state[0].items() if isinstance(array, np.ndarray)}
+    options = {name: value for name, value in variant.options.items() if name != "state_dtype"}
     for step in range(1, 4):
         grad = make((5, 7), step, dtype)
         optimizer.step([grad], grad_scale=2.0)
-        function(other, grad, **states, step=step, grad_scale=2.0, **variant.options)
+        function(other, grad, **states, step=step, grad_scale=2.0, **options)
     assert param.tobytes() == other.tobytes()
     for name, array in states.items():
         assert array.tobytes() == optimizer.state[0][name].tobytes()

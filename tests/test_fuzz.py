@@ -14,20 +14,22 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 import table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from table import Array
+from table import Array, dtype_of
 
 import fastopt
-from fastopt import functional
+from fastopt import _kernels, functional
 from fastopt.optimizer import HIGHEST
 
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 EXAMPLES = int(os.environ.get("FASTOPT_FUZZ", "0"))
 
 fuzzed = settings(
@@ -149,12 +151,12 @@ LAYOUTS: dict[str, Callable[[Array], Any]] = {
     "misaligned": misaligned,
     "records": in_records,
     "a matrix": lambda v: v.copy().view(np.matrix) if v.ndim == 2 else v.copy(),
-    "a memoryview": lambda v: memoryview(v.copy()),
+    "a memoryview": lambda v: v.copy() if v.dtype == BFLOAT16 else memoryview(v.copy()),
 }
 RUBBISH: dict[str, Callable[[Array], Any]] = {
-    "float16": lambda v: np.ones(v.shape, np.float16),
+    "float8": lambda v: np.ones(v.shape, ml_dtypes.float8_e5m2),
     "longdouble": lambda v: np.ones(v.shape, np.longdouble),
-    "another float": lambda v: np.ones(v.shape, np.float64 if v.dtype == np.float32 else np.float32),
+    "halves of words": lambda v: np.ones(v.shape, np.uint16),
     "swapped": lambda v: np.ones(v.shape, v.dtype.newbyteorder()),
     "integers": lambda v: np.ones(v.shape, np.int32),
     "complex": lambda v: np.ones(v.shape, complex),
@@ -189,7 +191,8 @@ def overlapping(arrays: list[Array]) -> bool:
 
 PARAMETERS = ["own", "own F", "within gaps", "beside the last one"]
 WRONG_PARAMETERS = [
-    *(x for x in RUBBISH if x != "another float"),
+    *RUBBISH,
+    "float16",
     "None",
     "twice",
     "part of the last one",
@@ -201,7 +204,7 @@ WRONG_PARAMETERS = [
 parameter = st.tuples(
     mostly(PARAMETERS, WRONG_PARAMETERS, 20),
     st.sampled_from(SHAPES),
-    st.sampled_from(table.DTYPES),
+    st.sampled_from([*table.DTYPES, "bfloat16"]),
     st.integers(0, 9),
 )
 
@@ -229,6 +232,8 @@ def make_parameter(world: World, spec: tuple[str, tuple[int, ...], str, int]) ->
         return True, last
     if kind == "None":
         return False, None
+    if kind == "float16":
+        return False, np.ones(shape, kind)
     if kind in RUBBISH:
         return False, RUBBISH[kind](values)
     if kind in {"read-only", "every other", "misaligned"}:
@@ -240,13 +245,20 @@ def make_parameter(world: World, spec: tuple[str, tuple[int, ...], str, int]) ->
 GRADIENTS = [*LAYOUTS, *LAYOUTS, "None"]
 WRONG_GRADIENTS = [*RUBBISH, *BENT, "its parameter", "another parameter", "a state", "part of a state"]
 
-gradient = st.tuples(mostly(GRADIENTS, WRONG_GRADIENTS, 16), st.integers(0, 9))
+gradient = st.tuples(
+    mostly(GRADIENTS, WRONG_GRADIENTS, 16),
+    st.integers(0, 9),
+    mostly(["the parameter's"], sorted({gradient for _, gradient, _ in table.FORMATS.values()}), 3),
+)
 
 
-def make_gradient(world: World, i: int, spec: tuple[str, int]) -> tuple[bool, Any]:
-    kind, seed = spec
+def make_gradient(world: World, i: int, spec: tuple[str, int, str]) -> tuple[bool, Any]:
+    kind, seed, dtype = spec
     param = world.params[i]
-    values = numbers(param.shape, param.dtype.name, 100 + seed)
+    if dtype == "the parameter's":
+        dtype = param.dtype.name
+    fitting = table.gradient_dtypes(param.dtype.name)
+    values = numbers(param.shape, dtype, 100 + seed)
     if kind == "None":
         return True, None
     if kind in RUBBISH or kind in BENT:
@@ -262,10 +274,10 @@ def make_gradient(world: World, i: int, spec: tuple[str, int]) -> tuple[bool, An
         if grad is not None and kind[0] == "p" and param.ndim:
             grad = grad[::-1]
     if grad is not None:
-        return grad.shape == param.shape and grad.dtype == param.dtype and not grad.size, grad
+        return grad.shape == param.shape and grad.dtype.name in fitting and not grad.size, grad
     grad = LAYOUTS.get(kind, np.copy)(values)
     world.arrays.append(np.asarray(grad))
-    return True, grad
+    return dtype in fitting, grad
 
 
 def fits(param: Array, grad: Any) -> bool:
@@ -288,6 +300,14 @@ def option(cls: type[fastopt.Optimizer]) -> st.SearchStrategy[tuple[str, Any, bo
     right: list[tuple[str, Any]] = []
     wrong: list[tuple[str, Any]] = [("speed", 1.0), ("", 0.1)]
     for name, default in table.options_of(cls).items():
+        if name == "state_dtype":
+            right += [(name, value) for value in (None, "float32", "bfloat16")]
+            wrong += [(name, value) for value in ("float16", "", 32, np.float32)]
+            continue
+        if name == "seed":
+            right += [(name, value) for value in (0, 1, np.int64(7), 2**32 - 1)]
+            wrong += [(name, value) for value in (-1, 2**32, 1.0, "1", None, True)]
+            continue
         if isinstance(default, bool):
             right += [(name, value) for value in (True, False, np.True_)]
             wrong += [(name, value) for value in (1, None, "yes")]
@@ -312,9 +332,17 @@ def option(cls: type[fastopt.Optimizer]) -> st.SearchStrategy[tuple[str, Any, bo
     return mostly([(*pair, True) for pair in right], [(*pair, False) for pair in wrong], 10)
 
 
-def accepted(cls: type[fastopt.Optimizer], options: dict[str, tuple[Any, bool]], start: dict[str, Any]) -> bool:
-    """Whether options are right, each by itself and together."""
+def accepted(
+    cls: type[fastopt.Optimizer],
+    options: dict[str, tuple[Any, bool]],
+    start: dict[str, Any],
+    params: Sequence[Array],
+) -> bool:
+    """Whether options are right, each by itself, together, and for their parameters."""
     if not all(right for _, right in options.values()):
+        return False
+    dtype, _ = options.get("state_dtype", (start["state_dtype"], True))
+    if dtype is not None and not all(dtype in _kernels.state_dtypes(p.dtype.name) for p in params):
         return False
     try:
         cls.check(start | {name: value for name, (value, _) in options.items()})
@@ -342,7 +370,7 @@ def making(
         given = [{"params": members[:1]}, {"params": members[1:]}]
     elif form == "iterator":
         given = iter(members)
-    right = right and accepted(cls, options, cls.defaults_of())
+    right = right and accepted(cls, options, cls.defaults_of(), members)
 
     def call() -> None:
         world.optimizer = cls(given, **{name: value for name, (value, _) in options.items()})
@@ -366,7 +394,7 @@ def add_members(world: World, specs: list[Any]) -> tuple[bool, list[Any]]:
     return right, members
 
 
-def stepping(world: World, specs: list[tuple[str, int]], scale: Any, form: str, bind: bool) -> Made:
+def stepping(world: World, specs: list[tuple[Any, ...]], scale: Any, form: str, bind: bool) -> Made:
     made = [make_gradient(world, i, specs[i % len(specs)]) for i in range(len(world.params))]
     grads = [grad for _, grad in made]
     right = all(one for one, _ in made)
@@ -405,16 +433,16 @@ def stepping_bound(world: World) -> Made:
     return bound is not None and rates_are_right(world, bound), lambda: world.optimizer.step()
 
 
-def editing(world: World, edits: list[tuple[str, Any, bool]], specs: list[tuple[str, int]]) -> Made:
+def editing(world: World, edits: list[tuple[str, Any, bool]], specs: list[tuple[Any, ...]]) -> Made:
     """Edits the last group and steps; a wrong edit is taken back."""
     optimizer = world.optimizer
     group = optimizer.param_groups[-1]
     before = dict(group)
     options = {name: (value, right) for name, value, right in edits}
-    right = accepted(type(optimizer), options, before)
+    right = accepted(type(optimizer), options, before, group["params"])
     group.update({name: value for name, (value, _) in options.items()})
     # an edit may give states a new place: what a gradient shared with one is then nobody's
-    specs = [("C" if kind.endswith("state") else kind, seed) for kind, seed in specs]
+    specs = [("C" if kind.endswith("state") else kind, *rest) for kind, *rest in specs]
     steps_rightly, call = stepping(world, specs, 1.0, "list", False)
     if right and steps_rightly:
         return True, call
@@ -430,7 +458,7 @@ def adding(world: World, specs: list[Any], edits: list[tuple[str, Any, bool]]) -
     optimizer, before = world.optimizer, list(world.params)
     options = {name: (value, right) for name, value, right in edits}
     right, members = add_members(world, specs)
-    if not accepted(type(optimizer), options, optimizer.defaults):
+    if not right or not accepted(type(optimizer), options, optimizer.defaults, members):
         right, world.params = False, before
     group = {"params": members, **{name: value for name, (value, _) in options.items()}}
     # what is new is looked at after the call
@@ -551,12 +579,20 @@ STATE_LAYOUTS = mostly(
     spec=parameter,
     grad_spec=gradient,
     states=st.lists(STATE_LAYOUTS, min_size=3, max_size=3),
+    state_dtype=mostly(["the parameter's"], ["float32", "float64", "bfloat16", "float16"], 2),
     step=STEPS,
     grad_scale=scale,
     isa=st.sampled_from(table.NATIVE_ISAS),
 )
 def test_any_call_of_a_function(
-    found: Any, spec: Any, grad_spec: Any, states: list[str], step: Any, grad_scale: Any, isa: str
+    found: Any,
+    spec: Any,
+    grad_spec: Any,
+    states: list[str],
+    state_dtype: str,
+    step: Any,
+    grad_scale: Any,
+    isa: str,
 ) -> None:
     cls, edits = found
     chosen = {name: (value, right) for name, value, right in edits}
@@ -567,7 +603,8 @@ def test_any_call_of_a_function(
         values = numbers(spec[1], spec[2], 0)
         world.params = [param if right else world.keep(values.copy())]
         h = {name: value for name, (value, _) in chosen.items()}
-        right = right and accepted(cls, chosen, cls.defaults_of()) and rate_is_right(h.get("lr"))
+        right = right and accepted(cls, chosen, cls.defaults_of(), [])
+        right = right and "state_dtype" not in h and rate_is_right(h.get("lr"))
         right = right and not isinstance(step, bool) and isinstance(step, int | np.integer) and 1 <= step < 2**62
         right = right and not any(grad_scale is x for x in NO_NUMBERS)
         if grad_spec[0].endswith("state"):
@@ -575,13 +612,14 @@ def test_any_call_of_a_function(
         else:
             grad_right, grad = make_gradient(world, 0, grad_spec)
         right = right and grad_right and grad is not None
+        dtype = world.params[0].dtype.name if state_dtype == "the parameter's" else state_dtype
         needed = cls.letters(cls.defaults_of() | h) if right else list(cls.state_names)
         arrays = {}
         for letter, kind in zip(cls.state_names, states, strict=False):
-            state: Any = np.array(np.abs(numbers(spec[1], spec[2], 50)))
+            state: Any = np.array(np.abs(numbers(spec[1], dtype, 50)))
             if kind == "C":
-                state = np.zeros_like(world.params[0], subok=False)
-                state[...] = np.abs(numbers(spec[1], spec[2], 50))
+                state = np.zeros_like(world.params[0], dtype=dtype_of(dtype), subok=False)
+                state[...] = np.abs(numbers(spec[1], dtype, 50))
             elif kind == "None":
                 state = None
             else:
@@ -589,7 +627,7 @@ def test_any_call_of_a_function(
             if isinstance(state, np.ndarray):
                 world.keep(state)
             if letter in needed and right:
-                right = is_state(state, world.params[0])
+                right = is_state(state, dtype, world.params[0])
             arrays[cls.state_names[letter]] = state
         function = getattr(functional, cls.__name__.lower())
         return right, lambda: function(param, grad, **arrays, step=step, grad_scale=grad_scale, **h)
@@ -597,7 +635,9 @@ def test_any_call_of_a_function(
     assert run([(line,)], isa) == run([(line,)], "numpy")
 
 
-def is_state(state: Any, param: Array) -> bool:
-    if not isinstance(state, np.ndarray) or isinstance(state, np.ma.MaskedArray) or state.dtype != param.dtype:
+def is_state(state: Any, dtype: str, param: Array) -> bool:
+    if not isinstance(state, np.ndarray) or isinstance(state, np.ma.MaskedArray):
+        return False
+    if state.dtype != dtype_of(dtype) or dtype not in _kernels.state_dtypes(param.dtype.name):
         return False
     return state.shape == param.shape and state.flags.writeable and fits(param, state)

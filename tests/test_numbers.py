@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -17,11 +18,20 @@ STEPS = 3
 PLACES = [(size, at) for size in range(1, 71) for at in range(size)]
 PLACES += [(size, at) for size in (1023, 1024, 1025) for at in (0, 1, size - 2, size - 1)]
 """Sizes, and the element that is soiled: every one that a kernel's body and tail tell apart."""
-SIZES = sorted({size for size, _ in PLACES})
 
-every_variant = pytest.mark.parametrize("variant", table.VARIANTS, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", table.DTYPES)
 every_isa = pytest.mark.parametrize("isa", table.NATIVE_ISAS)
+
+
+@lru_cache(maxsize=2)
+def values_by_size(format: str) -> list[dict[int, Array]]:
+    """Parameters, and their gradients in each step."""
+    parameter, gradient, _ = table.FORMATS[format]
+    sizes = {size for size, _ in PLACES}
+    return [
+        {size: table.plain_values(size, dtype, k) for size in sizes}
+        for k, dtype in enumerate([parameter, *[gradient] * STEPS])
+    ]
 
 
 def trained(variant: Variant, params: list[Array], grads: Sequence[list[Array]]) -> list[list[Array]]:
@@ -36,21 +46,21 @@ def trained(variant: Variant, params: list[Array], grads: Sequence[list[Array]])
 
 
 @every_isa
-@every_dtype
-@every_variant
-def test_no_element_changes_another(variant: Variant, dtype: str, isa: str) -> None:
+@table.every_kernel_and_option
+def test_no_element_changes_another(variant: Variant, format: str, isa: str) -> None:
     fastopt.set_isa(isa)
-    start, *grads = ({size: table.plain_values(size, dtype, k) for size in SIZES} for k in range(1 + STEPS))
-    clean = trained(variant, [start[size].copy() for size in SIZES], [list(step.values()) for step in grads])
-    expected = dict(zip(SIZES, clean, strict=True))
+    variant = variant.stored_as(format)
 
-    params = [start[size].copy() for size, _ in PLACES]
-    soiled = [[step[size].copy() for size, _ in PLACES] for step in grads]
-    values = itertools.cycle([np.nan, np.inf, -np.inf])
-    for k, (_, at) in enumerate(PLACES):
-        (soiled[0] if k % 5 else params)[k][at] = next(values)
-    for (size, at), arrays in zip(PLACES, trained(variant, params, soiled), strict=True):
-        for array, pure in zip(arrays, expected[size], strict=True):
+    def train(soil: bool) -> list[list[Array]]:
+        params, *grads = ([values[size].copy() for size, _ in PLACES] for values in values_by_size(format))
+        values = itertools.cycle([np.nan, np.inf, -np.inf])
+        for k, (_, at) in enumerate(PLACES):
+            if soil:
+                (grads[0] if k % 5 else params)[k][at] = next(values)
+        return trained(variant, params, grads)
+
+    for (size, at), arrays, clean in zip(PLACES, train(soil=True), train(soil=False), strict=True):
+        for array, pure in zip(arrays, clean, strict=True):
             differ = np.flatnonzero(array != pure).tolist()
             assert differ in ([], [at]), f"size {size}: element {at} changed others, {differ}"
 

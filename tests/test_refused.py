@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 import pytest
 import table
@@ -31,6 +32,7 @@ from fastopt.optimizer import HIGHEST
 NAMES = ["w1", "b1", "scale", "none", "w2"]
 SHAPES = [(3, 4), (4,), (), (0,), (2, 1)]
 LAST = len(SHAPES) - 1
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 GAP = 5
 """Elements before and behind every parameter, in the array of which it is a part."""
 
@@ -142,7 +144,7 @@ def used_up(values: list[Any]) -> Iterator[Any]:
 
 
 def rubbish(size: int) -> dict[str, Any]:
-    """What is no array that could be updated, or no gradient of a float32 array of that size."""
+    """What is no array that could be updated, and no gradient of a float32 array of that size."""
     ones = np.ones(size, np.float32)
     return {
         "a list": ones.tolist(),
@@ -159,7 +161,8 @@ def rubbish(size: int) -> dict[str, Any]:
         "an array of array": array.array("d", [1.0] * size),
         "an array of ctypes": (ctypes.c_float * size)(),
         "masked": np.ma.masked_array(ones, mask=True),
-        "float16": ones.astype(np.float16),
+        "float8": ones.astype(ml_dtypes.float8_e4m3fn),
+        "integers of 16 bits": ones.astype(np.uint16),
         "longdouble": ones.astype(np.longdouble),
         "complex": ones.astype(np.complex64),
         "integers": ones.astype(np.int32),
@@ -204,6 +207,10 @@ WRONG_MEMBERS: dict[str, tuple[list[Any], str]] = {
     "one within another": ([base[4:6], base[:10]], "^parameter 0 and parameter 1 share memory"),
     "transposed too": ([base.reshape(6, 10), base.reshape(6, 10).T], "parameter 0 and parameter 1 share"),
     "as another dtype too": ([base, base.view(np.float64)], "^parameter 0 and parameter 1 share memory"),
+    "as bfloat16 too": ([base[4:], base.view(BFLOAT16)[:9]], "^parameter 0 and parameter 1 share memory"),
+    "float16": ([base[:9], np.ones(3, np.float16)], "^parameter 1: dtype "),
+    "bfloat16, strided": ([base[:9], base[20:].view(BFLOAT16)[::2]], "^parameter 1: .* contiguous"),
+    "bfloat16, read-only": ([base[:9], read_only(np.ones(3, BFLOAT16))], "^parameter 1: .* read-only"),
     "two pairs": ([base[30:], base[30:], base[:9], base[:9]], "^parameter 0 and parameter 1 share memory"),
 }
 """Lists of parameters, and what is said of them."""
@@ -444,6 +451,37 @@ def wrong_numbers(name: str) -> list[Any]:
 
 def wrong_values(name: str, default: Any) -> list[Any]:
     """Values that the option must not have."""
+    if name == "state_dtype":
+        return [
+            "float16",
+            "int8",
+            "",
+            "x" * 1000,
+            b"float32",
+            16,
+            True,
+            1.0,
+            np.float32,
+            np.dtype("f4"),
+            np.ones(2),
+            {},
+        ]
+    if name == "seed":
+        return [
+            -1,
+            2**32,
+            10**400,
+            0.5,
+            1.0,
+            np.float32(1),
+            "1",
+            None,
+            True,
+            np.True_,
+            [1],
+            np.ones(1, int),
+            Tensor(),
+        ]
     if isinstance(default, bool):
         return [1, 0, 0.5, np.nan, "yes", None, [], [True], np.ones(2, bool), np.array(True), Tensor()]
     if isinstance(default, tuple):
@@ -868,8 +906,14 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[Functional], dict[str, Any]], str]] =
             "of another shape": np.ones((4,), np.float32),
             "empty": np.ones((0, 2), np.float32),
             "float64": np.ones((2, 2)),
+            "float16": np.ones((2, 2), np.float16),
         }.items()
     },
+    "param: float16": (lambda _: {"param": np.ones((2, 2), np.float16)}, "'param': dtype float16"),
+    "exp_avg_sq: bfloat16": (
+        lambda _: {"exp_avg_sq": np.ones((2, 2), BFLOAT16)},
+        "'exp_avg_sq' of 'param': .* bfloat16, .* convert it to float32 with",
+    ),
     "no param": (lambda _: {"param": None}, "'param'"),
     "no grad": (lambda _: {"grad": None}, "grad: "),
     "no exp_avg": (lambda _: {"exp_avg": None}, "exp_avg: missing"),
@@ -1020,11 +1064,7 @@ def watched(values: Any, act: Callable[[], Any]) -> Iterator[Any]:
     act()
 
 
-def at_rate(scene: Scene, act: Callable[[], Any]) -> None:
-    def lr(step: int) -> float:
-        act()
-        return 0.05
-
+def step_at(scene: Scene, lr: Any) -> None:
     scene.optimizer.param_groups[1]["lr"] = lr
     try:
         scene.optimizer.step(scene.grads)
@@ -1032,14 +1072,18 @@ def at_rate(scene: Scene, act: Callable[[], Any]) -> None:
         scene.optimizer.param_groups[1]["lr"] = 0.1
 
 
+def at_rate(scene: Scene, act: Callable[[], Any]) -> None:
+    def lr(step: int) -> float:
+        act()
+        return 0.05
+
+    step_at(scene, lr)
+
+
 def at_number(scene: Scene, act: Callable[[], Any]) -> None:
     number = WatchedNumber(0.05)
     number.act = act
-    scene.optimizer.param_groups[1]["lr"] = number
-    try:
-        scene.optimizer.step(scene.grads)
-    finally:
-        scene.optimizer.param_groups[1]["lr"] = 0.1
+    step_at(scene, number)
 
 
 def at_binding(scene: Scene, act: Callable[[], Any]) -> None:

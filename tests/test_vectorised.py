@@ -30,6 +30,7 @@ MARCH = {
 }
 """What the GNU assembler calls these processors; endbr64 (ibt) is a no-op to those that do not know it."""
 SUFFIX = {"float32": "s", "float64": "d"}
+HASHES = re.compile(r"v?pmul(ld|udq)$")
 ARITHMETIC = re.compile(r"v?(mul|add|sub|div|sqrt)([ps])([sd])$")
 FUSED = re.compile(r"vf(n?m(add|sub)|maddsub|msubadd)")
 ASKS_FIRST = re.compile(r"(__cpu_indicator_init|get_available_features)(\.\w+)*: xgetbv$")
@@ -96,6 +97,11 @@ class Loop:
         found = (i.arithmetic for i in self.body)
         return {a[0] for a in found if a and a[1] == packed}
 
+    @property
+    def hashes(self) -> bool:
+        """Whether it makes random bits, several at a time."""
+        return any(HASHES.match(i.name) for i in self.body)
+
     def is_epilogue_of(self, other: Loop) -> bool:
         return self.body[0].address in other.after
 
@@ -113,8 +119,13 @@ def loops_of(code: list[Instruction]) -> list[Loop]:
     return [Loop([i for i in code if i.address in body], bodies[body]) for body in bodies]
 
 
-def complaints(code: list[Instruction], isa: str, dtype: str, formula: set[str]) -> list[str]:
-    """What is wrong with a kernel; ``formula`` is which of div and sqrt its formula has."""
+def complaints(
+    code: list[Instruction], isa: str, dtype: str, formula: set[str], rounds: bool = False
+) -> list[str]:
+    """What is wrong with a kernel; ``formula`` is which of div and sqrt its formula has.
+
+    dtype: of its arithmetic. rounds: whether it rounds by random bits, for which it multiplies integers.
+    """
     found = []
     if fused := {i.name for i in code if FUSED.match(i.name)}:
         found.append(f"{', '.join(sorted(fused))}: a fused multiply-add")
@@ -123,12 +134,14 @@ def complaints(code: list[Instruction], isa: str, dtype: str, formula: set[str])
 
     def full_width(instruction: Instruction) -> bool:
         kind = instruction.arithmetic
+        if HASHES.match(instruction.name):
+            return f"%{REGISTER[isa]}" in instruction.operands
         return kind is None or (
             kind[1] and kind[2] == SUFFIX[dtype] and f"%{REGISTER[isa]}" in instruction.operands
         )
 
     loops = loops_of(code)
-    main = [x for x in loops if x.operations(packed=True) and all(map(full_width, x.body))]
+    main = [x for x in loops if x.operations(packed=True) and all(map(full_width, x.body)) and x.hashes >= rounds]
     if not main:
         return [*found, f"none of its {len(loops)} loops is vectorised with {REGISTER[isa]}"]
     for loop in loops:
@@ -139,6 +152,8 @@ def complaints(code: list[Instruction], isa: str, dtype: str, formula: set[str])
         operations = loop.operations(packed=True)
         if "mul" not in operations:
             found.append("the vectorised loop multiplies nothing")
+        if loop.hashes > rounds:
+            found.append("the vectorised loop makes random bits")
         for operation in ["div", "sqrt"]:
             if (operation in operations) != (operation in formula):
                 has = "has" if operation in operations else "lacks"
@@ -163,23 +178,21 @@ def div_and_sqrt(kernel: str, subset: int) -> set[str]:
     return {name for name, there in [("div", divides), ("sqrt", takes_root)] if there}
 
 
-KERNELS = [
-    (kernel, subset, dtype, isa)
-    for kernel, row in _kernels.TABLE.items()
-    for subset in range(2 ** len(row["optional"]))
-    for dtype in table.DTYPES
-    for isa in REGISTER
-]
+KERNELS = [(*kernel, isa) for kernel in table.KERNELS for isa in REGISTER]
 
 
 @needs_objdump
 @pytest.mark.parametrize(
-    ("kernel", "subset", "dtype", "isa"), KERNELS, ids=["_".join(map(str, k)) for k in KERNELS]
+    ("kernel", "subset", "format", "isa"), KERNELS, ids=["_".join(map(str, k)) for k in KERNELS]
 )
-def test_kernel(kernel: str, subset: int, dtype: str, isa: str) -> None:
-    name = f"{kernel}_{subset}_{dtype}_{isa}"
+def test_kernel(kernel: str, subset: int, format: str, isa: str) -> None:
+    name = f"{kernel}_{subset}_{format}_{isa}"
     assert name in functions(), f"{name}: no such symbol in {_kernels.__file__}; is it stripped?"
-    wrong = complaints(functions()[name], isa, dtype, div_and_sqrt(kernel, subset))
+    parameter, _, states = table.FORMATS[format]
+    has_states = subset or _kernels.TABLE[kernel]["state"]
+    rounds = "bfloat16" in (parameter, states if has_states else parameter)
+    arithmetic = "float32" if parameter == "bfloat16" else parameter
+    wrong = complaints(functions()[name], isa, arithmetic, div_and_sqrt(kernel, subset), rounds)
     assert not wrong, f"{name}: " + "; ".join(wrong)
 
 
@@ -239,9 +252,9 @@ SCALAR_LOOP = """
 RETURN = "  60:	ret\n"
 
 
-def read(*parts: str, isa: str = "avx2", formula: str = "") -> str:
+def read(*parts: str, isa: str = "avx2", formula: str = "", rounds: bool = False) -> str:
     (code,) = parse("0000 <f>:\n" + "".join(parts)).values()
-    return "; ".join(complaints(code, isa, "float32", set(formula.split())))
+    return "; ".join(complaints(code, isa, "float32", set(formula.split()), rounds))
 
 
 def test_reader_accepts_a_vectorised_loop_and_its_epilogue() -> None:
@@ -280,6 +293,16 @@ def test_reader_refuses(code: tuple[str, ...], complaint: str) -> None:
 
 def test_reader_misses_what_the_formula_has() -> None:
     assert "lacks sqrt" in read(VECTOR_LOOP, RETURN, formula="sqrt")
+
+
+def test_reader_looks_for_random_bits() -> None:
+    makes = VECTOR_LOOP.replace("add    $0x20,%rax", "vpmulld %ymm2,%ymm3,%ymm3")
+    assert read(makes, SCALAR_LOOP, RETURN, rounds=True) == ""
+    assert "makes random bits" in read(makes, RETURN)
+    assert "none of its 1 loops is vectorised" in read(VECTOR_LOOP, RETURN, rounds=True)
+    assert "vectorised with ymm" in read(
+        makes.replace("%ymm3", "%xmm3").replace("%ymm2", "%xmm2"), RETURN, rounds=True
+    )
 
 
 @needs_objdump

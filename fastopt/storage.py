@@ -1,0 +1,79 @@
+"""How arrays are stored that NumPy alone does not compute with: the twin of ``src_c/storage.h``.
+
+Why bfloat16 is rounded at random, and by which random bits, stands there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastopt import reference
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+def storage_dtype(name: str) -> np.dtype[Any]:
+    """The dtype of that name; NumPy has no bfloat16 of its own."""
+    if name != "bfloat16":
+        return np.dtype(name)
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise ImportError('bfloat16 arrays need ml_dtypes; pip install "fastopt[bfloat16]"') from error
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
+def update(
+    name: str,
+    p: Array,
+    grad: Array,
+    states: Sequence[Array | None],
+    scalars: Sequence[float],
+    key: int,
+    first: int,
+) -> None:
+    """`reference.update` of arrays however they are stored.
+
+    key: of the random bits that round what is stored as bfloat16. first: the number of the array's element 0.
+    """
+    wide = [None if array is None else widened(array) for array in states]
+    reference.update(name, wide_p := widened(p), widened(grad), wide, scalars)
+    random = random_bits(key, first, p)
+    with np.errstate(over="ignore"):  # the sums and products of whole numbers, where NumPy has scalars of them
+        for array, value in zip((p, *states), (wide_p, *wide), strict=True):
+            if array is not None and value is not None and value is not array:
+                store(array, value, next(random))
+
+
+def widened(array: Array) -> Array:
+    """The array in the dtype of the arithmetic; itself if it is of that."""
+    if array.dtype == np.float16:
+        return np.asarray(array.astype(np.float32))
+    if array.dtype.kind == "f":
+        return array
+    bits = array.view(np.uint16).astype(np.uint32)
+    return np.left_shift(bits, 16, out=bits).view(np.float32)
+
+
+def store(array: Array, value: Array, random: Array) -> None:
+    """Rounds to bfloat16: up with the probability by which the value lies above its lower neighbour."""
+    bits = np.where(np.isnan(value), np.uint32(0x7FC00000), value.view(np.uint32) + random)
+    array.view(np.uint16)[...] = bits >> np.uint32(16)
+
+
+def random_bits(key: int, first: int, p: Array) -> Iterator[Array]:
+    """For each 16-bit buffer of ``p``'s shape 16 random bits an element, numbered as elements lie in memory."""
+    number: Array = np.arange(first, first + p.size, dtype=np.uint64).astype(np.uint32)
+    number = number.reshape(p.shape, order="C" if p.flags.c_contiguous else "F")
+    start = (np.uint32(key & 0xFFFFFFFF) + number * np.uint32(0x9E3779B9)) ^ np.uint32(key >> 32)
+    while True:
+        x = (start ^ start >> np.uint32(16)) * np.uint32(0x7FEB352D)
+        x = (x ^ x >> np.uint32(15)) * np.uint32(0x846CA68B)
+        yield (x ^ x >> np.uint32(16)) & np.uint32(0xFFFF)
+        yield x >> np.uint32(16)
+        start = start + np.uint32(0x85EBCA6B)

@@ -1,0 +1,4 @@
+#undef FORMAT
+#undef PARAMETER
+#undef GRADIENT
+#undef STATES

@@ -1,0 +1,98 @@
+/* How numbers are stored, and how they are computed with: load_<storage> and store_<storage> for each.
+ *
+ * A bfloat16 is the upper half of a float32. To store one, a random number below one unit of its last
+ * place is added to the float32 and the lower half is cut off: so it goes up with the probability by
+ * which it lies above the lower neighbour, and is right in the mean. Rounding to the nearest would lose
+ * whatever is less than half a unit, every time: a second moment with beta2 = 0.999 stands still.
+ * (Gupta, Agrawal, Gopalakrishnan, Narayanan 2015, arXiv:1502.02551; Zamirai, Zhang, Aberger, De Sa 2020,
+ * arXiv:2010.06192.) What is a bfloat16 already stays; beyond the largest comes infinity.
+ *
+ * The random bits are a function of (key, number of the element): no generator has a state, so threads
+ * and chunks do not matter. The key is that of (seed, step): see _kernels.pyx. */
+#ifndef STORAGE_H
+#define STORAGE_H
+
+#include <stdint.h>
+#include <string.h>
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
+typedef float stored_float32, computed_float32, computed_bfloat16;
+typedef double stored_float64, computed_float64;
+typedef uint16_t stored_bfloat16, stored_float16;
+
+static ALWAYS_INLINE float as_float(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static ALWAYS_INLINE uint32_t as_bits(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+/* -- Random bits for one element, 16 at a time, one hash for two -- */
+
+#define WEYL 0x9e3779b9u /* 2^32 divided by the golden ratio: multiples of it lie far apart */
+
+typedef struct {
+    uint32_t start, hash;
+    unsigned drawn;
+} random_bits;
+
+/* The halves of lowbias32 (Wellons 2018), whose every bit depends on every bit of x. A simpler hash, of one
+ * multiplication, leaves pairs of neighbours that are not independent. Its last step, x ^ x >> 16, changes
+ * the lower half alone, and is made for that alone: shifts are what the loop waits for. */
+static ALWAYS_INLINE uint32_t draw(random_bits *random)
+{
+    const unsigned drawn = random->drawn++;
+    if (drawn % 2)
+        return random->hash >> 16;
+    uint32_t x = random->start + drawn / 2 * 0x85ebca6bu;
+    x = (x ^ x >> 16) * 0x7feb352du;
+    x = (x ^ x >> 15) * 0x846ca68bu;
+    random->hash = x;
+    return (x ^ x >> 16) & 0xffff;
+}
+
+/* -- Loads and stores -- */
+
+static ALWAYS_INLINE float load_float32(float stored) { return stored; }
+static ALWAYS_INLINE double load_float64(double stored) { return stored; }
+static ALWAYS_INLINE float load_bfloat16(uint16_t stored) { return as_float((uint32_t)stored << 16); }
+
+/* Without F16C, and without arithmetic on subnormal numbers, which some processors do slowly. */
+static ALWAYS_INLINE float load_float16(uint16_t stored)
+{
+    const uint32_t magnitude = (uint32_t)(stored & 0x7fff) << 13, sign = (uint32_t)(stored & 0x8000) << 16;
+    const uint32_t normal = magnitude + (112u << 23); /* the difference of the biases of the exponents */
+    const uint32_t special = magnitude + (224u << 23);
+    const uint32_t subnormal = as_bits(as_float(magnitude + (113u << 23)) - as_float(113u << 23));
+    uint32_t bits = magnitude < 1u << 23 ? subnormal : normal;
+    bits = magnitude >= 31u << 23 ? special : bits;
+    return as_float(bits | sign);
+}
+
+static ALWAYS_INLINE float store_float32(float value, random_bits *random)
+{
+    (void)random;
+    return value;
+}
+
+static ALWAYS_INLINE double store_float64(double value, random_bits *random)
+{
+    (void)random;
+    return value;
+}
+
+static ALWAYS_INLINE uint16_t store_bfloat16(float value, random_bits *random)
+{
+    const uint32_t bits = as_bits(value) + draw(random);
+    return (value == value ? bits : 0x7fc00000) >> 16;
+}
+
+#endif
