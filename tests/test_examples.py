@@ -195,6 +195,16 @@ def test_training_leaves_the_instruction_set_as_it_was(
         fastopt.set_isa(before)
 
 
+def test_states_of_16_bits_learn_as_others_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bfloat16 = importlib.import_module("bfloat16")
+    bfloat16.main(["--epochs", "3", "--seeds", "2", "--output", str(tmp_path)])
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [row[1].strip() for row in rows[2:]] == [*bfloat16.ARMS]
+    losses = [float(row[2]) for row in rows[2:]]
+    assert max(losses[:3]) < 1.05 * min(losses[:3])
+    assert (tmp_path / "bfloat16.png").stat().st_size > 0
+
+
 def test_the_paths_agree_with_numpy_and_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = importlib.import_module("paths")
     paths.main(["--output", str(tmp_path)])
@@ -203,7 +213,7 @@ def test_the_paths_agree_with_numpy_and_are_drawn(tmp_path: Path, capsys: pytest
         assert (tmp_path / picture).stat().st_size > 0
 
 
-@pytest.mark.parametrize("script", ["train_mlp", "paths"])
+@pytest.mark.parametrize("script", ["train_mlp", "bfloat16", "paths"])
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path, script: str) -> None:
     file = tmp_path / "file"
     file.touch()
