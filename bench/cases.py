@@ -118,7 +118,7 @@ def kernel_step(one: Case, placed: Callable[[Array], Array] = np.copy) -> Step:
     plan = _kernels.Plan(
         one.cls.kernel, params, list(range(count)), [0] * count, states, np.zeros(count, np.int64)
     )
-    chosen = one.cls.subset(one.hyper), one.cls.scalars(one.hyper, one.hyper["lr"], 1, 1.0)
+    chosen = one.cls.subset(one.hyper), one.cls.scalars(one.hyper, one.hyper["lr"], 1, 1.0), 0
     plan.bind(grads)
     return lambda: plan.step(None, 1.0, lambda *_: chosen, Choices(), None)
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from cases import WORKLOADS, all_kernels, all_variants, case, facts, kernel_step
+from formats import measured_formats
 from iteration import MODELS, SHORT, Iteration, bare_steps, torch_iteration
 from page import AGAIN, Results, page
 from peers import CANDIDATES
@@ -59,7 +60,7 @@ def step_cases(full: bool) -> list[Case]:
     first = "1 x 2^20"
     adam = next(v for v in all_variants() if v.cls is fastopt.Adam)
     if full:
-        return [case(v, w, d) for w in WORKLOADS for d in TOLERANCE for v in all_variants()]
+        return [case(v, w, d) for d in TOLERANCE for w in WORKLOADS for v in all_variants()]
     sizes = [w for w in WORKLOADS if w not in (first, "1 x 2^26", "ResNet-50", "GPT-2 small")]
     return [
         *(case(adam, workload) for workload in sizes),
@@ -230,6 +231,8 @@ def tasks(full: bool, seconds: float) -> Iterator[tuple[str, str, Callable[[], d
         yield "iterations", name, partial(measured_iterations, name, make, 2 * seconds)
     if full:
         yield "busy", "busy", partial(measured_busy, seconds)
+    for workload in ("1 x 2^20", "1 x 2^24", "1 x 2^26") if full else ("1 x 2^20",):
+        yield "formats", workload, partial(measured_formats, workload, 2 * seconds)
     for one in isa_cases(full):
         yield "isas", f"{one.label} {one.dtype} {one.workload}", partial(measured_isas, one, seconds / 3)
 
@@ -279,7 +282,7 @@ def main() -> None:
         "--only",
         nargs="+",
         default=[],
-        choices=["steps", "iterations", "busy", "isas"],
+        choices=["steps", "iterations", "busy", "formats", "isas"],
         help="measure these alone, keep the others",
     )
     parser.add_argument("--resume", action="store_true", help="measure what is not stored yet")

@@ -1,0 +1,99 @@
+"""Adam with its numbers stored in 16 bits, beside what others do in float32."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from cases import all_variants, case
+from peers import CANDIDATES
+from table import FORMATS, Variant, dtype_of
+
+import fastopt
+from fastopt.benchmark import ANY, STEPS, Key, Step, Unavailable, checked, empty, fill, measure, use_threads
+from fastopt.optimizer import Array
+
+SHOWN = {
+    "float32": "float32",
+    "bfloat16 state": "float32_float32_bfloat16",
+    "bfloat16 state and gradients": "float32_bfloat16_bfloat16",
+    "bfloat16 throughout": "bfloat16_bfloat16_bfloat16",
+}
+"""Formats of fastopt, by what the page calls them."""
+
+OTHERS = ("torch fused", "DeepSpeed")
+
+ENDS = 2**18
+"""Elements at either end of an array that are compared with the NumPy twin's."""
+
+
+def adam() -> Variant:
+    return next(v for v in all_variants() if v.cls is fastopt.Adam)
+
+
+def bytes_moved(format: str) -> int:
+    """An element: the gradient is read, parameter and states are read and written."""
+    parameter, gradient, states = (dtype_of(name).itemsize for name in FORMATS[format])
+    one = case(adam(), "1 x 64")
+    return 2 * parameter + gradient + 2 * one.state_count * states
+
+
+def array(size: int, dtype: str, seed: int) -> Array:
+    """Numbers as benchmarks have them, in a dtype that NumPy may not know."""
+    made = empty((size,), f"u{dtype_of(dtype).itemsize}").view(dtype_of(dtype))
+    values = np.empty(min(size, ENDS), np.float32)
+    fill([values], seed)
+    for begin in range(0, size, ENDS):
+        part = made[begin : begin + ENDS]
+        part[...] = values[: part.size]
+    return made
+
+
+def format_step(format: str, size: int) -> Step:
+    """fastopt's step, after the first ones were found to be those of the NumPy twin, at both ends of the array."""
+    parameter, gradient, _ = FORMATS[format]
+    param, grad = array(size, parameter, 0), array(size, gradient, 1)
+    variant = adam().stored_as(format)
+    optimizer = variant.make([param])
+    ends = [slice(0, min(size // 2, ENDS)), slice(size - min(size // 2, ENDS), size)]
+    # the twin's numbers are counted through what lies between, which has no gradient
+    between = np.empty(max(0, size - 2 * ENDS), param.dtype)
+    first, last = (param[end].copy() for end in ends)
+    twin = variant.make([first, between, last])
+    for _, count in zip(STEPS, cycle(ANY), strict=False):
+        use_threads(count)
+        optimizer.step([grad])
+        fastopt.set_isa("numpy")
+        twin.step([grad[ends[0]], None, grad[ends[1]]])
+        fastopt.set_isa(None)
+    for end, p, k in zip(ends, (first, last), (0, 2), strict=True):
+        states = [(optimizer.state[0][name], x) for name, x in twin.state[k].items() if name != "step"]
+        for whole, part in [(param, p), *states]:
+            assert whole[end].tobytes() == part.tobytes(), f"{format}: not the bits of the NumPy twin"
+    return partial(optimizer.step, [grad])
+
+
+def measured_formats(workload: str, seconds: float) -> dict[str, Any]:
+    """Times of every format, and of other libraries in float32."""
+    one = case(adam(), workload)
+    steps: dict[Key, Step] = {}
+    for name, format in SHOWN.items():
+        steps |= dict.fromkeys(((name, count) for count in ANY), format_step(format, one.elements))
+    reasons = {}
+    for name in OTHERS:
+        try:
+            step = checked(CANDIDATES[name], one, one.arrays(), one.arrays())
+        except Unavailable as reason:
+            reasons[name] = str(reason)
+        else:
+            steps |= dict.fromkeys(((name, count) for count in ANY), step)
+    timings = measure(steps, lambda key: use_threads(key[1]), seconds)
+    return {
+        "workload": workload,
+        "elements": one.elements,
+        "bytes": {name: bytes_moved(format) for name, format in SHOWN.items()},
+        "times": [[name, count, t.median, t.spread] for (name, count), t in timings.items()],
+        "reasons": reasons,
+    }
