@@ -150,6 +150,7 @@ class Optimizer:
         self._steps = np.zeros(0, np.int64)
         self._seen: list[Hyper] = []  # what the groups were when they were last checked: steps go by it
         self._items: list[tuple[Any, ...]] = []  # as `unedited` takes it
+        self._made_for: list[tuple[int, str | None]] = []  # what of the groups the states depend on
         self._plan = _kernels.Plan(self.kernel, [], [], [], [], self._steps)
         self._choices = Choices()
         with self._alone():
@@ -418,43 +419,62 @@ class Optimizer:
         states: list[dict[str, Array]],
         steps: npt.NDArray[np.int64],
     ) -> None:
-        """Makes a plan for these and puts all of them in place; on an error nothing has changed.
+        """Puts all of these in place, with a plan for them; on an error nothing has changed.
 
-        All but the dtypes of the states have been checked. State arrays that are there already stay, unless
-        one has to be made: then all go into one new arena, converted to the nearest where their dtype was
-        another. Parameters that were added let go of the bound gradients.
+        All but the dtypes of the states have been checked. Parameters that were added let go of the bound
+        gradients.
         """
         plan = self._plan
+        made_for = [(self.subset(group), group["state_dtype"]) for group in groups]
+        if states is not plan.states or made_for != self._made_for:
+            plan = self._plan_for(groups, keys, params, group_of, states, steps)
+        fixed = [(subset, *self.common(group)) for (subset, _), group in zip(made_for, groups, strict=True)]
+        # nothing below can fail
+        for mine, group in zip(self.param_groups, groups, strict=False):
+            mine.update(group)
+        self.param_groups += [dict(group) for group in groups[len(self._seen) :]]
+        self._seen, self._fixed, self._made_for = groups, fixed, made_for
+        self._remember()
+        self._keys, self._params, self._group_of, self._steps = keys, params, group_of, steps
+        self._plan = plan
+
+    def _plan_for(
+        self,
+        groups: list[Hyper],
+        keys: list[int | str],
+        params: list[Array],
+        group_of: list[int],
+        states: list[dict[str, Array]],
+        steps: npt.NDArray[np.int64],
+    ) -> _kernels.Plan:
+        """The plan that there is if its states suffice, else a new one, entered.
+
+        State arrays that are there already stay, unless one has to be made: then all go into one new arena,
+        converted to the nearest where their dtype was another.
+        """
         needed = [
             [*have, *(x for x in self.letters(groups[g]) if x not in have)]
             for have, g in zip(states, group_of, strict=True)
         ]
         dtypes = [_state_dtype(key, p, groups[g]) for key, p, g in zip(keys, params, group_of, strict=True)]
-        if states is not plan.states or any(
-            len(have) < len(need) or any(array.dtype != dtype for array in have.values())
+        if states is self._plan.states and all(
+            len(have) == len(need) and all(array.dtype == dtype for array in have.values())
             for have, need, dtype in zip(states, needed, dtypes, strict=True)
         ):
-            made = _arena(params, dtypes, needed)
-            for arrays, have, g in zip(made, states, group_of, strict=True):
-                fill = self.initial_states(groups[g])
-                for letter, array in arrays.items():
-                    value = have[letter] if letter in have else fill.get(letter, 0.0)
-                    if letter in have or value:
-                        with np.errstate(all="ignore"):  # float32 makes infinity of what is too large, as ever
-                            array[...] = value
-            plan = _kernels.Plan(self.kernel, params, keys, group_of, made, steps, self.state_names)
-            if self._plan.bound is not None and params is self._params:
-                plan.bind(self._plan.bound)
-            plan.enter()  # and nobody leaves the old one: a thread that still holds it is refused
-        fixed = [(self.subset(group), *self.common(group)) for group in groups]
-        # nothing below can fail
-        for mine, group in zip(self.param_groups, groups, strict=False):
-            mine.update(group)
-        self.param_groups += [dict(group) for group in groups[len(self._seen) :]]
-        self._seen, self._fixed = groups, fixed
-        self._remember()
-        self._keys, self._params, self._group_of, self._steps = keys, params, group_of, steps
-        self._plan = plan
+            return self._plan
+        made = _arena(params, dtypes, needed)
+        for arrays, have, g in zip(made, states, group_of, strict=True):
+            fill = self.initial_states(groups[g])
+            for letter, array in arrays.items():
+                value = have[letter] if letter in have else fill.get(letter, 0.0)
+                if letter in have or value:
+                    with np.errstate(all="ignore"):  # float32 makes infinity of what is too large, as ever
+                        array[...] = value
+        plan = _kernels.Plan(self.kernel, params, keys, group_of, made, steps, self.state_names)
+        if self._plan.bound is not None and params is self._params:
+            plan.bind(self._plan.bound)
+        plan.enter()  # and nobody leaves the old one: a thread that still holds it is refused
+        return plan
 
     def _remember(self) -> None:
         """Takes the groups, as they are, for seen."""
