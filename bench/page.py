@@ -289,7 +289,8 @@ def noise(results: Results) -> str:
         f"by {at(again, 0.5)} in the median row and by {at(again, 0.95)} in one of twenty; half the distance "
         f"between a cell's quartiles is {at(spreads, 0.5)} of it in the median cell and {at(spreads, 0.95)} in "
         f"one of twenty; other processes kept {at(others, 0.5)} of one CPU busy in the median row and "
-        f"{others[-1]:.0%} in the worst.\n"
+        f"{others[-1]:.0%} in the worst. Rows measured again because the times of fastopt or of the floor lay far "
+        f"apart: {results.data.get('repeated', 0)}.\n"
     )
 
 

@@ -11,6 +11,7 @@ import argparse
 import datetime
 import gc
 import json
+import math
 import os
 import subprocess
 import sys
@@ -237,12 +238,23 @@ def tasks(full: bool, seconds: float) -> Iterator[tuple[str, str, Callable[[], d
         yield "isas", f"{one.label} {one.dtype} {one.workload}", partial(measured_isas, one, seconds / 3)
 
 
-def run(file: Path, full: bool, seconds: float, only: Iterable[str], resume: bool) -> None:
+def disturbed(task: Mapping[str, Any], most: float) -> bool:
+    """Whether the times of fastopt or of the floor spread by more than a part of them."""
+    return task["kind"] == "steps" and any(
+        spread > most * middle for name, _, middle, spread in task.get("times", []) if name in ("fastopt", "floor")
+    )
+
+
+def run(file: Path, full: bool, seconds: float, only: Iterable[str], resume: float | None) -> None:
     """Measures, and stores after each task; what a library cannot do is stored with its reason."""
     old: dict[str, Any] = json.loads(file.read_text()) if (resume or only) and file.exists() else {}
     data = {"began": now(), "tasks": {}} | old | {"facts": facts(), "cpus": CPUS, "full": full}
-    if not resume:
-        data["tasks"] = {key: task for key, task in data["tasks"].items() if task["kind"] not in only}
+    if resume:
+        kept = {key: task for key, task in data["tasks"].items() if not disturbed(task, resume)}
+        data["repeated"] = data.get("repeated", 0) + len(data["tasks"]) - len(kept)
+    else:
+        kept = {key: task for key, task in data["tasks"].items() if task["kind"] not in only}
+    data["tasks"] = kept
     file.parent.mkdir(parents=True, exist_ok=True)
     wanted = [task for task in tasks(full, seconds) if not only or task[0] in only]
     for kind, name, work in progress(wanted, desc="benchmark", unit="row"):
@@ -285,7 +297,14 @@ def main() -> None:
         choices=["steps", "iterations", "busy", "formats", "isas"],
         help="measure these alone, keep the others",
     )
-    parser.add_argument("--resume", action="store_true", help="measure what is not stored yet")
+    parser.add_argument(
+        "--resume",
+        type=float,
+        nargs="?",
+        const=math.inf,
+        metavar="SPREAD",
+        help="measure what is not stored yet, and rows that spread by more than this part",
+    )
     parser.add_argument("--draw", action="store_true", help="measure nothing: write page and pictures again")
     arguments = parser.parse_args()
     file = arguments.results or arguments.output / "benchmark.json"
