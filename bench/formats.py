@@ -57,9 +57,10 @@ def format_step(format: str, size: int) -> Step:
     param, grad = array(size, parameter, 0), array(size, gradient, 1)
     variant = adam().stored_as(format)
     optimizer = variant.make([param])
-    ends = [slice(0, min(size // 2, ENDS)), slice(size - min(size // 2, ENDS), size)]
+    half = min(size // 2, ENDS)
+    ends = [slice(0, half), slice(size - half, size)]
     # the twin's numbers are counted through what lies between, which has no gradient
-    between = np.empty(max(0, size - 2 * ENDS), param.dtype)
+    between = np.empty(size - 2 * half, param.dtype)
     first, last = (param[end].copy() for end in ends)
     twin = variant.make([first, between, last])
     for _, count in zip(STEPS, cycle(ANY), strict=False):

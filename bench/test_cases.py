@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import FLAT, MANY, WORKLOADS, all_kernels, all_variants, case
+from formats import ENDS, OTHERS, SHOWN, format_step
 from instructions import compared
 from iteration import BATCH, batch, embedding_gradients, embedding_params, texts
 from limits import divider_step, divisions, floor_step
@@ -149,6 +150,24 @@ def test_gradients_of_the_embedding() -> None:
     assert sum(slopes.values()) == pytest.approx((loss(1e-5) - loss(-1e-5)) / 2e-5, rel=1e-6)
 
 
+@pytest.mark.parametrize("size", [7, 1000, 2 * ENDS + 3])
+@pytest.mark.parametrize("format", SHOWN.values())
+def test_steps_of_formats_are_checked(format: str, size: int) -> None:
+    format_step(format, size)()
+
+
+def test_a_format_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = fastopt.Adam.step
+
+    def late(optimizer: fastopt.Adam, grads: Any) -> None:
+        if fastopt.get_isa() == "numpy":
+            step(optimizer, grads)
+
+    monkeypatch.setattr(fastopt.Adam, "step", late)
+    with pytest.raises(AssertionError, match="not the bits"):
+        format_step("float32_float32_bfloat16", 100)
+
+
 # -- Instructions ----------------------------------------------------------------------------------
 
 
@@ -181,6 +200,11 @@ def results(**changes: float) -> Results:
     rows["iteration"] = {"kind": "iterations", "others": 0.0, "steps": dict.fromkeys(arms, 0.2), **model}
     isa = {"optimizer": "Adam", "dtype": "float32", "size": "2^20", "best": "avx512"}
     rows["isa"] = {"kind": "isas", "others": 0.0, "ratios": {"avx2": changes.get("isa", 1.0)}, **isa}
+    stored = dict.fromkeys(SHOWN, 0.7) | {"float32": 1.0} | dict.fromkeys(OTHERS, 1.0)
+    rows["formats"] = {
+        **{"kind": "formats", "others": 0.0, "workload": "1 x 2^26", "bytes": dict.fromkeys(SHOWN, 20)},
+        "times": [[name, 1, time * changes.get(name, 1.0), 0.01] for name, time in stored.items()],
+    }
     rows["away"] = {"kind": "steps", "others": 0.0, "unavailable": "a reason"}
     return Results({"facts": {"CPU": "one"}, "began": "then", "cpus": CPUS, "full": True, "tasks": rows})
 
@@ -206,6 +230,8 @@ def test_claims_that_hold() -> None:
         ({"default": 1.2}, "6. the same: the iteration with hand-written NumPy by that with fastopt"),
         ({"default": 1.2}, "7. the default number of threads, by one thread"),
         ({"isa": 1.1}, "7. the best instruction set's time by a narrower one's"),
+        ({"bfloat16 state": 1.2}, "8. 2^26, Adam: fastopt by fastopt with a bfloat16 state"),
+        ({"torch fused": 0.9}, "8. the same: torch fused by fastopt with a bfloat16 state"),
     ],
 )
 def test_claims_that_do_not_hold(change: dict[str, float], claim: str) -> None:
@@ -231,7 +257,7 @@ def test_page_and_pictures(tmp_path: Path) -> None:
         assert f"]({file.name})" in text
     tables = [[line.count(" | ") for line in part.splitlines()] for part in text.split("\n\n") if part[:2] == "| "]
     assert all(len(set(columns)) == 1 for columns in tables), "a row has as many cells as its head"
-    assert len(tables) == 3 + len(all_variants())
+    assert len(tables) == 4 + len(all_variants())
     assert "* numba: NAG float32 1 x 64 (2.00)" in text
     assert "* optax: why\n" in text
     assert "nobody" not in text.lower()
