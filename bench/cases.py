@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+import fastopt
 from fastopt import _kernels, benchmark
 from fastopt.__main__ import facts as fastopt_facts
 from fastopt.benchmark import Case, Shapes, Step, fill
@@ -92,6 +93,11 @@ def all_kernels() -> list[Variant]:
     """Each kernel once, by the first class that runs it."""
     found = {(v.cls.kernel, v.cls.subset(v.hyper)): v for v in reversed(all_variants())}
     return list(reversed(found.values()))
+
+
+def adam() -> Variant:
+    """Adam with its defaults."""
+    return next(v for v in all_variants() if v.cls is fastopt.Adam)
 
 
 def case(variant: Variant, workload: str, dtype: str = "float32") -> Case:

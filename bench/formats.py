@@ -7,9 +7,9 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
-from cases import all_variants, case
+from cases import adam, case
 from peers import CANDIDATES
-from table import FORMATS, Variant, dtype_of
+from table import FORMATS, dtype_of
 
 import fastopt
 from fastopt.benchmark import ANY, STEPS, Key, Step, Unavailable, checked, empty, fill, measure, use_threads
@@ -29,10 +29,6 @@ ENDS = 2**18
 """Elements at either end of an array that are compared with the NumPy twin's."""
 
 
-def adam() -> Variant:
-    return next(v for v in all_variants() if v.cls is fastopt.Adam)
-
-
 def bytes_moved(format: str) -> int:
     """An element: the gradient is read, parameter and states are read and written."""
     parameter, gradient, states = (dtype_of(name).itemsize for name in FORMATS[format])
@@ -41,13 +37,8 @@ def bytes_moved(format: str) -> int:
 
 
 def array(size: int, dtype: str, seed: int) -> Array:
-    """Numbers as benchmarks have them, in a dtype that NumPy may not know."""
-    made = empty((size,), f"u{dtype_of(dtype).itemsize}").view(dtype_of(dtype))
-    values = np.empty(min(size, ENDS), np.float32)
-    fill([values], seed)
-    for begin in range(0, size, ENDS):
-        part = made[begin : begin + ENDS]
-        part[...] = values[: part.size]
+    made = empty((size,), dtype)
+    fill([made], seed)
     return made
 
 

@@ -367,12 +367,12 @@ def iteration_table(results: Results) -> str:
 def format_table(results: Results) -> str:
     rows = []
     for one in results.formats:
-        first = best_of(one)["float32"]
+        best = best_of(one)
         for n in results.counts:
             times = {name: Timing(middle, spread) for name, count, middle, spread in one["times"] if count == n}
             rows.append([one["workload"], str(n), *(str(times.get(name, "")) for name in (*SHOWN, *OTHERS))])
-        best = {name: f"{first / time:.2f}" for name, time in best_of(one).items()}
-        rows.append([one["workload"], "best", *(best.get(name, "") for name in (*SHOWN, *OTHERS))])
+        ratios = {name: f"{best['float32'] / time:.2f}" for name, time in best.items()}
+        rows.append([one["workload"], "best", *(ratios.get(name, "") for name in (*SHOWN, *OTHERS))])
     moved = results.formats[0]["bytes"]
     return markdown(["", "threads", *(f"{name}, {moved[name]} bytes" for name in SHOWN), *OTHERS], rows)
 

@@ -23,7 +23,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
-from cases import WORKLOADS, all_kernels, all_variants, case, facts, kernel_step
+from cases import WORKLOADS, adam, all_kernels, all_variants, case, facts, kernel_step
 from formats import measured_formats
 from iteration import MODELS, SHORT, Iteration, bare_steps, torch_iteration
 from page import AGAIN, Results, page
@@ -59,13 +59,12 @@ PLACEMENTS = 5
 def step_cases(full: bool) -> list[Case]:
     """In short: Adam at most sizes, every optimizer at one."""
     first = "1 x 2^20"
-    adam = next(v for v in all_variants() if v.cls is fastopt.Adam)
     if full:
         return [case(v, w, d) for d in TOLERANCE for w in WORKLOADS for v in all_variants()]
     sizes = [w for w in WORKLOADS if w not in (first, "1 x 2^26", "ResNet-50", "GPT-2 small")]
     return [
-        *(case(adam, workload) for workload in sizes),
-        case(adam, first, "float64"),
+        *(case(adam(), workload) for workload in sizes),
+        case(adam(), first, "float64"),
         *(case(variant, first) for variant in all_variants()),
     ]
 
@@ -247,9 +246,9 @@ def disturbed(task: Mapping[str, Any], most: float) -> bool:
 
 def run(file: Path, full: bool, seconds: float, only: Iterable[str], resume: float | None) -> None:
     """Measures, and stores after each task; what a library cannot do is stored with its reason."""
-    old: dict[str, Any] = json.loads(file.read_text()) if (resume or only) and file.exists() else {}
+    old: dict[str, Any] = json.loads(file.read_text()) if (resume is not None or only) and file.exists() else {}
     data = {"began": now(), "tasks": {}} | old | {"facts": facts(), "cpus": CPUS, "full": full}
-    if resume:
+    if resume is not None:
         kept = {key: task for key, task in data["tasks"].items() if not disturbed(task, resume)}
         data["repeated"] = data.get("repeated", 0) + len(data["tasks"]) - len(kept)
     else:

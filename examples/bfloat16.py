@@ -5,11 +5,9 @@ within the spread that the seeds alone make. It also shows why they are rounded 
 rounded to the nearest after every step.
 """
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -19,7 +17,7 @@ from matplotlib.figure import Figure
 from network import Network
 from numpy.typing import NDArray
 from tqdm import tqdm
-from train_mlp import HIDDEN, batches, natural
+from train_mlp import HIDDEN, batches, natural, parser_of
 
 import fastopt
 
@@ -118,13 +116,8 @@ def table(losses: dict[str, NDArray[np.floating]], accuracies: dict[str, list[fl
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Train with a state of 16 bits.")
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="MNIST's four files (default: scikit-learn digits)"
-    )
-    parser.add_argument("--epochs", type=natural, default=100, help="default: %(default)s")
+    parser = parser_of("Train with a state of 16 bits.", epochs=100)
     parser.add_argument("--seeds", type=natural, default=5, help="how many (default: %(default)s)")
-    parser.add_argument("--output", type=Path, metavar="DIR", default=Path(), help="where to put the picture")
     options = parser.parse_args(argv)
     try:
         options.output.mkdir(parents=True, exist_ok=True)

@@ -201,14 +201,20 @@ def natural(text: str) -> int:
     return number
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Train on images with every classic optimizer.")
+def parser_of(description: str, epochs: int) -> argparse.ArgumentParser:
+    """The options of a training on images."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="MNIST's four files (default: scikit-learn digits)"
     )
-    parser.add_argument("--epochs", type=natural, default=5, help="default: %(default)s")
-    parser.add_argument("--seed", type=natural, default=1, help="default: %(default)s")
+    parser.add_argument("--epochs", type=natural, default=epochs, help="default: %(default)s")
     parser.add_argument("--output", type=Path, metavar="DIR", default=Path(), help="where to put the picture")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = parser_of("Train on images with every classic optimizer.", epochs=5)
+    parser.add_argument("--seed", type=natural, default=1, help="default: %(default)s")
     options = parser.parse_args(argv)
     try:
         options.output.mkdir(parents=True, exist_ok=True)

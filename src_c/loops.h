@@ -53,7 +53,7 @@ static ALWAYS_INLINE void LOOP(
 }
 
 #define KERNEL(subset)                                                                              \
-    static void JOIN(OPTIMIZER, subset, FORMAT, ISA)(                                                \
+    static void JOIN(OPTIMIZER, subset, FORMAT, ISA)(                                               \
         void *const *buffers, const double *scalars, size_t begin, size_t end,                      \
         uint64_t key, uint64_t first)                                                               \
     {                                                                                               \
