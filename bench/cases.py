@@ -124,9 +124,11 @@ def kernel_step(one: Case, placed: Callable[[Array], Array] = np.copy) -> Step:
     plan = _kernels.Plan(
         one.cls.kernel, params, list(range(count)), [0] * count, states, np.zeros(count, np.int64)
     )
-    chosen = one.cls.subset(one.hyper), one.cls.scalars(one.hyper, one.hyper["lr"], 1, 1.0), 0
+    lr = one.hyper["lr"]
+    own = one.cls.coefficients(one.hyper, lr, 1)
+    groups = [_kernels.Group(lambda *_: own, one.hyper, lr, one.cls.subset(one.hyper), 0, 1.0, 0.0, 0.0)]
     plan.bind(grads)
-    return lambda: plan.step(None, 1.0, lambda *_: chosen, Choices(), None)
+    return lambda: plan.step(None, 1.0, groups, Choices(), None)
 
 
 # -- Facts -----------------------------------------------------------------------------------------

@@ -18,6 +18,24 @@ def label_of(key: int | str) -> str: ...
 def state_dtypes(parameter: str) -> list[str]: ...
 def unedited(mappings: Any, seen: list[tuple[Any, ...]]) -> bool: ...
 
+class Group:
+    subset: int
+    seed: int
+    def __init__(
+        self,
+        coefficients: Callable[[dict[str, Any], float, int], tuple[float, ...]],
+        h: dict[str, Any],
+        lr: float | Callable[[int], float],
+        subset: int,
+        seed: int,
+        sign: float,
+        weight_decay: float,
+        decoupled: float,
+        /,
+    ) -> None: ...
+    def rate(self, made: int) -> float: ...
+    def scalars(self, t: int) -> tuple[float, ...]: ...
+
 class Plan:
     kernel: str
     params: list[Any]
@@ -43,7 +61,7 @@ class Plan:
         self,
         grads: Any,
         grad_scale: float,
-        coefficients: Callable[[int, int, float], tuple[int, tuple[float, ...], int]],
+        groups: list[Group],
         choices: Choices,
         finish: Callable[[list[bool]], None] | None,
     ) -> None: ...

@@ -395,6 +395,45 @@ cdef struct Interval:
     uintptr_t begin, end
 
 
+cdef class Group:
+    """What a step takes of a parameter group: its scalars, the optional states in use, the seed.
+
+    coefficients(h, lr, t): the row's SCALARS for hyper-parameters ``h`` and step ``t`` (1 first). lr: a float, or a
+    callable that returns one for a number of steps made. subset: the optional states in use, as the bits that
+    number the row's kernels. sign, weight_decay, decoupled: what the scalars of every row are made of.
+    """
+
+    cdef readonly size_t subset
+    cdef readonly uint64_t seed
+    cdef object coefficients, lr
+    cdef dict h
+    cdef double sign, weight_decay, decoupled
+
+    def __init__(
+        self, coefficients, dict h, lr, size_t subset, uint64_t seed, double sign, double weight_decay,
+        double decoupled,
+    ):
+        self.coefficients, self.h, self.lr, self.subset, self.seed = coefficients, h, lr, subset, seed
+        self.sign, self.weight_decay, self.decoupled = sign, weight_decay, decoupled
+
+    def rate(self, made):
+        """The learning rate after so many steps."""
+        return self.lr(made) if callable(self.lr) else self.lr
+
+    cdef void common(self, double *scalars, double lr, double grad_scale) noexcept:
+        """COMMON_SCALARS."""
+        scalars[0] = self.sign * grad_scale
+        scalars[1] = self.weight_decay
+        scalars[2] = 1.0 - lr * self.decoupled
+
+    def scalars(self, t):
+        """All scalars of step ``t``, in the kernel's order."""
+        cdef double[3] common
+        lr = self.rate(t - 1)
+        self.common(common, lr, 1.0)
+        return (*self.coefficients(self.h, lr, t), *common)
+
+
 cdef void run_task(const Tensor *tensors, const Chunk *chunk, const Chunk *end, bint flush) noexcept nogil:
     cdef const Tensor *tensor
     cdef uint64_t mode = fastopt_flush_subnormals() if flush else 0
@@ -853,28 +892,33 @@ cdef class Plan:
     def leave(self):
         self.busy = 0
 
-    cdef int _write_scalars(self, double *scalars, tuple values) except -1:
-        cdef Py_ssize_t k
-        if len(values) != self.scalar_count:
-            raise ValueError(f"{self.kernel}: it takes {self.scalar_count} scalars, got {len(values)}")
-        for k in range(self.scalar_count):
-            scalars[k] = values[k]
+    cdef int _write_scalars(self, double *scalars, Group group, int64_t t, double grad_scale) except -1:
+        # a schedule's clock is the furthest parameter's: it needs no counter of its own
+        cdef object lr = group.lr if type(group.lr) is float else group.rate(int(self.steps.max()))
+        cdef tuple own = group.coefficients(group.h, lr, t)
+        cdef Py_ssize_t k, n = self.scalar_count - len(COMMON_SCALARS)
+        if len(own) != n:
+            raise ValueError(f"{self.kernel}: it takes {n} scalars of its own, got {len(own)}")
+        for k in range(n):
+            scalars[k] = own[k]
+        group.common(scalars + n, lr, grad_scale)
         return 0
 
-    cdef int _coefficients(self, object coefficients, double grad_scale, list twins) except -1:
+    cdef int _coefficients(self, list groups, double grad_scale, list twins) except -1:
         """Works out the scalars of every (group, step) that occurs, and each tensor's kernel.
 
         For the NumPy twin, appends what it needs to `twins` instead of choosing kernels.
         """
         cdef Py_ssize_t i
         cdef int64_t group = -1, step = -1
-        cdef size_t subset = 0, count = 0
+        cdef size_t count = 0
+        cdef Group source = None
         cdef const fastopt_optimizer *kernels = NULL
         cdef Tensor *tensor
         cdef double *scalars = NULL
         cdef uint64_t key = 0
-        cdef dict seen = None  # by (group, step): subset, values, key, place of the scalars
-        cdef tuple known, values = None
+        cdef dict seen = None  # by (group, step): key, place of the scalars
+        cdef tuple known
         self.elements = 0
         if ISAS[active_isa].name != NULL:
             kernels = &ISAS[active_isa].optimizers[self.row]
@@ -885,35 +929,33 @@ cdef class Plan:
             self.elements += tensor.size
             if self.group_view[i] != group or self.step_view[i] != step:
                 if count == 1:  # more than one at all
-                    seen = {(group, step): (subset, values, key, 0)}
+                    seen = {(group, step): (key, 0)}
                 group, step = self.group_view[i], self.step_view[i]
+                source = groups[group]
                 known = None if seen is None else seen.get((group, step))
                 if known is None:
-                    subset, values, seed = coefficients(group, step + 1, grad_scale)
-                    key = key_of(seed, step + 1)
+                    key = key_of(source.seed, step + 1)
                     scalars = self.scalars + count * FASTOPT_MAX_SCALARS
-                    self._write_scalars(scalars, values)
+                    self._write_scalars(scalars, source, step + 1, grad_scale)
                     if seen is not None:
-                        seen[group, step] = subset, values, key, count
+                        seen[group, step] = key, count
                     count += 1
                 else:
-                    subset, values, key = known[0], known[1], known[2]
-                    scalars = self.scalars + <size_t>known[3] * FASTOPT_MAX_SCALARS
+                    key = known[0]
+                    scalars = self.scalars + <size_t>known[1] * FASTOPT_MAX_SCALARS
             tensor.scalars = scalars
             tensor.key = key
             if kernels != NULL:
-                tensor.kernel = kernels.kernels[tensor.format][subset]
+                tensor.kernel = kernels.kernels[tensor.format][source.subset]
             else:
-                twins.append((i, subset, values))
+                twins.append((i, source.subset))
         return 0
 
-    def step(self, object grads, double grad_scale, object coefficients, object choices, object finish):
+    def step(self, object grads, double grad_scale, list groups, object choices, object finish):
         """One update of every parameter that has a gradient.
 
-        grads: a list or dict, or None for the bound ones. coefficients(group, step, grad_scale) returns
-        the subset of optional states in use, as bits, the kernel's scalars in the row's order, and the seed of the
-        random bits. choices: of the number of threads. finish: called at the end with whether each parameter had a
-        gradient, or None.
+        grads: a list or dict, or None for the bound ones. groups: a `Group` for each. choices: of the number of
+        threads. finish: called at the end with whether each parameter had a gradient, or None.
         """
         cdef Py_ssize_t i
         cdef list twins = []
@@ -930,7 +972,7 @@ cdef class Plan:
                 self._fetch(grads)
             elif self.bound is None:
                 raise TypeError("step() needs gradients: pass a list or a dict, or name buffers with bind()")
-            self._coefficients(coefficients, grad_scale, twins)
+            self._coefficients(groups, grad_scale, twins)
             timed = False
             # libgomp hangs in a child of a process that has had a team: a child works alone.
             if FASTOPT_OPENMP and self.elements >= PARALLEL_ELEMENTS and not forks and not twins:
@@ -976,18 +1018,20 @@ cdef class Plan:
     cdef int _run_twins(self, list twins) except -1:
         """The same update by the NumPy twin, tensor by tensor."""
         cdef Py_ssize_t place, required = len(TABLE[self.kernel]["state"])
+        cdef const Tensor *tensor
         cdef bint flush = flush_denormal
         cdef uint64_t mode = fastopt_flush_subnormals() if flush else 0
         try:
-            for i, subset, values in twins:
+            for i, subset in twins:
                 place = i
+                tensor = &self.tensors[place]
                 states = [
                     self.states[i][name] if k < required or subset >> (k - required) & 1 else None
                     for k, name in enumerate(self.names[2:])
                 ]
+                scalars = [tensor.scalars[k] for k in range(self.scalar_count)]
                 storage.update(
-                    self.kernel, self.params[i], self._gradient(i), states, values, self.tensors[place].key,
-                    self.tensors[place].first,
+                    self.kernel, self.params[i], self._gradient(i), states, scalars, tensor.key, tensor.first
                 )
         finally:
             if flush:

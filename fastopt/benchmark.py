@@ -113,8 +113,7 @@ class Case:
 
     def coefficients(self) -> Callable[[int], tuple[float, ...]]:
         """Of a step t, counted from 1, the kernel's coefficients in the order of the table."""
-        h = self.hyper
-        return lambda t: self.cls.scalars(h, h["lr"], t, 1.0)
+        return self.cls.group(self.hyper, 0).scalars
 
 
 def empty(shape: tuple[int, ...], dtype: str) -> Array:

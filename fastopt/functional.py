@@ -23,7 +23,6 @@ from fastopt import _kernels, optimizers
 from fastopt.choice import Choices
 from fastopt.optimizer import (
     MOST_STEPS,
-    RATE_OF_A_CALL,
     Array,
     Hyper,
     Optimizer,
@@ -94,7 +93,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., None]:
             raise ValueError(f"step: {shown(step)} is out of range; it must be 1 for the first step, then 2")
         if grad is None:
             raise TypeError("grad: expected an array, got None; without a gradient there is no step to make")
-        lr = check_number(RATE_OF_A_CALL, lr(int(step) - 1)) if callable(lr) else check_number("lr", lr)
+        group = cls.group({**h, "lr": lr if callable(lr) else check_number("lr", lr)}, subset)
         states: dict[str, Array] = {}
         for letter in needed:
             array = given[cls.state_names[letter]]
@@ -105,8 +104,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., None]:
             states[letter] = array
         steps = np.array([step - 1], np.int64)
         plan = _kernels.Plan(cls.kernel, [param], ["param"], [0], [states], steps, cls.state_names)
-        scalars = cls.scalars(h, lr, int(step), check_grad_scale(grad_scale))
-        plan.step([grad], 1.0, lambda *_: (subset, scalars, h["seed"]), _thread.choices, None)
+        plan.step([grad], check_grad_scale(grad_scale), [group], _thread.choices, None)
 
     parameter = inspect.Parameter
     either, keyword = parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY

@@ -8,6 +8,7 @@ import numbers
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar, TypeAlias
 
@@ -30,8 +31,6 @@ ALIGNMENT = 64
 
 PAGE = 4096
 """Bytes: addresses that agree modulo it may be taken for the same."""
-
-RATE_OF_A_CALL = "lr, as its callable returned it"
 
 HIGHEST = {"alpha": 1.0, "betas": math.nextafter(1.0, 0.0), "dampening": 1.0, "rho": 1.0}
 """The highest value of hyper-parameters that are the weight of an average; no other has one."""
@@ -69,6 +68,11 @@ def check_grad_scale(value: Any) -> float:
     if not math.isfinite(number):
         raise ValueError(f"grad_scale: {number} is out of range; it must be finite")
     return number
+
+
+def _called(lr: Callable[[int], float], place: str, made: int) -> float:
+    """The learning rate after so many steps, from the user's callable."""
+    return check_number(f"{place}lr, as its callable returned it", lr(made))
 
 
 def check_hyper(name: str, value: Any, default: Any) -> Any:
@@ -151,6 +155,7 @@ class Optimizer:
         self._seen: list[Hyper] = []  # what the groups were when they were last checked: steps go by it
         self._items: list[tuple[Any, ...]] = []  # as `unedited` takes it
         self._made_for: list[tuple[int, str | None]] = []  # what of the groups the states depend on
+        self._groups: list[_kernels.Group] = []  # what steps take of them
         self._plan = _kernels.Plan(self.kernel, [], [], [], [], self._steps)
         self._choices = Choices()
         with self._alone():
@@ -208,7 +213,7 @@ class Optimizer:
         if not unedited(self.param_groups, self._items):
             with self._alone():
                 self._take_edits()
-        self._plan.step(grads, grad_scale, self._scalars, self._choices, self.finish)
+        self._plan.step(grads, grad_scale, self._groups, self._choices, self.finish)
 
     def bind(self, grads: Grads | None) -> None:
         """Names gradient buffers that are filled in place: from now on ``step()`` takes none.
@@ -243,7 +248,7 @@ class Optimizer:
             for index, group in enumerate(self._seen):
                 members = [i for i, g in enumerate(self._group_of) if g == index]
                 saved = {name: value for name, value in group.items() if name != "params"}
-                saved["lr"] = self._learning_rate(index)
+                saved["lr"] = self._groups[index].rate(int(self._steps.max()))
                 saved["params"] = members
                 if any(isinstance(self._keys[i], str) for i in members):
                     saved["param_names"] = [self._keys[i] for i in members]
@@ -305,18 +310,15 @@ class Optimizer:
                 h[name] = value
         cls.check(h)
 
-    @staticmethod
-    def common(h: Hyper) -> tuple[float, float, float]:
-        """What the scalars that every optimizer has are made of: sign, weight decay, and the decoupled one."""
-        decay = h["weight_decay"]
-        coupled, decoupled = (0.0, decay) if h.get("decoupled_weight_decay") else (decay, 0.0)
-        return -1.0 if h["maximize"] else 1.0, coupled, decoupled
-
     @classmethod
-    def scalars(cls, h: Hyper, lr: float, t: int, grad_scale: float) -> tuple[float, ...]:
-        """All scalars of the kernel, in its order: its own, then those that every optimizer has."""
-        sign, weight_decay, decoupled = cls.common(h)
-        return (*cls.coefficients(h, lr, t), sign * grad_scale, weight_decay, 1.0 - lr * decoupled)
+    def group(cls, h: Hyper, subset: int, place: str = "") -> _kernels.Group:
+        """What steps take of hyper-parameters ``h``; `place` is where messages find a wrong learning rate."""
+        lr, decay = h["lr"], h["weight_decay"]
+        if callable(lr):
+            lr = partial(_called, lr, place)
+        coupled, decoupled = (0.0, decay) if h.get("decoupled_weight_decay") else (decay, 0.0)
+        sign = -1.0 if h["maximize"] else 1.0
+        return _kernels.Group(cls.coefficients, h, lr, subset, h["seed"], sign, coupled, decoupled)
 
     @classmethod
     def subset(cls, h: Hyper) -> int:
@@ -332,23 +334,6 @@ class Optimizer:
         row = _kernels.TABLE[cls.kernel]
         needed = cls.optional_states(h)
         return [*row["state"], *(letter for letter in row["optional"] if letter in needed)]
-
-    def _scalars(self, index: int, t: int, grad_scale: float) -> tuple[int, tuple[float, ...], int]:
-        """What the plan asks for each group and step that occurs: `subset`, `scalars` and the seed."""
-        h = self._seen[index]
-        lr = h["lr"]
-        if not isinstance(lr, float):
-            lr = self._learning_rate(index)
-        subset, sign, weight_decay, decoupled = self._fixed[index]
-        own = self.coefficients(h, lr, t)
-        return subset, (*own, sign * grad_scale, weight_decay, 1.0 - lr * decoupled), h["seed"]
-
-    def _learning_rate(self, index: int) -> float:
-        lr = self._seen[index]["lr"]
-        if callable(lr):
-            # the schedule's clock is the furthest parameter's: it needs no counter of its own
-            lr = check_number(f"group {index}: {RATE_OF_A_CALL}", lr(int(self._steps.max())))
-        return lr  # type: ignore[no-any-return]
 
     def _add_groups(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """Appends groups; on an error nothing has changed."""
@@ -428,12 +413,15 @@ class Optimizer:
         made_for = [(self.subset(group), group["state_dtype"]) for group in groups]
         if states is not plan.states or made_for != self._made_for:
             plan = self._plan_for(groups, keys, params, group_of, states, steps)
-        fixed = [(subset, *self.common(group)) for (subset, _), group in zip(made_for, groups, strict=True)]
+        taken = [
+            self.group(group, subset, f"group {index}: ")
+            for index, (group, (subset, _)) in enumerate(zip(groups, made_for, strict=True))
+        ]
         # nothing below can fail
         for mine, group in zip(self.param_groups, groups, strict=False):
             mine.update(group)
         self.param_groups += [dict(group) for group in groups[len(self._seen) :]]
-        self._seen, self._fixed, self._made_for = groups, fixed, made_for
+        self._seen, self._groups, self._made_for = groups, taken, made_for
         self._remember()
         self._keys, self._params, self._group_of, self._steps = keys, params, group_of, steps
         self._plan = plan

@@ -147,13 +147,12 @@ class NAG(Optimizer):
             self._along = Plan("sgd", self._params, self._keys, self._group_of, [{}] * n, steps)
         self._along.steps[...] = self._steps  # the random bits are those of the optimizer's own step
         velocities = [s["v"] if moves else None for s, moves in zip(self._plan.states, which, strict=True)]
-
-        def coefficients(group: int, t: int, grad_scale: float) -> tuple[int, tuple[float, ...], int]:
-            mine = self._seen[group]
-            h = {**SGD.defaults_of(), "lr": -sign * mine["momentum"]}
-            return 0, SGD.scalars(h, h["lr"], 1, grad_scale), mine["seed"] + stream
-
-        self._along.step(velocities, 1.0, coefficients, self._along_choices, None)
+        plain = SGD.defaults_of()
+        groups = [
+            SGD.group({**plain, "lr": -sign * mine["momentum"], "seed": mine["seed"] + stream}, 0)
+            for mine in self._seen
+        ]
+        self._along.step(velocities, 1.0, groups, self._along_choices, None)
 
     def _set_ahead(self, ahead: bool) -> None:
         for seen in self._seen:

@@ -212,7 +212,7 @@ def test_a_step_that_began_before_the_state_was_replaced_is_refused() -> None:
     optimizer.load_state_dict(optimizer.state_dict())
     before = table.bits(optimizer, params)
     with pytest.raises(RuntimeError, match="another call"):
-        step_of_old_plan(grads, 1.0, optimizer._scalars, optimizer._choices, None)
+        step_of_old_plan(grads, 1.0, optimizer._groups, optimizer._choices, None)
     assert table.bits(optimizer, params) == before
     optimizer.step(grads)
 
