@@ -372,6 +372,7 @@ cdef tuple shape_of(Py_buffer *view):
 cdef size_t TASK = 16384
 cdef size_t LINE = 64
 cdef size_t PARALLEL_ELEMENTS = 65536  # fewer run on the calling thread, whatever was asked for
+cdef size_t HELD_ELEMENTS = 4096  # fewer take some microseconds at most, for which the GIL is not given away
 
 cdef struct Tensor:
     void *buffers[FASTOPT_MAX_BUFFERS]
@@ -1008,6 +1009,9 @@ cdef class Plan:
         cdef bint flush = flush_denormal
         if team > count:
             team = <int>count
+        if self.elements < HELD_ELEMENTS:
+            run_task(tensors, chunks, chunks + tasks[count], flush)
+            return
         with nogil:
             if team > 1:
                 for task in prange(count, num_threads=team, schedule="dynamic"):
