@@ -374,13 +374,16 @@ cdef size_t LINE = 64
 cdef size_t PARALLEL_ELEMENTS = 65536  # fewer run on the calling thread, whatever was asked for
 cdef size_t HELD_ELEMENTS = 4096  # fewer take some microseconds at most, for which the GIL is not given away
 
+cdef struct Shared:  # by the tensors of one group that have made as many steps
+    double scalars[FASTOPT_MAX_SCALARS]
+    uint64_t key  # of the random bits of this step
+    int64_t group, made
+
 cdef struct Tensor:
     void *buffers[FASTOPT_MAX_BUFFERS]
-    const double *scalars
-    fastopt_kernel kernel
-    uint64_t key  # of the random bits of this step
+    const Shared *shared
+    fastopt_kernel kernel  # NULL: no gradient in this step, or the NumPy twin's
     uint64_t first  # the number of element 0, counted through all parameters
-    bint active  # has a gradient in this step
     size_t size
     int storage, gradient_storage, state_storage  # the gradient's is UNSEEN before there has been one
     int format  # of these three
@@ -432,7 +435,7 @@ cdef class Group:
         cdef double[3] common
         lr = self.rate(t - 1)
         self.common(common, lr, 1.0)
-        return (*self.coefficients(self.h, lr, t), *common)
+        return (*self.coefficients(self.h, lr, t), common[0], common[1], common[2])
 
 
 cdef void run_task(const Tensor *tensors, const Chunk *chunk, const Chunk *end, bint flush) noexcept nogil:
@@ -440,8 +443,10 @@ cdef void run_task(const Tensor *tensors, const Chunk *chunk, const Chunk *end, 
     cdef uint64_t mode = fastopt_flush_subnormals() if flush else 0
     while chunk < end:
         tensor = tensors + chunk.tensor
-        if tensor.active:
-            tensor.kernel(tensor.buffers, tensor.scalars, chunk.begin, chunk.end, tensor.key, tensor.first)
+        if tensor.kernel != NULL:
+            tensor.kernel(
+                tensor.buffers, tensor.shared.scalars, chunk.begin, chunk.end, tensor.shared.key, tensor.first
+            )
         chunk += 1
     if flush:
         fastopt_set_mode(mode)
@@ -474,7 +479,9 @@ cdef class Plan:
         Tensor *tensors
         Py_buffer *owned  # of parameters
         Py_buffer *views  # of gradients, while a step runs; for as long as they are bound
-        double *scalars
+        char *active  # whether each has a gradient in this step
+        Shared *shared
+        Py_ssize_t shared_count
         Chunk *chunks
         size_t *tasks
         Interval *intervals
@@ -482,6 +489,8 @@ cdef class Plan:
         int64_t[::1] step_view, group_view
         int busy  # inside a step: 1 and the forks when it began; else 0
         readonly list bound  # the gradients that `bind` was given, or None
+        list sorted_groups  # what the tensors were sorted by, if the next step with bound gradients finds them so
+        int sorted_isa
 
     def __cinit__(self, *_):
         self.count = 0
@@ -506,9 +515,12 @@ cdef class Plan:
         self.tensors = <Tensor *>calloc(n + 1, sizeof(Tensor))
         self.owned = <Py_buffer *>calloc(n + 1, sizeof(Py_buffer))
         self.views = <Py_buffer *>calloc(n + 1, sizeof(Py_buffer))
-        self.scalars = <double *>calloc(n + 1, FASTOPT_MAX_SCALARS * sizeof(double))
+        self.active = <char *>calloc(n + 1, sizeof(char))
+        self.shared = <Shared *>calloc(n + 1, sizeof(Shared))
         self.intervals = <Interval *>calloc((n + 1) * FASTOPT_MAX_BUFFERS, sizeof(Interval))
-        if not (self.tensors and self.owned and self.views and self.scalars and self.intervals):
+        if not (
+            self.tensors and self.owned and self.views and self.active and self.shared and self.intervals
+        ):
             raise MemoryError
         self.count = n
         for i in range(n):
@@ -527,7 +539,8 @@ cdef class Plan:
         free(self.tensors)
         free(self.owned)
         free(self.views)
-        free(self.scalars)
+        free(self.active)
+        free(self.shared)
         free(self.intervals)
         free(self.chunks)
         free(self.tasks)
@@ -829,7 +842,7 @@ cdef class Plan:
             if i >= len(listed):  # it is the user's own
                 raise ValueError("gradients: the list became shorter while it was read; leave it alone in a step")
             grad = listed[i]
-            self.tensors[i].active = grad is not None
+            self.active[i] = grad is not None
             if grad is not None:
                 self._fetch_one(i, grad)
         return 0
@@ -860,9 +873,10 @@ cdef class Plan:
 
     cdef int _bind(self, list grads) except -1:
         cdef Py_ssize_t i
+        self.sorted_groups = None
         self._fetch(grads)
         for i in range(self.count):
-            if self.tensors[i].active and not in_order(&self.views[i], self.tensors[i].order):
+            if self.active[i] and not in_order(&self.views[i], self.tensors[i].order):
                 raise ValueError(
                     f"{self.labels[i]}: a bound gradient must lie in memory as its parameter does "
                     f"({chr(self.tensors[i].order)} order); make it with numpy.empty_like"
@@ -893,63 +907,58 @@ cdef class Plan:
     def leave(self):
         self.busy = 0
 
-    cdef int _write_scalars(self, double *scalars, Group group, int64_t t, double grad_scale) except -1:
-        # a schedule's clock is the furthest parameter's: it needs no counter of its own
-        cdef object lr = group.lr if type(group.lr) is float else group.rate(int(self.steps.max()))
-        cdef tuple own = group.coefficients(group.h, lr, t)
-        cdef Py_ssize_t k, n = self.scalar_count - len(COMMON_SCALARS)
-        if len(own) != n:
-            raise ValueError(f"{self.kernel}: it takes {n} scalars of its own, got {len(own)}")
-        for k in range(n):
-            scalars[k] = own[k]
-        group.common(scalars + n, lr, grad_scale)
-        return 0
-
-    cdef int _coefficients(self, list groups, double grad_scale, list twins) except -1:
-        """Works out the scalars of every (group, step) that occurs, and each tensor's kernel.
-
-        For the NumPy twin, appends what it needs to `twins` instead of choosing kernels.
-        """
-        cdef Py_ssize_t i
-        cdef int64_t group = -1, step = -1
-        cdef size_t count = 0
-        cdef Group source = None
-        cdef const fastopt_optimizer *kernels = NULL
+    cdef int _sort(self, list groups, int isa) except -1:
+        """Finds out which tensors share a group and a number of steps, and the kernel of each."""
+        cdef Py_ssize_t i, place
+        cdef size_t subset = 0
+        cdef const fastopt_kernel *const *kernels = NULL  # stays so for the NumPy twin
         cdef Tensor *tensor
-        cdef double *scalars = NULL
-        cdef uint64_t key = 0
-        cdef dict seen = None  # by (group, step): key, place of the scalars
-        cdef tuple known
+        cdef Shared *shared = NULL
+        cdef dict places = None
+        if ISAS[isa].name != NULL:
+            kernels = ISAS[isa].optimizers[self.row].kernels
+        self.shared_count = 0
         self.elements = 0
-        if ISAS[active_isa].name != NULL:
-            kernels = &ISAS[active_isa].optimizers[self.row]
         for i in range(self.count):
             tensor = &self.tensors[i]
-            if not tensor.active:
+            tensor.kernel = NULL
+            if not self.active[i]:
                 continue
             self.elements += tensor.size
-            if self.group_view[i] != group or self.step_view[i] != step:
-                if count == 1:  # more than one at all
-                    seen = {(group, step): (key, 0)}
-                group, step = self.group_view[i], self.step_view[i]
-                source = groups[group]
-                known = None if seen is None else seen.get((group, step))
-                if known is None:
-                    key = key_of(source.seed, step + 1)
-                    scalars = self.scalars + count * FASTOPT_MAX_SCALARS
-                    self._write_scalars(scalars, source, step + 1, grad_scale)
-                    if seen is not None:
-                        seen[group, step] = key, count
-                    count += 1
-                else:
-                    key = known[0]
-                    scalars = self.scalars + <size_t>known[1] * FASTOPT_MAX_SCALARS
-            tensor.scalars = scalars
-            tensor.key = key
+            if shared == NULL or shared.group != self.group_view[i] or shared.made != self.step_view[i]:
+                place = self.shared_count
+                if place:  # seldom: nobody else pays for a dict
+                    if places is None:
+                        places = {(shared.group, shared.made): 0}
+                    place = places.setdefault((self.group_view[i], self.step_view[i]), place)
+                shared = &self.shared[place]
+                if place == self.shared_count:
+                    self.shared_count += 1
+                    shared.group, shared.made = self.group_view[i], self.step_view[i]
+                subset = (<Group>groups[shared.group]).subset
+            tensor.shared = shared
             if kernels != NULL:
-                tensor.kernel = kernels.kernels[tensor.format][source.subset]
-            else:
-                twins.append((i, source.subset))
+                tensor.kernel = kernels[tensor.format][subset]
+        return 0
+
+    cdef int _coefficients(self, list groups, double grad_scale) except -1:
+        """Works out the scalars of all tensors."""
+        cdef Py_ssize_t k, i, n = self.scalar_count - len(COMMON_SCALARS)
+        cdef Shared *shared
+        cdef Group group
+        cdef tuple own
+        for k in range(self.shared_count):
+            shared = &self.shared[k]
+            group = groups[shared.group]
+            # a schedule's clock is the furthest parameter's: it needs no counter of its own
+            lr = group.lr if type(group.lr) is float else group.rate(int(self.steps.max()))
+            own = group.coefficients(group.h, lr, shared.made + 1)
+            if len(own) != n:
+                raise ValueError(f"{self.kernel}: it takes {n} scalars of its own, got {len(own)}")
+            for i in range(n):
+                shared.scalars[i] = own[i]
+            group.common(shared.scalars + n, lr, grad_scale)
+            shared.key = key_of(group.seed, shared.made + 1)
         return 0
 
     def step(self, object grads, double grad_scale, list groups, object choices, object finish):
@@ -959,10 +968,9 @@ cdef class Plan:
         threads. finish: called at the end with whether each parameter had a gradient, or None.
         """
         cdef Py_ssize_t i
-        cdef list twins = []
         cdef list bound = None  # what a refused step binds again
-        cdef int team = 1
-        cdef bint timed
+        cdef int team = 1, isa = active_isa
+        cdef bint timed, twin = ISAS[isa].name == NULL
         self._enter()
         try:
             if grads is not None:
@@ -973,24 +981,29 @@ cdef class Plan:
                 self._fetch(grads)
             elif self.bound is None:
                 raise TypeError("step() needs gradients: pass a list or a dict, or name buffers with bind()")
-            self._coefficients(groups, grad_scale, twins)
+            if self.bound is None or self.sorted_groups is not groups or self.sorted_isa != isa:
+                self._sort(groups, isa)
+                self.sorted_groups, self.sorted_isa = groups, isa
+            self._coefficients(groups, grad_scale)
             timed = False
             # libgomp hangs in a child of a process that has had a team: a child works alone.
-            if FASTOPT_OPENMP and self.elements >= PARALLEL_ELEMENTS and not forks and not twins:
+            if FASTOPT_OPENMP and self.elements >= PARALLEL_ELEMENTS and not forks and not twin:
                 timed = True
                 team = choices.begin(self.elements)
             # Nothing above has written; nothing below can be refused.
             bound = None
             for i in range(self.count):
-                self.step_view[i] += self.tensors[i].active
-            if twins:
-                self._run_twins(twins)
+                self.step_view[i] += self.active[i]
+            for i in range(self.shared_count):
+                self.shared[i].made += 1
+            if twin:
+                self._run_twins(groups)
             else:
                 self._run(team)
             if timed:
                 choices.end()
             if finish is not None:
-                finish([self.tensors[i].active != 0 for i in range(self.count)])
+                finish([self.active[i] != 0 for i in range(self.count)])
         except BaseException:
             if bound is not None:
                 self._release()
@@ -1019,23 +1032,26 @@ cdef class Plan:
             else:
                 run_task(tensors, chunks, chunks + tasks[count], flush)
 
-    cdef int _run_twins(self, list twins) except -1:
+    cdef int _run_twins(self, list groups) except -1:
         """The same update by the NumPy twin, tensor by tensor."""
-        cdef Py_ssize_t place, required = len(TABLE[self.kernel]["state"])
+        cdef Py_ssize_t i, required = len(TABLE[self.kernel]["state"])
+        cdef size_t subset
         cdef const Tensor *tensor
         cdef bint flush = flush_denormal
         cdef uint64_t mode = fastopt_flush_subnormals() if flush else 0
         try:
-            for i, subset in twins:
-                place = i
-                tensor = &self.tensors[place]
+            for i in range(self.count):
+                if not self.active[i]:
+                    continue
+                tensor = &self.tensors[i]
+                subset = (<Group>groups[tensor.shared.group]).subset
                 states = [
                     self.states[i][name] if k < required or subset >> (k - required) & 1 else None
                     for k, name in enumerate(self.names[2:])
                 ]
-                scalars = [tensor.scalars[k] for k in range(self.scalar_count)]
+                scalars = [tensor.shared.scalars[k] for k in range(self.scalar_count)]
                 storage.update(
-                    self.kernel, self.params[i], self._gradient(i), states, scalars, tensor.key, tensor.first
+                    self.kernel, self.params[i], self._gradient(i), states, scalars, tensor.shared.key, tensor.first
                 )
         finally:
             if flush:

@@ -132,6 +132,49 @@ def test_bound_gradients_are_read_again() -> None:
         optimizer.bind([make((4, 3), 0).T, *gradients(0)[1:]])
 
 
+def wrong_once(optimizer: fastopt.Optimizer) -> None:
+    """A bound step that is refused between two others."""
+    group = optimizer.param_groups[1]
+    right, group["lr"] = group["lr"], lambda t: -1.0
+    with pytest.raises(ValueError, match="group 1: lr, as its callable"):
+        optimizer.step() if optimizer._plan.bound else optimizer.step(gradients(9))
+    group["lr"] = right
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda optimizer: optimizer.param_groups[1].update(lr=0.5),
+        lambda optimizer: optimizer.param_groups[0].update(lr=lambda t: 0.1 / (t + 1)),
+        lambda optimizer: optimizer.param_groups[0].update(amsgrad=True),
+        lambda optimizer: optimizer.param_groups[1].update(weight_decay=0.1, maximize=True),
+        lambda optimizer: optimizer.load_state_dict(optimizer.state_dict() | {"state": {}}),
+        lambda optimizer: fastopt.set_isa(None if fastopt.get_isa() == "numpy" else "numpy"),
+        lambda optimizer: fastopt.set_isa(fastopt.available_isas()[-2]),
+        lambda optimizer: optimizer.step([*gradients(9)[:2], None, None, None]),
+        lambda optimizer: optimizer.state_dict(),
+        wrong_once,
+    ],
+)
+def test_what_changes_between_bound_steps(change: Any) -> None:
+    """A bound step finds what the last one found, unless something has changed: then it must see that."""
+    results = []
+    for bind in (False, True):
+        params, grads = parameters(), gradients(0)
+        optimizer = fastopt.Adam([{"params": params[:3]}, {"params": params[3:], "lr": 0.01}])
+        optimizer.step([grads[0], None, *grads[2:]])  # so that not all have made as many steps
+        given = [*grads[:3], None, grads[4]]
+        for step in range(6):
+            if bind and step in (0, 3):
+                optimizer.bind(given)
+            optimizer.step(None if bind and optimizer._plan.bound else given)
+            if step in (1, 4):
+                change(optimizer)
+        results.append(everything(optimizer, params))
+        fastopt.set_isa(None)
+    assert results[0] == results[1]
+
+
 # -- Groups, schedules, state ----------------------------------------------------------------------
 
 
