@@ -57,6 +57,7 @@ class Choice:
         self._restart()
 
     def _restart(self) -> None:
+        self._unseen = 0  # steps that nobody asks how long they take: a look at the clock costs small ones a tenth
         self._steps = self._every_step()
         self.count = next(self._steps)
         """What the last step used."""
@@ -64,6 +65,10 @@ class Choice:
 
     def begin(self) -> int:
         """The number of threads for the step that begins now."""
+        if self._unseen:
+            self._unseen -= 1
+            self._began = self._ended = 0.0
+            return self.count
         now = self._clock()
         if self._ended:
             try:
@@ -75,7 +80,8 @@ class Choice:
 
     def end(self) -> None:
         """The step is done."""
-        self._ended = self._clock()
+        if self._began:
+            self._ended = self._clock()
 
     def _every_step(self) -> Generator[int, Sample, None]:
         """Yields the number of threads for each step; is sent how long it took."""
@@ -85,7 +91,9 @@ class Choice:
         while True:
             recent: deque[Sample] = deque(maxlen=FIRST)
             stalls = 0.0
-            for _ in range(gap):
+            if count == 1:
+                self._unseen = gap - FIRST
+            for _ in range(gap - self._unseen):
                 sample = yield count
                 recent.append(sample)
                 if count > 1:

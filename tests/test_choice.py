@@ -33,10 +33,15 @@ class World:
     now: Seconds = 100.0
     used: list[int] = field(default_factory=list)
     times: list[Seconds] = field(default_factory=list)
+    looks: int = 0
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
-        self.choice = Choice(lambda: self.cpus, lambda n: self.busy, lambda: self.now, self.seed)
+        self.choice = Choice(lambda: self.cpus, lambda n: self.busy, self.clock, self.seed)
+
+    def clock(self) -> Seconds:
+        self.looks += 1
+        return self.now
 
     def noisy(self, seconds: Seconds, noise: float) -> Seconds:
         """Somewhat longer, and now and then, as on any machine, much longer."""
@@ -98,6 +103,13 @@ def test_threads_that_stall_are_hardly_tried(seed: int) -> None:
     assert most_used(world) == 1
     assert world.used.count(2) <= 20
     assert world.loss() < 0.05
+
+
+def test_steps_of_one_thread_hardly_look_at_the_clock() -> None:
+    world = World(lambda n: 0.01 * MS)
+    world.run(10_000)
+    assert set(world.used) == {1}
+    assert world.looks < 500
 
 
 @pytest.mark.parametrize("seed", SEEDS)
