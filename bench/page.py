@@ -268,6 +268,11 @@ CLAIMS = [
 # -- Tables ----------------------------------------------------------------------------------------
 
 
+def one_core(task: Mapping[str, Any], cpus: int) -> bool:
+    """Whether all CPUs did hardly more than one, before or after a task that uses them."""
+    return bool(task["kind"] != "isas" and task["cores"] < 0.75 * cpus)
+
+
 def noise(results: Results) -> str:
     """What a reader must know of the machine at the time."""
     again = sorted(
@@ -277,9 +282,11 @@ def noise(results: Results) -> str:
         if (ratio := row.ratio((AGAIN, n), ("fastopt bound", n))) is not None
     )
     spreads = sorted(t.spread / t.median for row in results.rows for t in row.times.values())
-    others = sorted(task["others"] for task in results.data["tasks"].values())
+    tasks = results.data["tasks"].values()
+    others = sorted(task["others"] for task in tasks)
     if not again:
         return "No step was measured.\n"
+    shared = sum(one_core(task, results.cpus) for task in tasks)
 
     def at(values: Sequence[float], part: float) -> str:
         return f"{values[min(int(part * len(values)), len(values) - 1)]:.1%}"
@@ -289,8 +296,9 @@ def noise(results: Results) -> str:
         f"by {at(again, 0.5)} in the median row and by {at(again, 0.95)} in one of twenty; half the distance "
         f"between a cell's quartiles is {at(spreads, 0.5)} of it in the median cell and {at(spreads, 0.95)} in "
         f"one of twenty; other processes kept {at(others, 0.5)} of one CPU busy in the median row and "
-        f"{others[-1]:.0%} in the worst. Rows measured again because the times of fastopt or of the floor lay far "
-        f"apart: {results.data.get('repeated', 0)}.\n"
+        f"{others[-1]:.0%} in the worst. During {shared} of {len(tasks)} all CPUs together divided hardly faster "
+        "than one, as the threads of one core do. Rows measured again for that, or because the times of fastopt "
+        f"or of the floor lay far apart: {results.data.get('repeated', 0)}.\n"
     )
 
 

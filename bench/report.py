@@ -26,7 +26,8 @@ import numpy as np
 from cases import WORKLOADS, adam, all_kernels, all_variants, case, facts, kernel_step
 from formats import measured_formats
 from iteration import MODELS, SHORT, Iteration, bare_steps, torch_iteration
-from page import AGAIN, Results, page
+from limits import divider_step
+from page import AGAIN, Results, one_core, page
 from peers import CANDIDATES
 from pictures import draw
 
@@ -223,6 +224,17 @@ def cpu_seconds() -> tuple[float, float]:
     return ticks / os.sysconf("SC_CLK_TCK"), mine.user + mine.system
 
 
+def cores() -> float:
+    """How many times as much all threads together divide as one does: a virtual machine's CPUs are now as many
+    cores, now threads of one."""
+    try:
+        step = divider_step(case(adam(), "1 x 2^20"), [], [])
+    except Unavailable:
+        return float(CPUS)
+    alone, together = (t.median for t in measure({1: step, CPUS: step}, use_threads, 0.0).values())
+    return alone / together
+
+
 def tasks(full: bool, seconds: float) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
     """What is measured: the list that it goes into, its name there, and how."""
     for one in step_cases(full):
@@ -238,9 +250,14 @@ def tasks(full: bool, seconds: float) -> Iterator[tuple[str, str, Callable[[], d
 
 
 def disturbed(task: Mapping[str, Any], most: float) -> bool:
-    """Whether the times of fastopt or of the floor spread by more than a part of them."""
-    return task["kind"] == "steps" and any(
-        spread > most * middle for name, _, middle, spread in task.get("times", []) if name in ("fastopt", "floor")
+    """Whether the CPUs were as one core, or the times of fastopt or of the floor spread by more than a part."""
+    return one_core(task, CPUS) or (
+        task["kind"] == "steps"
+        and any(
+            spread > most * middle
+            for name, _, middle, spread in task.get("times", [])
+            if name in ("fastopt", "floor")
+        )
     )
 
 
@@ -260,6 +277,7 @@ def run(file: Path, full: bool, seconds: float, only: Iterable[str], resume: flo
         key = f"{kind}: {name}"
         if key in data["tasks"]:
             continue
+        there = cores()
         before, began = cpu_seconds(), time.perf_counter()
         try:
             result = work()
@@ -267,10 +285,12 @@ def run(file: Path, full: bool, seconds: float, only: Iterable[str], resume: flo
             result = {"unavailable": str(reason)}
         took = time.perf_counter() - began
         total, mine = (after - earlier for after, earlier in zip(cpu_seconds(), before, strict=True))
-        use_threads(None)
         fastopt.set_isa(None)
+        there = min(there, cores())
+        use_threads(None)
         gc.collect()
-        data["tasks"][key] = {"kind": kind, "took": took, "others": max(0.0, total - mine) / took, **result}
+        others = max(0.0, total - mine) / took
+        data["tasks"][key] = {"kind": kind, "took": took, "others": others, "cores": there, **result}
         data["ended"] = now()
         part = file.with_suffix(".part")
         part.write_text(json.dumps(data, indent=1))
@@ -302,7 +322,7 @@ def main() -> None:
         nargs="?",
         const=math.inf,
         metavar="SPREAD",
-        help="measure what is not stored yet, and rows that spread by more than this part",
+        help="measure what is not stored yet, rows that spread by more than this part, and those with one core",
     )
     parser.add_argument("--draw", action="store_true", help="measure nothing: write page and pictures again")
     arguments = parser.parse_args()

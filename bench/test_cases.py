@@ -19,7 +19,7 @@ from limits import divider_step, divisions, floor_step
 from page import CLAIMS, PEERS, Claim, Results, page
 from peers import OPTAX, as_expressions, made
 from pictures import apart, draw
-from report import step_cases
+from report import disturbed, step_cases
 
 import fastopt
 from fastopt.benchmark import CPUS, Case, Unavailable, fill, update, with_states
@@ -194,18 +194,36 @@ def results(**changes: float) -> Results:
             time[2] *= changes.get(time[0], 1.0)
         row = {"optimizer": one.label, "dtype": one.dtype, "workload": one.workload, "arrays": len(one.shapes)}
         row |= {"elements": one.elements, "bytes": one.bytes_moved, "times": times, "reasons": {"optax": "why"}}
-        rows[f"{one.label} {one.dtype} {one.workload}"] = {"kind": "steps", "others": 0.1, **row}
+        rows[f"{one.label} {one.dtype} {one.workload}"] = {"kind": "steps", "others": 0.1, "cores": CPUS, **row}
     arms = {"NumPy": 3.0, "1 thread": 2.0, "default": 2.0 * changes.get("default", 1.0)}
     model = {"model": "NumPy, 784-512-512-10", "times": {arm: [t, 0.1] for arm, t in arms.items()}, "threads": 1}
-    rows["iteration"] = {"kind": "iterations", "others": 0.0, "steps": dict.fromkeys(arms, 0.2), **model}
+    rows["iteration"] = {
+        "kind": "iterations",
+        "others": 0.0,
+        "cores": CPUS,
+        "steps": dict.fromkeys(arms, 0.2),
+        **model,
+    }
     isa = {"optimizer": "Adam", "dtype": "float32", "size": "2^20", "best": "avx512"}
-    rows["isa"] = {"kind": "isas", "others": 0.0, "ratios": {"avx2": changes.get("isa", 1.0)}, **isa}
+    rows["isa"] = {
+        "kind": "isas",
+        "others": 0.0,
+        "cores": CPUS,
+        "ratios": {"avx2": changes.get("isa", 1.0)},
+        **isa,
+    }
     stored = dict.fromkeys(SHOWN, 0.7) | {"float32": 1.0} | dict.fromkeys(OTHERS, 1.0)
     rows["formats"] = {
-        **{"kind": "formats", "others": 0.0, "workload": "1 x 2^26", "bytes": dict.fromkeys(SHOWN, 20)},
+        **{
+            "kind": "formats",
+            "others": 0.0,
+            "cores": CPUS,
+            "workload": "1 x 2^26",
+            "bytes": dict.fromkeys(SHOWN, 20),
+        },
         "times": [[name, 1, time * changes.get(name, 1.0), 0.01] for name, time in stored.items()],
     }
-    rows["away"] = {"kind": "steps", "others": 0.0, "unavailable": "a reason"}
+    rows["away"] = {"kind": "steps", "others": 0.0, "cores": CPUS, "unavailable": "a reason"}
     return Results({"facts": {"CPU": "one"}, "began": "then", "cpus": CPUS, "full": True, "tasks": rows})
 
 
@@ -262,6 +280,22 @@ def test_page_and_pictures(tmp_path: Path) -> None:
     assert "* optax: why\n" in text
     assert "nobody" not in text.lower()
     assert "differs by 0.0% in the median row" in text
+
+
+def test_rows_with_one_core_are_disturbed() -> None:
+    row = {
+        "kind": "steps",
+        "others": 0.0,
+        "cores": CPUS,
+        "times": [["fastopt", 1, 1.0, 0.1], ["numba", 1, 1.0, 0.9]],
+    }
+    assert not disturbed(row, 0.2) and disturbed(row, 0.05)
+    shared = row | {"cores": 0.5 * CPUS}
+    assert disturbed(shared, 0.2)
+    assert not disturbed(shared | {"kind": "isas"}, 0.2)
+    one = results()
+    one.data["tasks"]["away"] |= {"cores": 0.5 * CPUS}
+    assert f"During 1 of {len(one.data['tasks'])} all CPUs" in page(one, {})
 
 
 def test_a_page_of_little() -> None:
