@@ -69,9 +69,11 @@ cdef extern from *:
         fastopt_forks = before;
         pthread_atfork(NULL, NULL, fastopt_forked);
     }
+    static size_t fastopt_take(size_t *next) { return __atomic_fetch_add(next, 1, __ATOMIC_RELAXED); }
     """
     int FASTOPT_OPENMP
     const char *FASTOPT_COMPILER
+    size_t fastopt_take(size_t *next) nogil
     int omp_get_max_threads()
     int forks "fastopt_forks"  # between the last program that was started and this process
     void fastopt_watch_forks(int before)
@@ -369,10 +371,15 @@ cdef tuple shape_of(Py_buffer *view):
 # A task is what a thread takes at a time: large enough that taking it costs nothing, small enough
 # that threads end together. Tensors are cut where the parameter meets a cache line, so that only the
 # first chunk of a large one pays for vectors that straddle two lines: NumPy aligns to 16 bytes.
+#
+# Each thread has a part of the tasks, the same in every step, because it finds that in its caches, and two
+# threads' caches may lie far apart. Whoever is done with his own takes from the others': one that lost its
+# core for a while holds up nobody for longer than a task.
 cdef size_t TASK = 16384
 cdef size_t LINE = 64
 cdef size_t PARALLEL_ELEMENTS = 65536  # fewer run on the calling thread, whatever was asked for
-cdef size_t HELD_ELEMENTS = 4096  # fewer take some microseconds at most, for which the GIL is not given away
+cdef size_t HELD_ELEMENTS = 4096  # fewer take some microseconds, for which the GIL is not given away
+cdef size_t TENSOR_ELEMENTS = 64  # the time of so many is what a tensor takes besides
 
 cdef struct Shared:  # by the tensors of one group that have made as many steps
     double scalars[FASTOPT_MAX_SCALARS]
@@ -394,6 +401,10 @@ cdef struct Tensor:
 
 cdef struct Chunk:
     size_t tensor, begin, end
+
+cdef struct Part:
+    size_t next, end  # tasks
+    char apart[112]  # from what another thread writes
 
 cdef struct Interval:
     uintptr_t begin, end
@@ -452,6 +463,20 @@ cdef void run_task(const Tensor *tensors, const Chunk *chunk, const Chunk *end, 
         fastopt_set_mode(mode)
 
 
+cdef void run_parts(
+    Part *parts, int team, int own, const Tensor *tensors, const Chunk *chunks, const size_t *tasks, bint flush
+) noexcept nogil:
+    cdef int k
+    cdef size_t task
+    cdef Part *part
+    for k in range(team):
+        part = &parts[(own + k) % team]
+        task = fastopt_take(&part.next)
+        while task < part.end:
+            run_task(tensors, chunks + tasks[task], chunks + tasks[task + 1], flush)
+            task = fastopt_take(&part.next)
+
+
 cdef class Plan:
     """Parameters and states of one optimizer, checked once, and what a step does to them.
 
@@ -484,6 +509,8 @@ cdef class Plan:
         Py_ssize_t shared_count
         Chunk *chunks
         size_t *tasks
+        Part *parts
+        int most_parts
         Interval *intervals
         size_t interval_count
         int64_t[::1] step_view, group_view
@@ -544,6 +571,7 @@ cdef class Plan:
         free(self.intervals)
         free(self.chunks)
         free(self.tasks)
+        free(self.parts)
 
     # -- Once: parameters, states, chunks --
 
@@ -989,7 +1017,7 @@ cdef class Plan:
             # libgomp hangs in a child of a process that has had a team: a child works alone.
             if FASTOPT_OPENMP and self.elements >= PARALLEL_ELEMENTS and not forks and not twin:
                 timed = True
-                team = choices.begin(self.elements)
+                team = self._divide(choices.begin(self.elements))
             # Nothing above has written; nothing below can be refused.
             bound = None
             for i in range(self.count):
@@ -1014,23 +1042,38 @@ cdef class Plan:
                 self._release()
             self.busy = 0
 
+    cdef int _divide(self, int team) except -1:
+        """Gives each thread its part of the tasks; returns how many threads there are work for."""
+        cdef int k
+        team = min(team, <int>self.task_count)
+        if team > self.most_parts:
+            free(self.parts)
+            self.most_parts = 0
+            self.parts = <Part *>calloc(team, sizeof(Part))
+            if not self.parts:
+                raise MemoryError
+            self.most_parts = team
+        for k in range(team):
+            self.parts[k].next = k * self.task_count // team
+            self.parts[k].end = (k + 1) * self.task_count // team
+        return team
+
     cdef void _run(self, int team) noexcept:
         cdef const Tensor *tensors = self.tensors
         cdef const Chunk *chunks = self.chunks
         cdef const size_t *tasks = self.tasks
-        cdef Py_ssize_t task, count = self.task_count
+        cdef Part *parts = self.parts
+        cdef int own
         cdef bint flush = flush_denormal
-        if team > count:
-            team = <int>count
-        if self.elements < HELD_ELEMENTS:
-            run_task(tensors, chunks, chunks + tasks[count], flush)
+        if self.elements + self.count * TENSOR_ELEMENTS < HELD_ELEMENTS:
+            run_task(tensors, chunks, chunks + tasks[self.task_count], flush)
             return
         with nogil:
             if team > 1:
-                for task in prange(count, num_threads=team, schedule="dynamic"):
-                    run_task(tensors, chunks + tasks[task], chunks + tasks[task + 1], flush)
+                for own in prange(team, num_threads=team, schedule="static", chunksize=1):
+                    run_parts(parts, team, own, tensors, chunks, tasks, flush)
             else:
-                run_task(tensors, chunks, chunks + tasks[count], flush)
+                run_task(tensors, chunks, chunks + tasks[self.task_count], flush)
 
     cdef int _run_twins(self, list groups) except -1:
         """The same update by the NumPy twin, tensor by tensor."""
