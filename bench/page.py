@@ -78,9 +78,23 @@ class Results:
         """Numbers of threads."""
         return sorted({1, self.cpus})
 
+    def apart(self, part: float) -> float:
+        """How far two equal figures lie apart, at most in that part of the rows: 0.5 is the median."""
+        again = sorted(
+            abs(ratio - 1)
+            for row in self.rows
+            for n in self.counts
+            if (ratio := row.ratio((AGAIN, n), ("fastopt bound", n))) is not None
+        )
+        return quantile(again, part) if again else 0.0
+
     def row(self, optimizer: str, workload: str, dtype: str = "float32") -> Row | None:
         found = (r for r in self.rows if (r.optimizer, r.workload, r.dtype) == (optimizer, workload, dtype))
         return next(found, None)
+
+
+def quantile(ordered: Sequence[float], part: float) -> float:
+    return ordered[min(int(part * len(ordered)), len(ordered) - 1)]
 
 
 # -- Claims ----------------------------------------------------------------------------------------
@@ -113,12 +127,19 @@ class Claim:
         if not found:
             return [self.what, "not measured", limit, ""]
         value, of = min(found) if self.above else max(found)
-        failed = [(v, o) for v, o in found if (v < self.limit if self.above else v > self.limit)]
+        failures = self.failures([v for v, _ in found])
+        clear = self.failures([v for v, _ in found], results.apart(0.95))
         many = f" (the worst of {len(found)}: {of})" if len(found) > 1 else f" ({of})"
-        verdict = (
-            "yes" if not failed else "**no**" if len(found) == 1 else f"**no**, in {len(failed)} of {len(found)}"
-        )
+        verdict = f"**no**, in {failures} of {len(found)}" if failures else "yes"
+        if failures:
+            verdict += f", {clear or 'none'} by more than noise"
         return [self.what, self.shown(value) + many, limit, verdict]
+
+    def failures(self, values: Sequence[float], part: float = 0.0) -> int:
+        """How many do not hold, by more than a part of the limit."""
+        if self.above:
+            return sum(value < self.limit * (1 - part) for value in values)
+        return sum(value > self.limit * (1 + part) for value in values)
 
 
 def limits(
@@ -285,28 +306,22 @@ def one_core(task: Mapping[str, Any], cpus: int) -> bool:
 
 def noise(results: Results) -> str:
     """What a reader must know of the machine at the time."""
-    again = sorted(
-        abs(ratio - 1)
-        for row in results.rows
-        for n in results.counts
-        if (ratio := row.ratio((AGAIN, n), ("fastopt bound", n))) is not None
-    )
     spreads = sorted(t.spread / t.median for row in results.rows for t in row.times.values())
     tasks = results.data["tasks"].values()
     others = sorted(task["others"] for task in tasks)
-    if not again:
+    if not results.rows:
         return "No step was measured.\n"
     shared = sum(one_core(task, results.cpus) for task in tasks)
 
     def at(values: Sequence[float], part: float) -> str:
-        return f"{values[min(int(part * len(values)), len(values) - 1)]:.1%}"
+        return f"{quantile(values, part):.1%}"
 
     return (
         "How noisy: the same optimizer measured a second time in the same rounds, in arrays of its own, differs "
-        f"by {at(again, 0.5)} in the median row and by {at(again, 0.95)} in one of twenty; half the distance "
-        f"between a cell's quartiles is {at(spreads, 0.5)} of it in the median cell and {at(spreads, 0.95)} in "
-        f"one of twenty; other processes kept {at(others, 0.5)} of one CPU busy in the median row and "
-        f"{others[-1]:.0%} in the worst. During {shared} of {len(tasks)} all CPUs together divided hardly faster "
+        f"by {results.apart(0.5):.1%} in the median row and by {results.apart(0.95):.1%} in one of twenty; "
+        f"half the distance between a cell's quartiles is {at(spreads, 0.5)} of it in the median cell and "
+        f"{at(spreads, 0.95)} in one of twenty; other processes kept {at(others, 0.5)} of one CPU busy in the "
+        f"median row and {others[-1]:.0%} in the worst. During {shared} of {len(tasks)} all CPUs together divided hardly faster "
         "than one, as the threads of one core do. Rows measured again for that, or because the times of fastopt "
         f"or of the floor lay far apart: {results.data.get('repeated', 0)}.\n"
     )
@@ -433,7 +448,8 @@ def page(results: Results, pictures: Mapping[str, Any]) -> str:
         noise(results),
         *(f"![{shows}]({file.name})\n" for shows, file in pictures.items()),
         "## What must hold\n",
-        "The peers with the number of threads that suits them best, and fastopt likewise.\n",
+        "The peers with the number of threads that suits them best, and fastopt likewise. Noise is how far two "
+        f"equal figures lie apart in one row of twenty, {results.apart(0.95):.1%}.\n",
         markdown(["", "measured", "must be", "holds"], (claim.line(results) for claim in CLAIMS)),
         losses(results),
     ]

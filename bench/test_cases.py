@@ -259,9 +259,9 @@ def test_claims_that_do_not_hold(change: dict[str, float], claim: str) -> None:
 def test_the_worst_counts() -> None:
     figures = [(1.0, "a"), (3.0, "b"), (None, "c")]
     of_two = Claim("x", 2.0, lambda _: figures).line(results())
-    assert of_two == ["x", "1.00 (the worst of 2: a)", "at least 2.00", "**no**, in 1 of 2"]
+    assert of_two == ["x", "1.00 (the worst of 2: a)", "at least 2.00", "**no**, in 1 of 2, 1 by more than noise"]
     of_two = Claim("x", 0.02, lambda _: figures, above=False, unit="%").line(results())
-    assert of_two == ["x", "300.0% (the worst of 2: b)", "at most 2.0%", "**no**, in 2 of 2"]
+    assert of_two == ["x", "300.0% (the worst of 2: b)", "at most 2.0%", "**no**, in 2 of 2, 2 by more than noise"]
     assert Claim("x", 2.0, lambda _: figures[2:]).line(results()) == ["x", "not measured", "at least 2.00", ""]
 
 
