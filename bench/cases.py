@@ -134,10 +134,13 @@ def kernel_step(one: Case, placed: Callable[[Array], Array] = np.copy) -> Step:
 # -- Facts -----------------------------------------------------------------------------------------
 
 
+PACKAGES = ("numba", "numexpr", "jax", "optax", "torch", "deepspeed", "thinc")
+
+
 def facts() -> dict[str, str]:
     """What a result depends on."""
     found = {name: value for name, value in fastopt_facts().items() if name != "kernels"}
-    for package in ("numba", "numexpr", "jax", "optax", "torch", "deepspeed", "thinc"):
+    for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cases import FLAT, MANY, WORKLOADS
+from cases import FLAT, MANY, PACKAGES, WORKLOADS
 from formats import OTHERS, SHOWN
 from peers import CANDIDATES
 
@@ -130,9 +131,12 @@ class Claim:
         failures = self.failures([v for v, _ in found])
         clear = self.failures([v for v, _ in found], results.apart(0.95))
         many = f" (the worst of {len(found)}: {of})" if len(found) > 1 else f" ({of})"
-        verdict = f"**no**, in {failures} of {len(found)}" if failures else "yes"
-        if failures:
-            verdict += f", {clear or 'none'} by more than noise"
+        if not failures:
+            verdict = "yes"
+        elif len(found) > 1:
+            verdict = f"**no**, in {failures} of {len(found)}, {clear or 'none'} by more than noise"
+        else:
+            verdict = "**no**" if clear else "**no**, not by more than noise"
         return [self.what, self.shown(value) + many, limit, verdict]
 
     def failures(self, values: Sequence[float], part: float = 0.0) -> int:
@@ -321,9 +325,9 @@ def noise(results: Results) -> str:
         f"by {results.apart(0.5):.1%} in the median row and by {results.apart(0.95):.1%} in one of twenty; "
         f"half the distance between a cell's quartiles is {at(spreads, 0.5)} of it in the median cell and "
         f"{at(spreads, 0.95)} in one of twenty; other processes kept {at(others, 0.5)} of one CPU busy in the "
-        f"median row and {others[-1]:.0%} in the worst. During {shared} of {len(tasks)} all CPUs together divided hardly faster "
-        "than one, as the threads of one core do. Rows measured again for that, or because the times of fastopt "
-        f"or of the floor lay far apart: {results.data.get('repeated', 0)}.\n"
+        f"median row and {others[-1]:.0%} in the worst. During {shared} of {len(tasks)} all CPUs together divided "
+        "hardly faster than one, as the threads of one core do. Rows measured again for that, or because the "
+        f"times of fastopt or of the floor lay far apart: {results.data.get('repeated', 0)}.\n"
     )
 
 
@@ -363,20 +367,57 @@ def step_tables(results: Results) -> Iterable[str]:
         yield f"### {optimizer}\n\n{markdown(head, rows)}\n"
 
 
-def losses(results: Results) -> str:
-    """Every peer that did better than fastopt, at its best number of threads, somewhere."""
-    found: dict[str, list[str]] = {}
+def losses(results: Results) -> Mapping[str, Sequence[tuple[float, Row]]]:
+    """Where every peer did better than fastopt, each with its best number of threads, and how many times."""
+    found: dict[str, list[tuple[float, Row]]] = {}
     for row in results.rows:
         mine = row.best("fastopt")
         for name in PEERS:
             theirs = row.best(name)
             if mine and theirs and theirs < mine:
-                found.setdefault(name, []).append(f"{row} ({mine / theirs:.2f})")
+                found.setdefault(name, []).append((mine / theirs, row))
+    return found
+
+
+def loss_list(results: Results) -> str:
+    found = losses(results)
     if not found:
         return "Nobody is faster than fastopt in any row, each with the number of threads that suits it best.\n"
-    lines = (f"* {name}: {', '.join(rows)}\n" for name, rows in found.items())
+    lines = (f"* {name}: {', '.join(f'{row} ({r:.2f})' for r, row in rows)}\n" for name, rows in found.items())
     said = "Who is faster than fastopt, each with the number of threads that suits it best, and how many times:"
     return f"{said}\n\n{''.join(lines)}"
+
+
+def claim_table(results: Results) -> str:
+    return markdown(["", "measured", "must be", "holds"], (claim.line(results) for claim in CLAIMS))
+
+
+MARKS = "<!-- written by bench/report.py --readme -->\n", "<!-- until here -->\n"
+"""Around what the README says of a run."""
+
+
+def quoted(readme: str, results: Results) -> str:
+    """The README with what it says of a run: the machine, the claims, how often others are faster."""
+    facts = results.data["facts"]
+    python, cpu, isa = (facts.get(name, "") for name in ("Python", "CPU", "in use"))
+    others = ", ".join(f"{name} {facts.get(name, '')}" for name in PACKAGES)
+    machine = (
+        f"{cpu}, {results.cpus} shared cores, {isa}; compiler {facts.get('compiler', '')}; Python {python}; "
+        f"{others}; {results.data['began']}."
+    )
+    worst = {name: (len(rows), *max(rows, key=lambda one: one[0])) for name, rows in losses(results).items()}
+    who = "; ".join(f"{name} in {n} (at most {r:.2f} times, {row})" for name, (n, r, row) in worst.items())
+    lost = (
+        f"Noise is {results.apart(0.95):.1%}: how far two equal figures lie apart in one row of twenty. Of the "
+        f"{len(results.rows)} rows, each with an optimizer, a dtype and a workload, somebody else is faster in "
+        f"these: {who or 'none'}. The page names them all."
+    )
+    before, _, rest = readme.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    wrapped = (textwrap.fill(text, 115, break_on_hyphens=False) for text in (machine, lost))
+    return (
+        before + MARKS[0] + f"\n{claim_table(results)}\n".join(f"{text}\n" for text in wrapped) + MARKS[1] + after
+    )
 
 
 def iteration_table(results: Results) -> str:
@@ -450,8 +491,8 @@ def page(results: Results, pictures: Mapping[str, Any]) -> str:
         "## What must hold\n",
         "The peers with the number of threads that suits them best, and fastopt likewise. Noise is how far two "
         f"equal figures lie apart in one row of twenty, {results.apart(0.95):.1%}.\n",
-        markdown(["", "measured", "must be", "holds"], (claim.line(results) for claim in CLAIMS)),
-        losses(results),
+        claim_table(results),
+        loss_list(results),
     ]
     if results.iterations:
         parts += [

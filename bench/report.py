@@ -27,7 +27,7 @@ from cases import WORKLOADS, adam, all_kernels, all_variants, case, facts, kerne
 from formats import measured_formats
 from iteration import MODELS, SHORT, Iteration, bare_steps, torch_iteration
 from limits import divider_step
-from page import AGAIN, Results, one_core, page
+from page import AGAIN, Results, one_core, page, quoted
 from peers import CANDIDATES
 from pictures import draw
 
@@ -325,6 +325,7 @@ def main() -> None:
         help="measure what is not stored yet, rows that spread by more than this part, and those with one core",
     )
     parser.add_argument("--draw", action="store_true", help="measure nothing: write page and pictures again")
+    parser.add_argument("--readme", type=Path, help="write the claims there too, between its marks")
     arguments = parser.parse_args()
     file = arguments.results or arguments.output / "benchmark.json"
     if not arguments.draw:
@@ -334,6 +335,8 @@ def main() -> None:
     pictures = draw(results, arguments.output)
     written = arguments.output / "benchmark.md"
     written.write_text(page(results, pictures))
+    if arguments.readme:
+        arguments.readme.write_text(quoted(arguments.readme.read_text(), results))
     print(f"{written}, {', '.join(map(str, pictures.values()))}")
 
 
