@@ -232,6 +232,7 @@ def cores() -> float:
     except Unavailable:
         return float(CPUS)
     alone, together = (t.median for t in measure({1: step, CPUS: step}, use_threads, 0.0).values())
+    use_threads(None)  # torch's number is OpenMP's, which the default goes by
     return alone / together
 
 
@@ -285,9 +286,9 @@ def run(file: Path, full: bool, seconds: float, only: Iterable[str], resume: flo
             result = {"unavailable": str(reason)}
         took = time.perf_counter() - began
         total, mine = (after - earlier for after, earlier in zip(cpu_seconds(), before, strict=True))
+        use_threads(None)
         fastopt.set_isa(None)
         there = min(there, cores())
-        use_threads(None)
         gc.collect()
         others = max(0.0, total - mine) / took
         data["tasks"][key] = {"kind": kind, "took": took, "others": others, "cores": there, **result}
