@@ -27,7 +27,7 @@ test: $(VENV)/test  ## all tests that every user can run
 bench: $(VENV)/bench  ## time steps against what is installed, in minutes: a page in build/bench
 	$(BIN)/python bench/report.py
 
-bench-full: $(VENV)/bench-full  ## every optimizer and workload against everything, in hours: the page in docs, the README
+bench-full: $(VENV)/bench-full  ## every optimizer and workload against everything, in an hour: the page in docs, the README
 	$(BIN)/python bench/report.py --full --output docs --results build/bench/full.json --readme README.md
 
 check: $(VENV)/dev  ## lint and type-check
