@@ -6,10 +6,18 @@
 #include <stdint.h>
 
 #if defined(__x86_64__)
-#include <xmmintrin.h>
 #define FASTOPT_FLUSH 0x8040 /* MXCSR: flush to zero, denormals are zero */
-static inline uint64_t fastopt_get_mode(void) { return _mm_getcsr(); }
-static inline void fastopt_set_mode(uint64_t mode) { _mm_setcsr((unsigned)mode); }
+static inline uint64_t fastopt_get_mode(void)
+{
+    uint32_t mode;
+    __asm__ volatile("stmxcsr %0" : "=m"(mode));
+    return mode;
+}
+static inline void fastopt_set_mode(uint64_t mode)
+{
+    const uint32_t low = (uint32_t)mode;
+    __asm__ volatile("ldmxcsr %0" : : "m"(low));
+}
 #elif defined(__aarch64__)
 #define FASTOPT_FLUSH (1 << 24) /* FPCR: FZ */
 static inline uint64_t fastopt_get_mode(void)
