@@ -100,9 +100,6 @@ def quantile(ordered: Sequence[float], part: float) -> float:
 
 # -- Claims ----------------------------------------------------------------------------------------
 
-Figure = tuple[float, str]
-"""A number and what it is of."""
-
 
 @dataclass(frozen=True)
 class Claim:
@@ -124,12 +121,13 @@ class Claim:
 
     def line(self, results: Results) -> list[str]:
         found = [(value, str(of)) for value, of in self.figures(results) if value is not None]
+        values = [value for value, _ in found]
         limit = f"{'at least' if self.above else 'at most'} {self.shown(self.limit)}"
         if not found:
             return [self.what, "not measured", limit, ""]
         value, of = min(found) if self.above else max(found)
-        failures = self.failures([v for v, _ in found])
-        clear = self.failures([v for v, _ in found], results.apart(0.95))
+        failures = self.failures(values)
+        clear = self.failures(values, results.apart(0.95))
         many = f" (the worst of {len(found)}: {of})" if len(found) > 1 else f" ({of})"
         if not failures:
             verdict = "yes"

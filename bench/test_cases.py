@@ -194,36 +194,19 @@ def results(**changes: float) -> Results:
             time[2] *= changes.get(time[0], 1.0)
         row = {"optimizer": one.label, "dtype": one.dtype, "workload": one.workload, "arrays": len(one.shapes)}
         row |= {"elements": one.elements, "bytes": one.bytes_moved, "times": times, "reasons": {"optax": "why"}}
-        rows[f"{one.label} {one.dtype} {one.workload}"] = {"kind": "steps", "others": 0.1, "cores": CPUS, **row}
+        rows[f"{one.label} {one.dtype} {one.workload}"] = {"kind": "steps", "others": 0.1, **row}
     arms = {"NumPy": 3.0, "1 thread": 2.0, "default": 2.0 * changes.get("default", 1.0)}
     model = {"model": "NumPy, 784-512-512-10", "times": {arm: [t, 0.1] for arm, t in arms.items()}, "threads": 1}
-    rows["iteration"] = {
-        "kind": "iterations",
-        "others": 0.0,
-        "cores": CPUS,
-        "steps": dict.fromkeys(arms, 0.2),
-        **model,
-    }
+    rows["iteration"] = {"kind": "iterations", "steps": dict.fromkeys(arms, 0.2), **model}
     isa = {"optimizer": "Adam", "dtype": "float32", "size": "2^20", "best": "avx512"}
-    rows["isa"] = {
-        "kind": "isas",
-        "others": 0.0,
-        "cores": CPUS,
-        "ratios": {"avx2": changes.get("isa", 1.0)},
-        **isa,
-    }
+    rows["isa"] = {"kind": "isas", "ratios": {"avx2": changes.get("isa", 1.0)}, **isa}
     stored = dict.fromkeys(SHOWN, 0.7) | {"float32": 1.0} | dict.fromkeys(OTHERS, 1.0)
     rows["formats"] = {
-        **{
-            "kind": "formats",
-            "others": 0.0,
-            "cores": CPUS,
-            "workload": "1 x 2^26",
-            "bytes": dict.fromkeys(SHOWN, 20),
-        },
+        **{"kind": "formats", "workload": "1 x 2^26", "bytes": dict.fromkeys(SHOWN, 20)},
         "times": [[name, 1, time * changes.get(name, 1.0), 0.01] for name, time in stored.items()],
     }
-    rows["away"] = {"kind": "steps", "others": 0.0, "cores": CPUS, "unavailable": "a reason"}
+    rows["away"] = {"kind": "steps", "unavailable": "a reason"}
+    rows = {name: {"others": 0.0, "cores": CPUS} | row for name, row in rows.items()}
     return Results({"facts": {"CPU": "one"}, "began": "then", "cpus": CPUS, "full": True, "tasks": rows})
 
 

@@ -19,8 +19,6 @@ def state_dtypes(parameter: str) -> list[str]: ...
 def unedited(mappings: Any, seen: list[tuple[Any, ...]]) -> bool: ...
 
 class Group:
-    subset: int
-    seed: int
     def __init__(
         self,
         coefficients: Callable[[dict[str, Any], float, int], tuple[float, ...]],

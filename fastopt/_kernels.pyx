@@ -418,8 +418,8 @@ cdef class Group:
     number the row's kernels. sign, weight_decay, decoupled: what the scalars of every row are made of.
     """
 
-    cdef readonly size_t subset
-    cdef readonly uint64_t seed
+    cdef size_t subset
+    cdef uint64_t seed
     cdef object coefficients, lr
     cdef dict h
     cdef double sign, weight_decay, decoupled
