@@ -1070,7 +1070,7 @@ cdef class Plan:
             return
         with nogil:
             if team > 1:
-                for own in prange(team, num_threads=team, schedule="static", chunksize=1):
+                for own in prange(team, num_threads=team, schedule="static"):
                     run_parts(parts, team, own, tensors, chunks, tasks, flush)
             else:
                 run_task(tensors, chunks, chunks + tasks[self.task_count], flush)
