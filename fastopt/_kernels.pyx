@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""The boundary: buffers in, pointers out, GIL released, one prange over chunks.
+"""The boundary: buffers in, pointers out, one prange over the threads' parts.
 
-A `Plan` holds the parameters and states of one optimizer. It checks all that a step needs before the
-first write, then cuts all tensors of the step into one flat list of chunks.
+A `Plan` holds the parameters and states of one optimizer, cut into one flat list of chunks. It checks all
+that a step needs before the first write.
 """
 
 from cpython.buffer cimport (
@@ -69,11 +69,15 @@ cdef extern from *:
         fastopt_forks = before;
         pthread_atfork(NULL, NULL, fastopt_forked);
     }
-    static size_t fastopt_take(size_t *next) { return __atomic_fetch_add(next, 1, __ATOMIC_RELAXED); }
+    static size_t fastopt_take(size_t *next, size_t end)
+    {
+        /* looked at first: many threads that all write to a part in which nothing is left wait for each other */
+        return __atomic_load_n(next, __ATOMIC_RELAXED) < end ? __atomic_fetch_add(next, 1, __ATOMIC_RELAXED) : end;
+    }
     """
     int FASTOPT_OPENMP
     const char *FASTOPT_COMPILER
-    size_t fastopt_take(size_t *next) nogil
+    size_t fastopt_take(size_t *next, size_t end) nogil
     int omp_get_max_threads()
     int forks "fastopt_forks"  # between the last program that was started and this process
     void fastopt_watch_forks(int before)
@@ -471,10 +475,10 @@ cdef void run_parts(
     cdef Part *part
     for k in range(team):
         part = &parts[(own + k) % team]
-        task = fastopt_take(&part.next)
+        task = fastopt_take(&part.next, part.end)
         while task < part.end:
             run_task(tensors, chunks + tasks[task], chunks + tasks[task + 1], flush)
-            task = fastopt_take(&part.next)
+            task = fastopt_take(&part.next, part.end)
 
 
 cdef class Plan:
@@ -909,7 +913,8 @@ cdef class Plan:
                     f"{self.labels[i]}: a bound gradient must lie in memory as its parameter does "
                     f"({chr(self.tensors[i].order)} order); make it with numpy.empty_like"
                 )
-        self.bound = grads
+        # views: nobody can give them another shape before they are fetched again
+        self.bound = [np.ndarray.view(g, np.ndarray) if isinstance(g, np.ndarray) else g for g in grads]
         return 0
 
     # -- Every step: coefficients, then all tensors at once --
@@ -939,6 +944,7 @@ cdef class Plan:
         """Finds out which tensors share a group and a number of steps, and the kernel of each."""
         cdef Py_ssize_t i, place
         cdef size_t subset = 0
+        cdef int format
         cdef const fastopt_kernel *const *kernels = NULL  # stays so for the NumPy twin
         cdef Tensor *tensor
         cdef Shared *shared = NULL
@@ -967,6 +973,9 @@ cdef class Plan:
             tensor.shared = shared
             if kernels != NULL:
                 tensor.kernel = kernels[tensor.format][subset]
+                if tensor.kernel == NULL:  # its states are not in use: their storage does not matter
+                    format = format_of[tensor.storage][tensor.gradient_storage][tensor.storage]
+                    tensor.kernel = kernels[format][subset]
         return 0
 
     cdef int _coefficients(self, list groups, double grad_scale) except -1:
@@ -975,11 +984,18 @@ cdef class Plan:
         cdef Shared *shared
         cdef Group group
         cdef tuple own
+        cdef dict rates = None  # of groups whose schedule was asked
         for k in range(self.shared_count):
             shared = &self.shared[k]
             group = groups[shared.group]
-            # a schedule's clock is the furthest parameter's: it needs no counter of its own
-            lr = group.lr if type(group.lr) is float else group.rate(int(self.steps.max()))
+            lr = group.lr
+            if type(lr) is not float:
+                if rates is None:
+                    rates = {}
+                if shared.group not in rates:
+                    # a schedule's clock is the furthest parameter's: it needs no counter of its own
+                    rates[shared.group] = group.rate(int(self.steps.max()))
+                lr = rates[shared.group]
             own = group.coefficients(group.h, lr, shared.made + 1)
             if len(own) != n:
                 raise ValueError(f"{self.kernel}: it takes {n} scalars of its own, got {len(own)}")
@@ -1043,7 +1059,7 @@ cdef class Plan:
             self.busy = 0
 
     cdef int _divide(self, int team) except -1:
-        """Gives each thread its part of the tasks; returns how many threads there are work for."""
+        """Gives each thread its part of the tasks; returns how many threads there is work for."""
         cdef int k
         team = min(team, <int>self.task_count)
         if team > self.most_parts:

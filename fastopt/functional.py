@@ -52,7 +52,7 @@ def _defaults_of(cls: type[Optimizer]) -> Hyper:
 
 
 @lru_cache(maxsize=128, typed=True)
-def _checked(name: str, **options: Any) -> tuple[Hyper, int, list[str]]:
+def _checked(name: str, /, **options: Any) -> tuple[Hyper, int, list[str]]:
     """All hyper-parameters but ``lr``, the subset of optional states and the letters of all states."""
     cls: type[Optimizer] = getattr(optimizers, name)
     defaults = _defaults_of(cls)

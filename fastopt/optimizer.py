@@ -186,6 +186,10 @@ class Optimizer:
     def check(h: Hyper) -> None:
         """Refuses hyper-parameters that are right by themselves but not together."""
 
+    @staticmethod
+    def check_edit(h: Hyper, before: Hyper) -> None:
+        """Refuses hyper-parameters that are right but cannot follow those ``before``."""
+
     finish: ClassVar[Callable[[Any, Sequence[bool]], None] | None] = None
     """Called at the end of every step with, for each parameter, whether it had a gradient."""
 
@@ -269,6 +273,12 @@ class Optimizer:
             groups, states, steps = _read_state_dict(self, state_dict)
             self._lay_out(groups, self._keys, self._params, self._group_of, states, steps)
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError(
+            "an optimizer belongs to its parameters' memory and cannot be copied or pickled; make a new one and "
+            "load state_dict() into it"
+        )
+
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]
         for index, group in enumerate(self.param_groups):
@@ -294,10 +304,10 @@ class Optimizer:
         return {p.name: p.default for p in parameters if p.name != "params"} | cls.flags
 
     @classmethod
-    def _check(cls, h: Hyper, defaults: Hyper) -> None:
-        """Checks every hyper-parameter of ``h`` and puts it into its plain form."""
+    def _check(cls, h: Hyper, defaults: Hyper, *besides: str) -> None:
+        """Checks every hyper-parameter of ``h`` and puts it into its plain form; lets `besides` be."""
         for name in h:
-            if name not in defaults and name != "params":
+            if name not in defaults and name not in besides:
                 options = ", ".join(option for option in defaults if option not in cls.flags)
                 raise ValueError(f"{name}: no option of {cls.__name__}; it has {options}")
         for name in defaults:
@@ -386,13 +396,15 @@ class Optimizer:
 
     def _check_group(self, index: int, h: Hyper) -> None:
         with _within(f"group {index}"):
-            self._check(h, self.defaults)
+            self._check(h, self.defaults, "params")
 
     def _take_edits(self) -> None:
         """Checks groups that were edited and makes the state that they newly need."""
         groups = self._groups_now()
-        for index, group in enumerate(groups):
+        for index, (group, seen) in enumerate(zip(groups, self._seen, strict=True)):
             self._check_group(index, group)
+            with _within(f"group {index}"):
+                self.check_edit(group, seen)
         self._lay_out(groups, self._keys, self._params, self._group_of, self._plan.states, self._steps)
 
     def _lay_out(

@@ -122,18 +122,34 @@ class NAG(Optimizer):
     def coefficients(h: Hyper, lr: float, t: int) -> tuple[float, ...]:
         return h["momentum"], lr, h["ahead"]
 
+    @staticmethod
+    def check_edit(h: Hyper, before: Hyper) -> None:
+        if before["ahead"] and h["momentum"] != before["momentum"]:
+            raise ValueError(
+                f"momentum: the parameters are ahead by {before['momentum']} times the velocity; put that back, "
+                "and change it after step()"
+            )
+
     def lookahead(self) -> None:
-        """Moves every parameter to p + momentum * v; the next ``step`` takes gradients from there."""
+        """Moves every parameter to p + momentum * v; the next ``step`` takes gradients from there.
+
+        Until then ``momentum`` stays what it is.
+        """
         with self._alone():
             self._take_edits()
-            if self._seen[0]["ahead"]:
+            if any(group["ahead"] for group in self._seen):
                 raise RuntimeError("the parameters are ahead already; call step() before lookahead() again")
             self._move([True] * len(self._params), 1.0, self._LOOKING_AHEAD)
             self._set_ahead(True)
 
     def finish(self, stepped: Sequence[bool]) -> None:
-        if self._seen[0]["ahead"]:
-            self._move([not moved for moved in stepped], -1.0, self._RETURNING)
+        ahead = [group["ahead"] for group in self._seen]
+        if any(ahead):
+            self._move(
+                [ahead[g] and not moved for g, moved in zip(self._group_of, stepped, strict=True)],
+                -1.0,
+                self._RETURNING,
+            )
             self._set_ahead(False)
 
     def _move(self, which: Sequence[bool], sign: float, stream: int) -> None:

@@ -28,7 +28,7 @@ def available_cpus() -> int:
     if quota is not None:
         limits.append(max(1, int(quota)))
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if first.isdigit() and int(first):
+    if first.isdecimal() and int(first):
         limits.append(int(first))
     return min(limits)
 
@@ -72,7 +72,7 @@ def _checked(name: str, n: object) -> int:
 
 
 def set_num_threads(n: int | None) -> None:
-    """Makes parallel steps use exactly ``n`` threads; None goes back to the default's own choice.
+    """Makes parallel steps use ``n`` threads; None goes back to the default's own choice.
 
     The default is FASTOPT_NUM_THREADS. Without it every optimizer starts with one thread. It then times a
     few of its own steps now and then with more, together with what the program does after them, and keeps
@@ -80,9 +80,10 @@ def set_num_threads(n: int | None) -> None:
     intervals, goes back at once when steps begin to stall, and tries nothing while other processes need
     the CPUs.
 
-    Steps of fewer than 65,536 elements, and all steps of a forked child, run on the calling thread. A limit
-    that is set on OpenMP later, as by ``threadpoolctl.threadpool_limits``, holds for ``n`` too. The bits of
-    the result do not depend on any of this.
+    Steps of fewer than 65,536 elements, and all steps of a forked child, run on the calling thread; larger
+    ones are cut into tasks of 16,384 elements, and no more threads work than there are tasks. A limit that
+    is set on OpenMP later, as by ``threadpoolctl.threadpool_limits``, holds for ``n`` too. The bits of the
+    result do not depend on any of this.
     """
     global _fixed, _openmp_then
     _fixed, _openmp_then = _default_fixed if n is None else _checked("n", n), _kernels.max_threads()
@@ -109,7 +110,8 @@ def available_isas() -> tuple[str, ...]:
 def set_isa(name: str | None) -> None:
     """Makes every step run one instruction set of `available_isas`; None goes back to the default.
 
-    The default is FASTOPT_ISA, else the best. The bits of the result do not depend on it.
+    The default is FASTOPT_ISA, else the best. The bits of the result do not depend on it. ``numpy`` is for
+    comparisons: what interrupts its step, such as Ctrl-C, leaves some parameters updated and others not.
     """
     names = available_isas()
     if name is None:
@@ -145,7 +147,7 @@ def _read_environment() -> None:
     global _default_fixed, _default_isa
     wanted = os.environ.get("FASTOPT_NUM_THREADS")
     if wanted:
-        number = int(wanted) if wanted.strip().isdigit() else wanted
+        number = int(wanted) if wanted.strip().isdecimal() else wanted
         _default_fixed = _checked("FASTOPT_NUM_THREADS", number)
     isa = os.environ.get("FASTOPT_ISA")
     if isa:

@@ -62,7 +62,7 @@ static ALWAYS_INLINE void LOOP(
              buffers[index_p], buffers[index_g]                                                     \
              FOR_EACH(ARGUMENT, STATE) FOR_EACH(ARGUMENT, OPTIONAL));                               \
     }
-/* Without any state the formats that differ in its storage are one: only that of the parameter's is kept. */
+/* Without any state the formats that differ in its storage are one: the parameter's stands for all. */
 #define IS_NEEDED(subset) \
     ((subset FOR_EACH(PLUS_ONE, STATE)) || sizeof(PASTE(stored_, STATES)) == sizeof(PASTE(stored_, PARAMETER)))
 #define NAME(subset) IS_NEEDED(subset) ? JOIN(OPTIMIZER, subset, FORMAT, ISA) : 0,

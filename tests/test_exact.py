@@ -14,6 +14,7 @@ import table
 from table import SIZES, STEPS, Array, Variant, inputs, train
 
 import fastopt
+from fastopt import _kernels
 
 every_optimizer = pytest.mark.parametrize("variant", table.BASES, ids=lambda v: v.cls.__name__)
 every_format = pytest.mark.parametrize("format", table.FORMATS)
@@ -253,6 +254,24 @@ def test_one_array_or_many(variant: Variant, format: str, isa: str) -> None:
         params = np.split(flat, cuts)
         got = whole(train(variant, params, [np.split(g.ravel(), cuts) for g in grads]), params)
         assert got == want, f"cut into {len(params)}"
+
+
+@every_format
+@pytest.mark.parametrize("row", _kernels.TABLE)
+def test_states_go_out_of_use_and_come_back(row: str, format: str) -> None:
+    """One optimizer runs every kernel of its row, with the states of all of them there."""
+    forms = [v.stored_as(format) for key, v in sorted(table.RUNS.items()) if key[0] == row]
+    start, grads = inputs(format)
+    results = []
+    for isa in fastopt.available_isas():
+        fastopt.set_isa(isa)
+        params = [p.copy() for p in start[::9]]
+        optimizer = forms[-1].make(params)
+        for form, step in zip([forms[-1], *forms, *reversed(forms)], itertools.cycle(grads), strict=False):
+            optimizer.param_groups[0].update(form.hyper)
+            optimizer.step(step[::9])
+        results.append(table.bits(optimizer, params))
+    assert all(result == results[-1] for result in results)
 
 
 # -- What no option selects ------------------------------------------------------------------------

@@ -206,6 +206,11 @@ def test_lr_may_be_a_callable() -> None:
         other.param_groups[0]["lr"] = 0.1 / (1 + step)
         other.step(gradients(step))
     assert seen == [0, 1, 2, 3]
+    for grads in [[None, *gradients(4)[1:]], gradients(5)]:
+        optimizer.step(grads)  # not all have made as many steps: one rate for all, and one question
+        other.param_groups[0]["lr"] = 0.1 / (1 + seen[-1])
+        other.step(grads)
+    assert seen == [0, 1, 2, 3, 4, 5]
     assert [p.tobytes() for p in params] == [p.tobytes() for p in others]
     resumed = fastopt.SGD(parameters(), lr=schedule)
     resumed.load_state_dict(optimizer.state_dict())
@@ -271,6 +276,25 @@ def test_nag_returns_a_parameter_without_gradient() -> None:
     np.testing.assert_allclose(params[1], where, rtol=1e-15)
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_nag_returns_what_is_ahead_and_nothing_else(ahead: int) -> None:
+    params = parameters()
+    optimizer = fastopt.NAG([{"params": params[:2]}, {"params": params[2:]}], lr=0.1)
+    train(optimizer, range(2))
+    saved = optimizer.state_dict()
+    saved["param_groups"][ahead]["ahead"] = True  # as where a group was added after lookahead()
+    optimizer.load_state_dict(saved)
+    with pytest.raises(RuntimeError, match="ahead already"):
+        optimizer.lookahead()
+    before = [p.copy() for p in params]
+    optimizer.step([None] * len(params))
+    assert not any(group["ahead"] for group in optimizer.param_groups)
+    for i, (param, was) in enumerate(zip(params, before, strict=True)):
+        back = 0.9 * optimizer.state[i]["velocity"] if (i >= 2) == ahead else 0.0
+        np.testing.assert_allclose(param, was - back, rtol=1e-6)
+        assert not np.any(back) or not np.array_equal(param, was)
+
+
 # -- Functional ------------------------------------------------------------------------------------
 
 
@@ -326,7 +350,9 @@ def test_settings_of_the_environment() -> None:
     show = "-c import fastopt;print(fastopt.get_isa(),fastopt.get_num_threads())"
     assert run(show, FASTOPT_ISA="baseline", FASTOPT_NUM_THREADS="3").stdout == "baseline 3\n"
     assert "FASTOPT_ISA" in run(show, FASTOPT_ISA="mmx").stderr
-    assert "FASTOPT_NUM_THREADS" in run(show, FASTOPT_NUM_THREADS="many").stderr
+    for wrong in "many", "²":
+        assert "FASTOPT_NUM_THREADS" in run(show, FASTOPT_NUM_THREADS=wrong).stderr
+    assert run(show, FASTOPT_ISA="baseline", OMP_NUM_THREADS="²").stdout.startswith("baseline ")
 
 
 def test_python_m_fastopt_says_what_it_is() -> None:

@@ -8,11 +8,13 @@ that has seen no wrong call.
 from __future__ import annotations
 
 import array
+import copy
 import ctypes
 import datetime
 import decimal
 import fractions
 import math
+import pickle
 import re
 import tempfile
 import warnings
@@ -703,6 +705,22 @@ def test_nag_refuses_to_look_ahead_twice() -> None:
     refused(scene, lambda s: s.optimizer.lookahead(), "ahead already; call step", RuntimeError)
 
 
+def test_nag_refuses_another_momentum_while_it_is_ahead() -> None:
+    scene, plain = (Scene(fastopt.NAG) for _ in range(2))
+    for each in scene, plain:
+        goes_on(each)
+        each.optimizer.lookahead()
+    group = scene.optimizer.param_groups[1]
+    group["momentum"], right = 0.5, group["momentum"]
+    for call in (lambda s: s.optimizer.step(s.grads), lambda s: s.optimizer.state_dict()):
+        refused(scene, call, "group 1: momentum: the parameters are ahead by 0.9 times")
+    group["momentum"] = right
+    goes_on(scene, plain)
+    for each in scene, plain:
+        groups_of(each)[1]["momentum"] = 0.5
+    goes_on(scene, plain)
+
+
 # -- State dicts -----------------------------------------------------------------------------------
 
 REMOVED = object()
@@ -857,6 +875,13 @@ def test_states_beyond_the_range_of_the_dtype_are_infinite() -> None:
     assert (scene.optimizer.state[LAST]["exp_avg_sq"] == np.inf).all()
 
 
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_optimizer_is_not_copied(way: Callable[[Any], Any]) -> None:
+    scene = Scene()
+    refused(scene, lambda s: way(s.optimizer), "cannot be copied")
+    goes_on(scene)
+
+
 # -- Functional ------------------------------------------------------------------------------------
 
 
@@ -934,7 +959,10 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[Functional], dict[str, Any]], str]] =
         lambda f: {"exp_avg": f.bases["exp_avg_sq"][: 1 + GAP][-4:].reshape(2, 2)},
         "the state 'exp_avg' of 'param' and the state 'exp_avg_sq' of 'param' share memory",
     ),
-    "an unknown option": (lambda _: {"speed": 1}, "speed: "),
+    **{
+        f"{name} is no option": (lambda _, name=name: {name: 1}, f"{name}: ")
+        for name in ("speed", "params", "name", "state_dtype")
+    },
     **{
         f"step {step!r}": (lambda _, step=step: {"step": step}, "step: ")
         for step in (
@@ -1269,6 +1297,24 @@ def test_bound_buffers_are_those_that_were_named(isa: str) -> None:
     groups_of(plain)[0]["amsgrad"] = True
     plain.train(1)
     scene.optimizer.bind(None)
+    goes_on(scene, plain)
+
+
+@pytest.mark.parametrize("way", ["step", "bind", "an edit that needs state"])
+def test_bound_buffers_stay_when_they_get_another_shape(way: str) -> None:
+    scene, plain = Scene(), Scene()
+    grads = [g.copy() for g in scene.grads]
+    scene.optimizer.bind(grads)
+    grads[LAST].shape = grads[LAST].size
+    if way == "an edit that needs state":
+        for each in scene, plain:
+            groups_of(each)[0]["amsgrad"] = True
+    else:
+        wrong = scene.with_last(np.ones(5, np.float32))
+        refused(scene, lambda s: getattr(s.optimizer, way)(wrong), r"its gradient has shape \(5,\)")
+    scene.optimizer.step()
+    scene.optimizer.bind(None)
+    plain.train(1)
     goes_on(scene, plain)
 
 
