@@ -30,7 +30,7 @@ GAIN = 0.07
 STALL = 2.0
 """A step on more threads that takes so many times one on fewer waited for a core that was not free."""
 LOST = 0.02
-"""Of the time until the next trial, the most that one which stalled may have cost."""
+"""Of the time until the next trial, the most that the last one's questions and stalls may have cost."""
 CHANGED = 2.5
 """So many stalls in some thirty steps: the surroundings are others than when the threads were chosen."""
 
@@ -104,15 +104,20 @@ class Choice:
                 count, gap, longer, upwards = 1, SHORT, SHORT, True
                 continue
             gap = min(2 * gap, LONG)
+            if count == 1 and median([step for step, _ in recent]) < SHORTEST:
+                continue
+            asked = self._clock()  # what reads files may take longer than a step
             most = self._available()
             count = min(count, most)
-            if most == 1 or (count == 1 and median([step for step, _ in recent]) < SHORTEST):
+            if most == 1:
                 continue
             upwards = count == 1 or (upwards and count < most)
             rival = min(2 * count, most) if upwards else count // 2
             if upwards and self._crowded(rival):
                 continue
-            fewer, better, lost = yield from self._trial(count, rival, recent)
+            lost = self._clock() - asked
+            fewer, better, stalled = yield from self._trial(count, rival, recent)
+            lost += stalled
             gap = min(max(longer, int(lost / (LOST * median([sum(sample) for sample in recent])))), LONG)
             longer = min(2 * longer, LONG)
             if better == rival:
@@ -199,9 +204,12 @@ def crowded(count: int, proc: Path = Path("/proc")) -> bool:
 
     This process's own threads do not count: what they cost is measured.
     """
+    spare = (os.cpu_count() or 1) - count
     try:
         running = int((proc / "loadavg").read_text().split()[3].split("/")[0])
+        if running - 1 <= spare:  # the thread that asks is one of them: nobody has to look at the others
+            return False
         states = [task.read_text().rpartition(")")[2].split()[0] for task in proc.glob("self/task/*/stat")]
     except (OSError, ValueError, IndexError):
         return False
-    return running - states.count("R") + count > (os.cpu_count() or 1)
+    return running - states.count("R") > spare

@@ -112,6 +112,30 @@ def test_steps_of_one_thread_hardly_look_at_the_clock() -> None:
     assert world.looks < 500
 
 
+def test_steps_too_short_to_be_divided_ask_for_nothing() -> None:
+    def asked(*_: int) -> int:
+        raise AssertionError
+
+    world = World(lambda n: 0.01 * MS)
+    world.choice = Choice(asked, asked, world.clock)
+    world.run(10_000)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_questions_that_are_long_beside_a_step_are_asked_rarely(seed: int) -> None:
+    world, cost = World(lambda n: 0.06 * MS, rest=lambda n: 0.0, step_noise=0, seed=seed), 2 * MS
+    asked: list[int] = []
+
+    def crowded(n: int) -> bool:
+        world.now += cost
+        asked.append(n)
+        return False
+
+    world.choice = Choice(lambda: 2, crowded, world.clock, seed)
+    world.run(1000)
+    assert 0 < cost * len(asked) < 0.05 * sum(world.times)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_stalls_that_are_long_beside_an_iteration_are_tried_more_rarely(seed: int) -> None:
     world = World(lambda n: 0.2 * MS if n == 1 else 8 * MS, rest=lambda n: MS, seed=seed)
