@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
@@ -236,18 +236,23 @@ def cores() -> float:
     return alone / together
 
 
-def tasks(full: bool, seconds: float) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
-    """What is measured: the list that it goes into, its name there, and how."""
+def tasks(full: bool, seconds: float) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """What is measured, as "kind: name", and how."""
     for one in step_cases(full):
-        yield "steps", f"{one.label} {one.dtype} {one.workload}", partial(measured_steps, one, full, seconds)
+        yield f"steps: {one.label} {one.dtype} {one.workload}", partial(measured_steps, one, full, seconds)
     for name, make in iteration_cases(full).items():
-        yield "iterations", name, partial(measured_iterations, name, make, 2 * seconds)
+        yield f"iterations: {name}", partial(measured_iterations, name, make, 2 * seconds)
     if full:
-        yield "busy", "busy", partial(measured_busy, seconds)
+        yield "busy: busy", partial(measured_busy, seconds)
     for workload in ("1 x 2^20", "1 x 2^24", "1 x 2^26") if full else ("1 x 2^20",):
-        yield "formats", workload, partial(measured_formats, workload, 2 * seconds)
+        yield f"formats: {workload}", partial(measured_formats, workload, 2 * seconds)
     for one in isa_cases(full):
-        yield "isas", f"{one.label} {one.dtype} {one.workload}", partial(measured_isas, one, seconds / 3)
+        yield f"isas: {one.label} {one.dtype} {one.workload}", partial(measured_isas, one, seconds / 3)
+
+
+def chosen(key: str, only: Sequence[str]) -> bool:
+    """Whether a task's name has one of these texts in it, if there are any."""
+    return not only or any(text in key for text in only)
 
 
 def disturbed(task: Mapping[str, Any], most: float) -> bool:
@@ -262,7 +267,7 @@ def disturbed(task: Mapping[str, Any], most: float) -> bool:
     )
 
 
-def run(file: Path, full: bool, seconds: float, only: Iterable[str], resume: float | None) -> None:
+def run(file: Path, full: bool, seconds: float, only: Sequence[str], resume: float | None) -> None:
     """Measures, and stores after each task; what a library cannot do is stored with its reason."""
     old: dict[str, Any] = json.loads(file.read_text()) if (resume is not None or only) and file.exists() else {}
     data = {"began": now(), "tasks": {}} | old | {"facts": facts(), "cpus": CPUS, "full": full}
@@ -270,18 +275,15 @@ def run(file: Path, full: bool, seconds: float, only: Iterable[str], resume: flo
         kept = {key: task for key, task in data["tasks"].items() if not disturbed(task, resume)}
         data["repeated"] = data.get("repeated", 0) + len(data["tasks"]) - len(kept)
     else:
-        kept = {key: task for key, task in data["tasks"].items() if task["kind"] not in only}
-    data["tasks"] = kept
+        kept = {key: task for key, task in data["tasks"].items() if not chosen(key, only)}
     file.parent.mkdir(parents=True, exist_ok=True)
-    wanted = [task for task in tasks(full, seconds) if not only or task[0] in only]
-    for kind, name, work in progress(wanted, desc="benchmark", unit="row"):
-        key = f"{kind}: {name}"
-        if key in data["tasks"]:
-            continue
+    everything = dict(tasks(full, seconds))
+    wanted = [key for key in everything if chosen(key, only) and key not in kept]
+    for key in progress(wanted, desc="benchmark", unit="row"):
         there = cores()
         before, began = cpu_seconds(), time.perf_counter()
         try:
-            result = work()
+            result = everything[key]()
         except Unavailable as reason:
             result = {"unavailable": str(reason)}
         took = time.perf_counter() - began
@@ -291,7 +293,9 @@ def run(file: Path, full: bool, seconds: float, only: Iterable[str], resume: flo
         there = min(there, cores())
         gc.collect()
         others = max(0.0, total - mine) / took
-        data["tasks"][key] = {"kind": kind, "took": took, "others": others, "cores": there, **result}
+        kind = key.partition(":")[0]
+        kept[key] = {"kind": kind, "took": took, "others": others, "cores": there, **result}
+        data["tasks"] = {each: kept[each] for each in everything if each in kept}
         data["ended"] = now()
         part = file.with_suffix(".part")
         part.write_text(json.dumps(data, indent=1))
@@ -314,8 +318,8 @@ def main() -> None:
         "--only",
         nargs="+",
         default=[],
-        choices=["steps", "iterations", "busy", "formats", "isas"],
-        help="measure these alone, keep the others",
+        metavar="TEXT",
+        help='measure what has one of these in its name, keep the rest: "iterations:", "Adam float32", "1 x 2^16"',
     )
     parser.add_argument(
         "--resume",
