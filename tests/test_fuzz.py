@@ -440,8 +440,8 @@ def editing(world: World, edits: list[tuple[str, Any, bool]], specs: list[tuple[
     before = dict(group)
     options = {name: (value, right) for name, value, right in edits}
     right = accepted(type(optimizer), options, before, group["params"])
-    if group.get("ahead") and right:
-        right = "momentum" not in options or options["momentum"][0] == before["momentum"]
+    if right and before.get("ahead") and "momentum" in options:
+        right = float(options["momentum"][0]) == before["momentum"]
     group.update({name: value for name, (value, _) in options.items()})
     # an edit may give states a new place: what a gradient shared with one is then nobody's
     specs = [("C" if kind.endswith("state") else kind, *rest) for kind, *rest in specs]
