@@ -1005,11 +1005,12 @@ cdef class Plan:
             shared.key = key_of(group.seed, shared.made + 1)
         return 0
 
-    def step(self, object grads, double grad_scale, list groups, object choices, object finish):
+    def step(self, object grads, double grad_scale, list groups, object choices, object commit):
         """One update of every parameter that has a gradient.
 
         grads: a list or dict, or None for the bound ones. groups: a `Group` for each. choices: of the number of
-        threads. finish: called at the end with whether each parameter had a gradient, or None.
+        threads. commit: called with whether each parameter has a gradient, when nothing can be refused any more
+        and before anything is updated; or None. From then on no Python code runs that Ctrl-C could interrupt.
         """
         cdef Py_ssize_t i
         cdef list bound = None  # what a refused step binds again
@@ -1034,6 +1035,8 @@ cdef class Plan:
             if FASTOPT_OPENMP and self.elements >= PARALLEL_ELEMENTS and not forks and not twin:
                 timed = True
                 team = self._divide(choices.begin(self.elements))
+            if commit is not None:
+                commit([self.active[i] != 0 for i in range(self.count)])
             # Nothing above has written; nothing below can be refused.
             bound = None
             for i in range(self.count):
@@ -1046,8 +1049,6 @@ cdef class Plan:
                 self._run(team)
             if timed:
                 choices.end()
-            if finish is not None:
-                finish([self.active[i] != 0 for i in range(self.count)])
         except BaseException:
             if bound is not None:
                 self._release()

@@ -83,6 +83,8 @@ def check_hyper(name: str, value: Any, default: Any) -> Any:
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"{name}: expected True or False, got {shown(value)}")
         return bool(value)
+    if name == "eps_hat" and isinstance(value, bool | np.bool_):
+        return bool(value)  # made of eps, or none
     if name == "state_dtype":
         if value is not None and not isinstance(value, str):
             raise TypeError(f"{name}: expected the name of a dtype or None, got {shown(value)}")
@@ -179,10 +181,6 @@ class Optimizer:
         return {}
 
     @staticmethod
-    def rewrite(h: Hyper) -> None:
-        """Puts one form of an option for another, before any is checked."""
-
-    @staticmethod
     def check(h: Hyper) -> None:
         """Refuses hyper-parameters that are right by themselves but not together."""
 
@@ -190,8 +188,9 @@ class Optimizer:
     def check_edit(h: Hyper, before: Hyper) -> None:
         """Refuses hyper-parameters that are right but cannot follow those ``before``."""
 
-    finish: ClassVar[Callable[[Any, Sequence[bool]], None] | None] = None
-    """Called at the end of every step with, for each parameter, whether it had a gradient."""
+    commit: ClassVar[Callable[[Any, Sequence[bool]], None] | None] = None
+    """Called in every step with, for each parameter, whether it has a gradient: when nothing can be refused any
+    more, and before the update."""
 
     # -- The public face --
 
@@ -217,7 +216,7 @@ class Optimizer:
         if not unedited(self.param_groups, self._items):
             with self._alone():
                 self._take_edits()
-        self._plan.step(grads, grad_scale, self._groups, self._choices, self.finish)
+        self._plan.step(grads, grad_scale, self._groups, self._choices, self.commit)
 
     def bind(self, grads: Grads | None) -> None:
         """Names gradient buffers that are filled in place: from now on ``step()`` takes none.
@@ -313,7 +312,6 @@ class Optimizer:
         for name in defaults:
             if name not in h:
                 raise ValueError(f"{name}: missing from the parameter group; put it back")
-        cls.rewrite(h)
         for name, default in defaults.items():
             value = check_hyper(name, h[name], default)
             if value is not h[name]:

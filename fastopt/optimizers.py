@@ -8,13 +8,15 @@ after ``grad_scale``, ``maximize`` (g = -g) and ``weight_decay`` (g = g + weight
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from fastopt._kernels import Plan, bias_correction, unedited
 from fastopt.choice import Choices
 from fastopt.optimizer import (
+    Array,
     Hyper,
     LearningRate,
     Optimizer,
@@ -102,6 +104,8 @@ class NAG(Optimizer):
     state_names = {"v": "velocity"}
     flags = {"ahead": False}
     _along: Plan | None = None
+    _before: dict[int, Array] = {}
+    """Parameters of 16 bits as `lookahead` found them: what is rounded at random has no way back."""
     _LOOKING_AHEAD, _RETURNING = 1 << 32, 2 << 32
     """Added to the seed, beyond all that users may give: the moves are rounded by random bits of their own."""
 
@@ -124,37 +128,43 @@ class NAG(Optimizer):
 
     @staticmethod
     def check_edit(h: Hyper, before: Hyper) -> None:
-        if before["ahead"] and h["momentum"] != before["momentum"]:
-            raise ValueError(
-                f"momentum: the parameters are ahead by {before['momentum']} times the velocity; put that back, "
-                "and change it after step()"
-            )
+        for name in "momentum", "state_dtype":
+            if before["ahead"] and h[name] != before[name]:
+                raise ValueError(
+                    f"{name}: the parameters are ahead by momentum * v as it was; put {before[name]!r} back, and "
+                    "change it after step()"
+                )
 
     def lookahead(self) -> None:
         """Moves every parameter to p + momentum * v; the next ``step`` takes gradients from there.
 
-        Until then ``momentum`` stays what it is.
+        Until then ``momentum`` and ``state_dtype`` stay what they are.
         """
         with self._alone():
             self._take_edits()
             if any(group["ahead"] for group in self._seen):
                 raise RuntimeError("the parameters are ahead already; call step() before lookahead() again")
-            self._move([True] * len(self._params), 1.0, self._LOOKING_AHEAD)
-            self._set_ahead(True)
+            self._before = {i: p.copy() for i, p in enumerate(self._params) if p.itemsize == 2}
+            self._move(range(len(self._params)), 1.0, self._LOOKING_AHEAD)
 
-    def finish(self, stepped: Sequence[bool]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._before = {}
+
+    def commit(self, stepping: Sequence[bool]) -> None:
         ahead = [group["ahead"] for group in self._seen]
         if any(ahead):
-            self._move(
-                [ahead[g] and not moved for g, moved in zip(self._group_of, stepped, strict=True)],
-                -1.0,
-                self._RETURNING,
-            )
-            self._set_ahead(False)
+            back = [i for i, g in enumerate(self._group_of) if ahead[g] and not stepping[i]]
+            for i in back:
+                if i in self._before:
+                    self._params[i][...] = self._before[i]
+            self._move([i for i in back if i not in self._before], -1.0, self._RETURNING)
+            self._before = {}
 
-    def _move(self, which: Sequence[bool], sign: float, stream: int) -> None:
-        """p = p + sign * momentum * v: a step of plain SGD along the velocity."""
-        if not any(which):
+    def _move(self, which: Sequence[int], sign: float, stream: int) -> None:
+        """p = p + sign * momentum * v, a step of plain SGD along the velocity; then they are ahead, or not."""
+        if not which:
+            self._set_ahead(sign > 0)
             return
         if self._along is None or self._along.params is not self._params:
             n = len(self._params)
@@ -162,13 +172,15 @@ class NAG(Optimizer):
             self._along_choices = Choices()
             self._along = Plan("sgd", self._params, self._keys, self._group_of, [{}] * n, steps)
         self._along.steps[...] = self._steps  # the random bits are those of the optimizer's own step
-        velocities = [s["v"] if moves else None for s, moves in zip(self._plan.states, which, strict=True)]
+        velocities = [None] * len(self._params)
+        for i in which:
+            velocities[i] = self._plan.states[i]["v"]
         plain = SGD.defaults_of()
         groups = [
             SGD.group({**plain, "lr": -sign * mine["momentum"], "seed": mine["seed"] + stream}, 0)
             for mine in self._seen
         ]
-        self._along.step(velocities, 1.0, groups, self._along_choices, None)
+        self._along.step(velocities, 1.0, groups, self._along_choices, lambda _: self._set_ahead(sign > 0))
 
     def _set_ahead(self, ahead: bool) -> None:
         for seen in self._seen:
@@ -364,7 +376,7 @@ class Adam(Optimizer):
     With ``amsgrad``, v^ is made of max_exp_avg_sq, the largest v so far, in place of v. Without
     ``bias_correction``, m^ = m and v^ = v. ``eps_hat`` is an eps before bias correction, as in Keras and at
     the end of section 2 of the paper: lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + eps_hat); give
-    it with ``eps=0``, or as True to make it of eps itself. Adam with sqrt(v^ + eps) is ``eps=0,
+    it with ``eps=0``, or as True: then eps is meant so. Adam with sqrt(v^ + eps) is ``eps=0,
     eps_root=eps``.
 
     Sources: Kingma, Ba 2014, arXiv:1412.6980; Reddi, Kale, Kumar 2018, arXiv:1904.09237. State:
@@ -394,12 +406,6 @@ class Adam(Optimizer):
         super().__init__(params, locals())
 
     @staticmethod
-    def rewrite(h: Hyper) -> None:
-        if isinstance(h["eps_hat"], bool | np.bool_):
-            eps = check_number("eps", h["eps"])
-            h["eps"], h["eps_hat"] = (0.0, eps) if h["eps_hat"] else (eps, 0.0)
-
-    @staticmethod
     def optional_states(h: Hyper) -> set[str]:
         return {"vmax"} if h["amsgrad"] else set()
 
@@ -409,9 +415,11 @@ class Adam(Optimizer):
         correction1 = correction2 = 1.0
         if h["bias_correction"]:
             correction1, correction2 = bias_correction(beta1, t), bias_correction(beta2, t)
-        eps = h["eps"]
-        if h["eps_hat"]:
-            eps += h["eps_hat"] / math.sqrt(correction2)
+        eps, eps_hat = h["eps"], h["eps_hat"]
+        if eps_hat is True:
+            eps, eps_hat = 0.0, eps
+        if eps_hat:
+            eps += eps_hat / math.sqrt(correction2)
         step_size = lr / correction1
         return beta1, 1.0 - beta1, beta2, 1.0 - beta2, 1.0 / correction2, h["eps_root"], eps, step_size
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
 import sys
 import threading
 import time
@@ -45,6 +46,13 @@ def in_threads(*works: Callable[[], object]) -> None:
         thread.join()
     for error in errors:
         raise error
+
+
+def whole(arrays: Sequence[Any]) -> None:
+    """Elements that were equal at first, and had equal gradients, are equal."""
+    for array in arrays:
+        if isinstance(array, np.ndarray):
+            assert np.unique(array).size == 1
 
 
 @every_optimizer
@@ -127,11 +135,6 @@ def test_any_calls_of_one_optimizer(name: str) -> None:
     for h in hypers:
         h["state_dtype"] = "float32" if h["state_dtype"] else None  # nothing is rounded at random
 
-    def whole(arrays: Sequence[Any]) -> None:
-        for array in arrays:
-            if isinstance(array, np.ndarray):
-                assert np.unique(array).size == 1
-
     def copy() -> None:
         saved.append(optimizer.state_dict())
         whole(list(saved[-1]["state"][0].values()))
@@ -155,8 +158,8 @@ def test_any_calls_of_one_optimizer(name: str) -> None:
     ]
     if isinstance(optimizer, fastopt.NAG):
         calls.append(optimizer.lookahead)
-        for h in hypers:  # nobody may change it while the parameters are ahead
-            h["momentum"] = optimizer.param_groups[0]["momentum"]
+        for h in hypers:  # nobody may change these while the parameters are ahead
+            h |= {name: optimizer.param_groups[0][name] for name in ("momentum", "state_dtype")}
     made = [0] * len(calls)
     start = time.monotonic()
 
@@ -217,6 +220,36 @@ def test_a_step_that_began_before_the_state_was_replaced_is_refused() -> None:
         step_of_old_plan(grads, 1.0, optimizer._groups, optimizer._choices, None)
     assert table.bits(optimizer, params) == before
     optimizer.step(grads)
+
+
+@pytest.mark.parametrize("call", ["lookahead", "step"])
+@own_process
+def test_ctrl_c_leaves_nag_before_a_call_or_after_it(call: str) -> None:
+    """A signal waits until the kernel is done: then the parameters stand where the optimizer says."""
+    size = 2**22
+    grads = [np.ones(size, np.float32)]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def made(calls: Sequence[str], delay: float = 0.0) -> list[Any]:
+        """What the calls leave; a signal comes `delay` after the last has begun."""
+        params = [np.ones(size, np.float32)]
+        optimizer = fastopt.NAG(params, lr=0.1)
+        for number, name in enumerate(calls, 1):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, delay if number == len(calls) else 0)
+                optimizer.lookahead() if name == "lookahead" else optimizer.step(grads)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        whole([*params, optimizer.state[0]["velocity"]])
+        state = optimizer.state[0]
+        return [params[0][0], state["velocity"][0], state["step"], optimizer.param_groups[0]["ahead"]]
+
+    calls = ["step", "lookahead", "step"][: 2 if call == "lookahead" else 3]
+    allowed = [made(calls[:-1]), made(calls)]
+    signal.signal(signal.SIGALRM, interrupt)
+    for delay in np.geomspace(1e-5, 1e-2, 20):
+        assert made(calls, delay) in allowed
 
 
 def test_free_threading_is_not_declared() -> None:

@@ -193,6 +193,32 @@ def test_groups_may_be_edited() -> None:
     assert optimizer.state[0]["momentum_buffer"].tobytes() == again.state[0]["momentum_buffer"].tobytes()
 
 
+def test_eps_hat_may_say_how_eps_is_meant() -> None:
+    """True goes with whichever eps holds: the group's, the optimizer's or the default."""
+    grad, last = np.array([1e-8, 1e-3, 1.0, -2.0]), []
+    for groups, options in [
+        ([{"eps_hat": 1e-2, "eps": 0}], {}),
+        ([{}], {"eps_hat": True, "eps": 1e-2}),
+        ([{"eps": 1e-2}], {"eps_hat": True}),
+        ([{"eps_hat": True}], {"eps": 1e-2}),
+        ([{"eps_hat": True, "eps": 1e-2}], {"eps_hat": True}),
+    ]:
+        param = np.ones(4)
+        optimizer = fastopt.Adam([{"params": [param], **groups[0]}], **options)
+        optimizer.step([grad])
+        last.append(param.tobytes())
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.param_groups[0].update(eps=1e-2, eps_hat=True)
+        optimizer.step([grad])
+        optimizer.param_groups[0]["eps_hat"] = False
+        optimizer.step([grad])
+        last[-1] += param.tobytes()
+    assert len(set(last)) == 1
+    plain = np.ones(4)
+    fastopt.Adam([plain], eps=1e-2).step([grad])
+    assert plain.tobytes() != last[0][: plain.nbytes]
+
+
 def test_lr_may_be_a_callable() -> None:
     params, others, seen = parameters(), parameters(), []
 

@@ -27,7 +27,7 @@ from table import Array, dtype_of
 
 import fastopt
 from fastopt import _kernels, functional
-from fastopt.optimizer import HIGHEST
+from fastopt.optimizer import HIGHEST, check_hyper
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 EXAMPLES = int(os.environ.get("FASTOPT_FUZZ", "0"))
@@ -440,8 +440,11 @@ def editing(world: World, edits: list[tuple[str, Any, bool]], specs: list[tuple[
     before = dict(group)
     options = {name: (value, right) for name, value, right in edits}
     right = accepted(type(optimizer), options, before, group["params"])
-    if right and before.get("ahead") and "momentum" in options:
-        right = float(options["momentum"][0]) == before["momentum"]
+    if right and before.get("ahead"):
+        right = all(
+            name not in options or check_hyper(name, options[name][0], default) == before[name]
+            for name, default in {"momentum": 0.0, "state_dtype": None}.items()
+        )
     group.update({name: value for name, (value, _) in options.items()})
     # an edit may give states a new place: what a gradient shared with one is then nobody's
     specs = [("C" if kind.endswith("state") else kind, *rest) for kind, *rest in specs]

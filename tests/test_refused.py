@@ -705,19 +705,20 @@ def test_nag_refuses_to_look_ahead_twice() -> None:
     refused(scene, lambda s: s.optimizer.lookahead(), "ahead already; call step", RuntimeError)
 
 
-def test_nag_refuses_another_momentum_while_it_is_ahead() -> None:
+@pytest.mark.parametrize(("name", "other"), [("momentum", 0.5), ("state_dtype", "bfloat16")])
+def test_nag_refuses_edits_while_it_is_ahead(name: str, other: Any) -> None:
     scene, plain = (Scene(fastopt.NAG) for _ in range(2))
     for each in scene, plain:
         goes_on(each)
         each.optimizer.lookahead()
     group = scene.optimizer.param_groups[1]
-    group["momentum"], right = 0.5, group["momentum"]
+    group[name], right = other, group[name]
     for call in (lambda s: s.optimizer.step(s.grads), lambda s: s.optimizer.state_dict()):
-        refused(scene, call, "group 1: momentum: the parameters are ahead by 0.9 times")
-    group["momentum"] = right
+        refused(scene, call, f"group 1: {name}: the parameters are ahead by .*; put {right!r} back")
+    group[name] = right
     goes_on(scene, plain)
     for each in scene, plain:
-        groups_of(each)[1]["momentum"] = 0.5
+        groups_of(each)[1][name] = other
     goes_on(scene, plain)
 
 
