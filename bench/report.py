@@ -278,6 +278,8 @@ def run(file: Path, full: bool, seconds: float, only: Sequence[str], resume: flo
         kept = {key: task for key, task in data["tasks"].items() if not chosen(key, only)}
     file.parent.mkdir(parents=True, exist_ok=True)
     everything = dict(tasks(full, seconds))
+    if not any(chosen(key, only) for key in everything):
+        raise SystemExit(f"--only: no row has {' or '.join(only)} in its name")
     wanted = [key for key in everything if chosen(key, only) and key not in kept]
     for key in progress(wanted, desc="benchmark", unit="row"):
         there = cores()
@@ -295,7 +297,7 @@ def run(file: Path, full: bool, seconds: float, only: Sequence[str], resume: flo
         others = max(0.0, total - mine) / took
         kind = key.partition(":")[0]
         kept[key] = {"kind": kind, "took": took, "others": others, "cores": there, **result}
-        data["tasks"] = {each: kept[each] for each in everything if each in kept}
+        data["tasks"] = {each: kept[each] for each in (*everything, *kept) if each in kept}
         data["ended"] = now()
         part = file.with_suffix(".part")
         part.write_text(json.dumps(data, indent=1))

@@ -60,5 +60,5 @@ class Plan:
         grad_scale: float,
         groups: list[Group],
         choices: Choices,
-        commit: Callable[[list[bool]], None] | None,
+        commit: Callable[[list[bool]], BaseException | None] | None,
     ) -> None: ...

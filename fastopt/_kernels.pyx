@@ -1009,8 +1009,8 @@ cdef class Plan:
         """One update of every parameter that has a gradient.
 
         grads: a list or dict, or None for the bound ones. groups: a `Group` for each. choices: of the number of
-        threads. commit: called with whether each parameter has a gradient, when nothing can be refused any more
-        and before anything is updated; or None. From then on no Python code runs that Ctrl-C could interrupt.
+        threads. commit: called with whether each parameter has a gradient, when nothing but itself can refuse the
+        step any more; returns what is to be raised when the step is made. Or None.
         """
         cdef Py_ssize_t i
         cdef list bound = None  # what a refused step binds again
@@ -1035,8 +1035,7 @@ cdef class Plan:
             if FASTOPT_OPENMP and self.elements >= PARALLEL_ELEMENTS and not forks and not twin:
                 timed = True
                 team = self._divide(choices.begin(self.elements))
-            if commit is not None:
-                commit([self.active[i] != 0 for i in range(self.count)])
+            late = None if commit is None else commit([self.active[i] != 0 for i in range(self.count)])
             # Nothing above has written; nothing below can be refused.
             bound = None
             for i in range(self.count):
@@ -1049,6 +1048,8 @@ cdef class Plan:
                 self._run(team)
             if timed:
                 choices.end()
+            if late is not None:
+                raise late
         except BaseException:
             if bound is not None:
                 self._release()

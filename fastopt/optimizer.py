@@ -79,12 +79,12 @@ def check_hyper(name: str, value: Any, default: Any) -> Any:
     """A hyper-parameter as the kernels take it; what it may be follows from its name and default."""
     if name == "lr" and callable(value):
         return value
+    if name == "eps_hat":  # True: it is made of eps; its default may be a bool too
+        return bool(value) if isinstance(value, bool | np.bool_) else check_number(name, value)
     if isinstance(default, bool):
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"{name}: expected True or False, got {shown(value)}")
         return bool(value)
-    if name == "eps_hat" and isinstance(value, bool | np.bool_):
-        return bool(value)  # made of eps, or none
     if name == "state_dtype":
         if value is not None and not isinstance(value, str):
             raise TypeError(f"{name}: expected the name of a dtype or None, got {shown(value)}")
@@ -188,9 +188,9 @@ class Optimizer:
     def check_edit(h: Hyper, before: Hyper) -> None:
         """Refuses hyper-parameters that are right but cannot follow those ``before``."""
 
-    commit: ClassVar[Callable[[Any, Sequence[bool]], None] | None] = None
+    commit: ClassVar[Callable[[Any, Sequence[bool]], BaseException | None] | None] = None
     """Called in every step with, for each parameter, whether it has a gradient: when nothing can be refused any
-    more, and before the update."""
+    more, and before the update. What it returns is raised after that."""
 
     # -- The public face --
 

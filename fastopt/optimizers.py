@@ -8,7 +8,8 @@ after ``grad_scale``, ``maximize`` (g = -g) and ``weight_decay`` (g = g + weight
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -151,15 +152,26 @@ class NAG(Optimizer):
         super().load_state_dict(state_dict)
         self._before = {}
 
-    def commit(self, stepping: Sequence[bool]) -> None:
+    def commit(self, stepping: Sequence[bool]) -> BaseException | None:
+        """Takes back what is ahead and has no gradient; a Ctrl-C amid that waits for the step."""
         ahead = [group["ahead"] for group in self._seen]
-        if any(ahead):
-            back = [i for i, g in enumerate(self._group_of) if ahead[g] and not stepping[i]]
-            for i in back:
-                if i in self._before:
-                    self._params[i][...] = self._before[i]
-            self._move([i for i in back if i not in self._before], -1.0, self._RETURNING)
-            self._before = {}
+        if not any(ahead):
+            return None
+        back = [i for i, g in enumerate(self._group_of) if ahead[g] and not stepping[i]]
+        works: list[Callable[[], None]] = [
+            partial(self._move, [i for i in back if i not in self._before], -1.0, self._RETURNING)
+        ]
+        works += [partial(np.copyto, self._params[i], self._before[i]) for i in back if i in self._before]
+        late = None
+        for work in works:
+            try:
+                work()
+            except BaseException as error:
+                if any(group["ahead"] for group in self._seen):  # nothing has moved
+                    raise
+                late = error
+        self._before = {}
+        return late
 
     def _move(self, which: Sequence[int], sign: float, stream: int) -> None:
         """p = p + sign * momentum * v, a step of plain SGD along the velocity; then they are ahead, or not."""

@@ -222,34 +222,40 @@ def test_a_step_that_began_before_the_state_was_replaced_is_refused() -> None:
     optimizer.step(grads)
 
 
-@pytest.mark.parametrize("call", ["lookahead", "step"])
+@pytest.mark.parametrize(("call", "watched"), [("lookahead", 0), ("step", 0), ("step", 1)])
 @own_process
-def test_ctrl_c_leaves_nag_before_a_call_or_after_it(call: str) -> None:
-    """A signal waits until the kernel is done: then the parameters stand where the optimizer says."""
-    size = 2**22
-    grads = [np.ones(size, np.float32)]
+def test_ctrl_c_during_a_kernel_of_nag(call: str, watched: int) -> None:
+    """It waits for the kernel, and for those that follow: the parameters stand where the optimizer says."""
+    fastopt.set_num_threads(1)
+    size = 2**23
+    grads = [np.ones(size, np.float32), None]
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    def made(calls: Sequence[str], delay: float = 0.0) -> list[Any]:
-        """What the calls leave; a signal comes `delay` after the last has begun."""
-        params = [np.ones(size, np.float32)]
+    def made(interrupted: bool) -> list[Any]:
+        """What the call leaves."""
+        params = [np.ones(size, np.float32) for _ in grads]
         optimizer = fastopt.NAG(params, lr=0.1)
-        for number, name in enumerate(calls, 1):
-            with contextlib.suppress(KeyboardInterrupt):
-                signal.setitimer(signal.ITIMER_REAL, delay if number == len(calls) else 0)
-                optimizer.lookahead() if name == "lookahead" else optimizer.step(grads)
-                signal.setitimer(signal.ITIMER_REAL, 0)
-        whole([*params, optimizer.state[0]["velocity"]])
-        state = optimizer.state[0]
-        return [params[0][0], state["velocity"][0], state["step"], optimizer.param_groups[0]["ahead"]]
+        optimizer.step([np.ones(size, np.float32)] * 2)
+        if call == "step":
+            optimizer.lookahead()
+        before, end, caller = params[watched][0], time.monotonic() + 10, threading.get_ident()
 
-    calls = ["step", "lookahead", "step"][: 2 if call == "lookahead" else 3]
-    allowed = [made(calls[:-1]), made(calls)]
-    signal.signal(signal.SIGALRM, interrupt)
-    for delay in np.geomspace(1e-5, 1e-2, 20):
-        assert made(calls, delay) in allowed
+        def interrupt() -> None:
+            while params[watched][0] == before and time.monotonic() < end:
+                time.sleep(1e-5)
+            signal.pthread_kill(caller, signal.SIGALRM)
+
+        with pytest.raises(KeyboardInterrupt) if interrupted else contextlib.nullcontext():
+            if interrupted:
+                threading.Thread(target=interrupt).start()
+            optimizer.lookahead() if call == "lookahead" else optimizer.step(grads)
+            time.sleep(10 if interrupted else 0)  # where it comes late
+        states = optimizer.state.values()
+        for array in (*params, *(state["velocity"] for state in states)):
+            assert (array == array[0]).all()
+        return [[p[0] for p in params], [s["step"] for s in states], optimizer.param_groups[0]["ahead"]]
+
+    assert made(interrupted=True) == made(interrupted=False)
 
 
 def test_free_threading_is_not_declared() -> None:

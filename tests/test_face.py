@@ -198,6 +198,8 @@ def test_eps_hat_may_say_how_eps_is_meant() -> None:
     grad, last = np.array([1e-8, 1e-3, 1.0, -2.0]), []
     for groups, options in [
         ([{"eps_hat": 1e-2, "eps": 0}], {}),
+        ([{"eps_hat": 1e-2, "eps": 0}], {"eps_hat": True}),
+        ([{"eps_hat": 1e-2, "eps": 0}], {"eps_hat": False}),
         ([{}], {"eps_hat": True, "eps": 1e-2}),
         ([{"eps": 1e-2}], {"eps_hat": True}),
         ([{"eps_hat": True}], {"eps": 1e-2}),
@@ -207,7 +209,10 @@ def test_eps_hat_may_say_how_eps_is_meant() -> None:
         optimizer = fastopt.Adam([{"params": [param], **groups[0]}], **options)
         optimizer.step([grad])
         last.append(param.tobytes())
-        optimizer.load_state_dict(optimizer.state_dict())
+        saved = optimizer.state_dict()
+        saved["param_groups"][0].update(eps=0, eps_hat=1e-2)
+        optimizer.load_state_dict(saved)
+        optimizer.step([grad])
         optimizer.param_groups[0].update(eps=1e-2, eps_hat=True)
         optimizer.step([grad])
         optimizer.param_groups[0]["eps_hat"] = False
