@@ -4,6 +4,7 @@ The metadata is in pyproject.toml.
 """
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -49,10 +50,24 @@ def openmp() -> list[str]:
     return []
 
 
+def list_optimizers(folder: Path) -> None:
+    """Writes ``_list.py``: an import of every class of the files in the folder, so that nobody keeps a list."""
+    found = {
+        name: path.stem
+        for path in sorted(folder.glob("[!_]*.py"))
+        for name in re.findall(r"^class ([A-Z]\w*)\(", path.read_text(), flags=re.MULTILINE)
+    }
+    lines = ["# Written by setup.py from the files in this folder."]
+    lines += [f"from fastopt.optimizers.{module} import {name}" for name, module in found.items()]
+    lines += ["", "__all__ = [", *(f'    "{name}",' for name in sorted(found)), "]", ""]
+    folder.joinpath("_list.py").write_text("\n".join(lines))
+
+
 if __name__ == "__main__":  # else for its FLAGS alone
     from Cython.Build import cythonize
     from setuptools import Extension, setup
 
+    list_optimizers(Path("fastopt/optimizers"))
     OPENMP = openmp()
     setup(
         ext_modules=cythonize(
