@@ -2,6 +2,7 @@
 """The compiled table of kernels, as Python and other Cython modules see it, and the settings of the process."""
 
 from libc.stdint cimport int64_t
+from libc.stdlib cimport calloc, free
 
 cdef extern from "fastopt.h" nogil:
     double fastopt_bias_correction(double beta, int64_t t)
@@ -14,6 +15,10 @@ cdef extern from *:
     #else
     #define FASTOPT_OPENMP 0
     #define omp_get_max_threads() 1
+    #define omp_get_proc_bind() 0
+    #define omp_get_num_places() 0
+    #define omp_get_place_num_procs(place) 0
+    #define omp_get_place_proc_ids(place, cpus) ((void)(cpus))
     #endif
     #ifdef __VERSION__
     #define FASTOPT_COMPILER __VERSION__
@@ -32,6 +37,10 @@ cdef extern from *:
     int FASTOPT_OPENMP
     const char *FASTOPT_COMPILER
     int omp_get_max_threads()
+    int omp_get_proc_bind()
+    int omp_get_num_places()
+    int omp_get_place_num_procs(int place)
+    void omp_get_place_proc_ids(int place, int *cpus)
     int fastopt_forks  # between the last program that was started and this process
     void fastopt_count_forks_from(int before)
 
@@ -141,6 +150,25 @@ def set_flush_denormal(bint mode):
 def max_threads():
     """The most threads that OpenMP's own settings allow: 1 without OpenMP."""
     return omp_get_max_threads()
+
+
+def openmp_places():
+    """The CPUs of each place to which OpenMP binds threads, in order; none where it does not bind threads."""
+    cdef int place, size, k
+    cdef int *cpus
+    places = []
+    if omp_get_proc_bind():  # omp_proc_bind_false is 0
+        for place in range(omp_get_num_places()):
+            size = omp_get_place_num_procs(place)
+            cpus = <int *>calloc(size + 1, sizeof(int))
+            if not cpus:
+                raise MemoryError
+            try:
+                omp_get_place_proc_ids(place, cpus)
+                places.append(frozenset([cpus[k] for k in range(size)]))
+            finally:
+                free(cpus)
+    return tuple(places)
 
 
 def bias_correction(double beta, int64_t t, /):

@@ -60,7 +60,7 @@ cdef class Intervals:
     cdef readonly list tensors
     cdef readonly object names
 
-    def __init__(self, list tensors, names, Intervals before=None, list added=[], set without=frozenset()):
+    def __init__(self, list tensors, names, Intervals before=None, list added=[], set without=None):
         cdef Py_ssize_t i = 0, most = before_count(before) + len(added)
         cdef list pairs = []
         self.tensors, self.names = tensors, names
@@ -127,7 +127,7 @@ cdef class Intervals:
                 high = middle
         return &self.intervals[low - 1] if low and self.intervals[low - 1].end > begin else NULL
 
-    def with_arrays(self, list tensors, list added, set without=frozenset()):
+    def with_arrays(self, list tensors, list added, set without=None):
         """These and others; `added` and `without` as above."""
         return Intervals(tensors, self.names, self, added, without)
 
@@ -173,7 +173,7 @@ cdef class Tensor:
         int contiguity  # NumPy's flag of the parameter's order
         int rank
         const cnp.npy_intp *shape
-        list letters  # of the states' buffers, in the kernel's order
+        readonly list letters  # of the states' buffers, in the kernel's order
 
     def __init__(self, algorithm, Py_ssize_t index, key, given, Py_ssize_t group, uint64_t first_element):
         self.index, self.key, self.given, self.group = index, key, given, group

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -27,11 +27,6 @@ from fastopt.checkpoint import MOST_STEPS
 from fastopt.optimizer import Optimizer
 from fastopt.options import check_all, check_grad_scale, options_of, shown
 from fastopt.thread_tuner import ThreadTuners
-
-if TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Callable[..., None]: ...
-
 
 class _Thread(threading.local):
     """What each Python thread has of its own."""
@@ -143,8 +138,17 @@ def _make(cls: type[Optimizer]) -> Callable[..., None]:
     return function
 
 
-__all__ = [name.lower() for name in optimizers.__all__]
-for _name in optimizers.__all__:
-    _cls = getattr(optimizers, _name)
-    if _cls.algorithm.formula in TABLE:  # else tests/test_table.py says what is missing
-        globals()[_name.lower()] = _make(_cls)
+_CLASSES = {name.lower(): getattr(optimizers, name) for name in optimizers.__all__}
+__all__ = list(_CLASSES)
+
+
+def __getattr__(name: str) -> Callable[..., None]:
+    """Makes a function when it is first asked for: an import of all takes longer than most programs want to wait."""
+    if name not in _CLASSES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    function = globals()[name] = _make(_CLASSES[name])
+    return function
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -356,20 +356,3 @@ int fastopt_threads_can_start(int n)
     free(threads);
     return enough ? made : 0;
 }
-
-/* -- Forks -- */
-
-static int forks; /* written in a child that has no other thread yet */
-
-static void count_fork(void) { __atomic_fetch_add(&forks, 1, __ATOMIC_RELAXED); }
-
-static void register_count(void) { pthread_atfork(NULL, NULL, count_fork); }
-
-void fastopt_watch_forks(int before)
-{
-    static pthread_once_t registered = PTHREAD_ONCE_INIT;
-    __atomic_store_n(&forks, before, __ATOMIC_RELAXED);
-    pthread_once(&registered, register_count);
-}
-
-int fastopt_forks(void) { return __atomic_load_n(&forks, __ATOMIC_RELAXED); }

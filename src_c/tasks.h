@@ -98,9 +98,4 @@ uint64_t fastopt_flush_subnormals(void); /* until the mode that it returns is se
  * them. libgomp ends the process when it cannot make a thread, so ask first. */
 int fastopt_threads_can_start(int n);
 
-/* Forks between the last program that was started and this process. before: how many there were when
- * counting began. */
-void fastopt_watch_forks(int before);
-int fastopt_forks(void);
-
 #endif

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from fastopt._plan import Change, Move, Tensor
+from fastopt._turns import exclusive
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Optimizer, Params
-from fastopt.options import NonNegative, Seed, StateDtype
+from fastopt.optimizers.sgd import SGD
+from fastopt.options import NonNegative, Seed, StateDtype, options_of
+
+LOOKING_AHEAD, RETURNING = 1 << 32, 2 << 32
+"""Added to the seed, beyond all that users may give: the moves are rounded by random bits of their own."""
 
 
 class NAG(Optimizer):
@@ -66,9 +73,46 @@ class NAG(Optimizer):
             else:
                 p += v
 
+    @exclusive
     def lookahead(self) -> None:
         """Moves every parameter to p + momentum * v; the next ``step`` takes gradients from there.
 
         Until then ``momentum`` and ``state_dtype`` stay what they are.
         """
-        raise NotImplementedError  # PLACEHOLDER: the base class gets the means for this
+        self._take_edits()
+        plan = self._plan
+        if any(group.h["ahead"] for group in plan.groups):
+            raise RuntimeError("the parameters are ahead already; call step() before lookahead() again")
+        change = self._moving(plan.tensors, 1.0, LOOKING_AHEAD)
+        # what is rounded at random has no way back
+        change.notes = {tensor: tensor.param.copy() for tensor in plan.tensors if tensor.param.itemsize == 2}
+        plan.move(self, change)
+
+    def _change_in_step(self, has_gradient: Sequence[bool]) -> Change | None:
+        """Parameters that are ahead and have no gradient go back."""
+        plan = self._plan
+        if not any(group.h["ahead"] for group in plan.groups):
+            return None
+        found = plan.last_move.notes if plan.last_move is not None else {}
+        back = [
+            tensor
+            for tensor, stepping in zip(plan.tensors, has_gradient, strict=True)
+            if plan.groups[tensor.group].h["ahead"] and not stepping
+        ]
+        change = self._moving([tensor for tensor in back if tensor not in found], -1.0, RETURNING)
+        change.copies = [(tensor.param, found[tensor]) for tensor in back if tensor in found]
+        return change
+
+    def _moving(self, tensors: Sequence[Tensor], sign: float, stream: int) -> Change:
+        """p = p + sign * momentum * v: a step of plain SGD along the velocity. Then all are ahead, or none is."""
+        change, plan = Change(), self._plan
+        most = max(tensor.steps for tensor in plan.tensors)
+        plain = {name: option.default for name, option in options_of(SGD).items()}
+        along = []
+        for index, group in enumerate(plan.groups):
+            h = {**group.h, "ahead": sign > 0}
+            change.groups.append((index, group.h, h, self._group_of(f"group {index}: ", h)))
+            lr = -sign * group.numbers_after(most)["momentum"]
+            along.append(SGD._group_of("", {**plain, "lr": lr, "seed": group.h["seed"] + stream}))
+        change.moves = [Move(tensor, "v", along[tensor.group], tensor.steps + 1) for tensor in tensors]
+        return change
