@@ -41,9 +41,9 @@ def facts() -> dict[str, str]:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["bench"]:
-        from fastopt import benchmark
+        from fastopt.benchmark import report
 
-        benchmark.main()
+        report.main()
     elif sys.argv[1:]:
         sys.exit("usage: python -m fastopt [bench]")
     else:
