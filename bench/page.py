@@ -20,19 +20,25 @@ from fastopt.benchmark.timing import Timing, in_microseconds
 # -- In short --------------------------------------------------------------------------------------
 
 
-def comparison(results: Results, workload: str, names: Sequence[str]) -> str:
+def comparison(results: Results, workload: str) -> str:
     """Says how many times as long other libraries take as fastopt for a step of Adam."""
     row = results.row("Adam", workload)
     mine = row.best("fastopt") if row else None
     if not row or not mine:
         return ""
-    ratios = [f"{name} {shown_ratio(time / mine)}" for name in names if (time := row.best(name))]
-    bound, fused = row.best("fastopt bound"), row.best("torch fused")
-    if workload == MANY and bound and fused:
-        ratios.append(
-            f"and where `opt.bind` has registered the gradients, torch fused {shown_ratio(fused / bound)}"
+    ratios = {
+        name: time / mine for name in ("NumPy", "torch fused", "DeepSpeed", "numba") if (time := row.best(name))
+    }
+    (first, ratio), *others = ratios.items()
+    parts = [f"{first} takes {shown_ratio(ratio)} times as long as fastopt"]
+    parts += [f"{name} {shown_ratio(ratio)} times" for name, ratio in others]
+    bound = row.best("fastopt bound")
+    if workload == MANY and bound and "torch fused" in ratios:
+        after_bind = shown_ratio(ratios["torch fused"] * mine / bound)
+        parts.append(
+            f"and torch fused {after_bind} times where fastopt's gradients were registered once, by `opt.bind`"
         )
-    return "; ".join(ratios)
+    return ", ".join(parts)
 
 
 def summary(results: Results) -> str:
@@ -42,15 +48,13 @@ def summary(results: Results) -> str:
     lines = []
     if gains:
         lines.append(
-            f"A whole training iteration in NumPy takes {shown_ratio(gains[0])} to {shown_ratio(gains[-1])} times "
-            f"as long with a hand-written Adam as with fastopt, depending on the network ({len(gains)} measured)."
+            "A whole training iteration of a network in NumPy takes "
+            f"{shown_ratio(gains[0])} to {shown_ratio(gains[-1])} times as long with a hand-written Adam as with "
+            f"fastopt ({len(gains)} networks)."
         )
-    texts = {
-        FIRST: "A step of Adam on one array of 2^20 float32 numbers takes, in multiples of fastopt's time",
-        MANY: "A step of Adam on 1,000 arrays of 64 numbers takes, in the same unit",
-    }
+    texts = {FIRST: "A step of Adam on 2^20 float32 numbers", MANY: "A step of Adam on 1,000 arrays of 64 numbers"}
     for workload, text in texts.items():
-        if ratios := comparison(results, workload, ("NumPy", "torch fused", "DeepSpeed", "numba")):
+        if ratios := comparison(results, workload):
             lines.append(f"{text}: {ratios}.")
     if results.rows:
         lines.append(lost_sentence(results))
@@ -58,12 +62,15 @@ def summary(results: Results) -> str:
 
 
 def lost_sentence(results: Results) -> str:
-    worst = {name: (len(rows), *max(rows, key=lambda one: one[0])) for name, rows in results.lost().items()}
-    names = "; ".join(f"{name} in {n} (by up to {r:.2f} times: {row})" for name, (n, r, row) in worst.items())
-    return (
-        f"Of {len(results.rows)} combinations of optimizer, dtype and workload, other libraries are faster in "
-        + (f"some: {names}." if names else "none.")
-    )
+    """Says how often other libraries are faster."""
+    lost = sorted(results.lost().items(), key=lambda item: -len(item[1]))
+    rows = f"Of {len(results.rows)} combinations of optimizer, dtype and workload,"
+    if not lost:
+        return f"{rows} none is faster with another library."
+    (first, found), *others = lost
+    counts = [f"{first} is faster than fastopt in {len(found)}", *(f"{name} in {len(f)}" for name, f in others)]
+    worst = max(ratio for _, found in lost for ratio, _ in found)
+    return f"{rows} {', '.join(counts)}; there fastopt takes up to {worst:.2f} times as long."
 
 
 MARKS = "<!-- written by bench/report.py --readme -->\n", "<!-- until here -->\n"
@@ -107,7 +114,7 @@ def lost_list(results: Results) -> str:
     if not found:
         return "No other library is faster than fastopt in any row.\n"
     lines = (
-        f"* {name}, {len(rows)} rows: {', '.join(f'{row} ({r:.2f})' for r, row in rows)}\n"
+        f"* {name}, in {len(rows)}: {', '.join(f'{row} ({r:.2f})' for r, row in rows)}\n"
         for name, rows in found.items()
     )
     return (
@@ -189,11 +196,11 @@ HOW_TO_READ = f"""\
   back. *DeepSpeed* is its optimizer for CPUs.
 * *fastopt* is given its gradients in a list at each step; *fastopt bound* has registered them beforehand with
   `opt.bind`. *Its choice* is the number of threads that fastopt chooses by itself.
-* The *{BANDWIDTH}* is the time of a C loop that reads and writes the bytes of a step without computing anything,
-  in one flat array for each of parameter, gradient and states, at the best addresses. Below some thousand elements
-  this is the cost of a call from Python.
-* The *{DIVISION}* is the time that the divisions and square roots of a step take alone, on numbers
-  that stay in the nearest cache.
+* The *{BANDWIDTH}* is the time of a C loop that reads and writes the bytes of a step without
+  computing anything, in one flat array for each of parameter, gradient and states, at the best addresses. Below
+  some thousand elements this is the cost of a call from Python.
+* The *{DIVISION}* is the time that the divisions and square roots of a step take alone, on
+  numbers that stay in the nearest cache.
 * The first three steps of every candidate are compared before it is timed: fastopt and NumPy bit for bit with the
   formula in plain NumPy that ships with fastopt, the others with the same formula in float64. Arrays begin at a
   multiple of 16 bytes and of no more, as NumPy's own do.
@@ -219,11 +226,12 @@ def noise(results: Results) -> str:
 
     lines = [
         "The same optimizer, measured twice in the same rounds in arrays of its own, differs by "
-        f"{results.noise(0.5):.1%} in the median row and by {results.noise(0.95):.1%} in one row of twenty. *Noise* "
-        "is the latter figure.",
+        f"{results.noise(0.5):.1%} in the median row and by {results.noise(0.95):.1%} in one row of twenty. "
+        "*Noise* is the latter figure.",
         f"Half the distance between the quartiles is {at(spreads, 0.5)} of the time in the median cell and "
         f"{at(spreads, 0.95)} in one cell of twenty.",
-        f"Other processes kept {at(others, 0.5)} of one CPU busy in the median row and {others[-1]:.0%} in the worst.",
+        f"Other processes kept {at(others, 0.5)} of one CPU busy in the median row and {others[-1]:.0%} in the "
+        "worst.",
         f"During {shared} of {len(tasks)} tasks all CPUs together divided numbers hardly faster than one, as two "
         "threads of one core do.",
         f"{results.data.get('repeated', 0)} tasks were measured again for that reason, or because the times of "

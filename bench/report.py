@@ -254,7 +254,7 @@ def chosen(key: str, only: Sequence[str]) -> bool:
 
 
 def disturbed(task: Mapping[str, Any], most: float) -> bool:
-    """Whether the CPUs were one core, or the times of fastopt or the bandwidth limit spread by more than a part."""
+    """Whether the CPUs were one core, or times of fastopt or of the bandwidth limit spread by more than `most`."""
     return one_core(task, CPUS) or (
         task["kind"] == "steps"
         and any(

@@ -51,7 +51,7 @@ def optional_states_in_use(cls: OptimizerClass, hyper: Hyper) -> int:
 
 def number_of_kernels(cls: OptimizerClass) -> int:
     """How many kernels an optimizer has: one for each subset of its optional state buffers."""
-    return 2 ** len(_kernels.TABLE[formula_of(cls)]["optional"])
+    return 1 << len(_kernels.TABLE[formula_of(cls)]["optional"])
 
 
 def initial_states(cls: OptimizerClass, hyper: Hyper) -> dict[str, float | None]:
