@@ -47,10 +47,11 @@ def summary(results: Results) -> str:
     gains = sorted(one["times"]["NumPy"][0] / one["times"]["default"][0] for one in models)
     lines = []
     if gains:
+        lowest, highest = map(shown_ratio, (gains[0], gains[-1]))
+        span = f"{lowest} to {highest}" if len(gains) > 1 else lowest
         lines.append(
-            "A whole training iteration of a network in NumPy takes "
-            f"{shown_ratio(gains[0])} to {shown_ratio(gains[-1])} times as long with a hand-written Adam as with "
-            f"fastopt ({len(gains)} networks)."
+            f"A whole training iteration of a network in NumPy takes {span} times as long with a hand-written Adam as "
+            f"with fastopt ({len(gains)} network{'s' * (len(gains) > 1)})."
         )
     texts = {FIRST: "A step of Adam on 2^20 float32 numbers", MANY: "A step of Adam on 1,000 arrays of 64 numbers"}
     for workload, text in texts.items():
