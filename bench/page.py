@@ -49,9 +49,10 @@ def summary(results: Results) -> str:
     if gains:
         lowest, highest = map(shown_ratio, (gains[0], gains[-1]))
         span = f"{lowest} to {highest}" if len(gains) > 1 else lowest
+        networks = f"{len(gains)} network{'s' * (len(gains) > 1)}"
         lines.append(
-            f"A whole training iteration of a network in NumPy takes {span} times as long with a hand-written Adam as "
-            f"with fastopt ({len(gains)} network{'s' * (len(gains) > 1)})."
+            f"A whole training iteration of a network in NumPy takes {span} times as long with a hand-written "
+            f"Adam as with fastopt ({networks})."
         )
     texts = {FIRST: "A step of Adam on 2^20 float32 numbers", MANY: "A step of Adam on 1,000 arrays of 64 numbers"}
     for workload, text in texts.items():
