@@ -110,20 +110,11 @@ def case(variant: Variant, workload: str, dtype: str = "float32") -> Case:
 
 def kernel_step(one: Case, placed: Callable[[Array], Array] = np.copy) -> Step:
     """A kernel alone, on copies of the arrays that `placed` makes."""
-    letters = internals.initial_states(one.cls, one.hyper)
     plain = one.arrays(), one.arrays()
     for seed, arrays in enumerate(plain):
         fill(arrays, seed)
     params, grads = ([placed(a) for a in arrays] for arrays in plain)
-    states = [
-        {
-            letter: placed(a)
-            for letter, a in zip(letters, one.states(p.shape, one.dtype), strict=True)
-            if a is not None
-        }
-        for p in params
-    ]
-    return internals.kernel_call(one.cls, one.hyper, params, grads, states)
+    return internals.kernel_call(one.cls, one.options, params, grads)
 
 
 # -- Facts -----------------------------------------------------------------------------------------

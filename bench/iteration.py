@@ -51,7 +51,7 @@ class Iteration:
     @property
     def threads(self) -> int:
         """The number of threads that fastopt has chosen for the steps."""
-        return internals.threads_in_use(self.optimizer)
+        return internals.threads_in_use(self.optimizer, sum(p.size for p in self.params))
 
 
 def batch() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.intp]]:
