@@ -24,11 +24,11 @@ paths: $(VENV)/demo  ## draw the paths that the optimizers take
 test: $(VENV)/test  ## all tests that every user can run
 	$(BIN)/pytest -n 2 tests
 
-bench: $(VENV)/bench  ## time steps against what is installed, in minutes: a page in build/bench
+bench: $(VENV)/bench  ## compare with the libraries that are installed, in minutes: a page in build/bench
 	$(BIN)/python bench/report.py
 
-bench-full: $(VENV)/bench-full  ## every optimizer and workload against everything, in an hour: the page in docs, the README
-	$(BIN)/python bench/report.py --full --output docs --results build/bench/full.json --readme README.md
+bench-full: $(VENV)/bench-full  ## compare everything with every library, in hours: docs/benchmark.md, README
+	$(BIN)/python bench/report.py --full --output docs --readme README.md
 
 check: $(VENV)/dev  ## lint and type-check
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

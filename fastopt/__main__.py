@@ -6,9 +6,9 @@ from fastopt import machine
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["bench"]:
-        from fastopt import benchmark
+        from fastopt.benchmark import report
 
-        benchmark.main()
+        report.main()
     elif sys.argv[1:]:
         sys.exit("usage: python -m fastopt [bench]")
     else:
