@@ -130,7 +130,9 @@ def list_optimizers(folder: Path) -> None:
     lines = ["# Written by setup.py from the files in this folder."]
     lines += [f"from fastopt.optimizers.{module} import {name}" for name, module in found.items()]
     lines += ["", "__all__ = [", *(f'    "{name}",' for name in sorted(found)), "]", ""]
-    folder.joinpath("_list.py").write_text("\n".join(lines), encoding="utf-8")
+    text, path = "\n".join(lines), folder / "_list.py"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:  # else make would build again
+        path.write_text(text, encoding="utf-8")
 
 
 def run_setup() -> None:
