@@ -194,7 +194,7 @@ def test_formula_agrees_with_its_row(name: str) -> None:
     assert sentence is None, sentence
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", sorted(ROWS.keys() - NO_UPDATE))
 def test_digests_are_stored(name: str) -> None:
     sentence = wrong_digest(name, DIGEST.read_text())
     assert sentence is None, sentence
