@@ -83,19 +83,6 @@ def openmp() -> list[str]:
     return []
 
 
-def list_optimizers(folder: Path) -> None:
-    """Writes ``_list.py``: an import of every class of the files in the folder, so that nobody keeps a list."""
-    found = {
-        name: path.stem
-        for path in sorted(folder.glob("[!_]*.py"))
-        for name in re.findall(r"^class ([A-Z]\w*)\(", path.read_text(), flags=re.MULTILINE)
-    }
-    lines = ["# Written by setup.py from the files in this folder."]
-    lines += [f"from fastopt.optimizers.{module} import {name}" for name, module in found.items()]
-    lines += ["", "__all__ = [", *(f'    "{name}",' for name in sorted(found)), "]", ""]
-    folder.joinpath("_list.py").write_text("\n".join(lines))
-
-
 def missing_packages() -> str | None:
     """What to install before setup() can run, in a sentence."""
     from importlib.metadata import PackageNotFoundError, version
@@ -134,14 +121,27 @@ def missing_compiler() -> str | None:
     return None
 
 
+def list_optimizers(folder: Path) -> None:
+    """Writes ``_list.py``: an import of every class of the files in the folder, so that nobody keeps a list."""
+    found = {
+        name: path.stem
+        for path in sorted(folder.glob("[!_]*.py"))
+        for name in re.findall(r"^class ([A-Z]\w*)\(", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    }
+    lines = ["# Written by setup.py from the files in this folder."]
+    lines += [f"from fastopt.optimizers.{module} import {name}" for name, module in found.items()]
+    lines += ["", "__all__ = [", *(f'    "{name}",' for name in sorted(found)), "]", ""]
+    text, path = "\n".join(lines), folder / "_list.py"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:  # else make would build again
+        path.write_text(text, encoding="utf-8")
+
+
 def run_setup() -> None:
     import numpy
     from Cython.Build import cythonize
     from setuptools import Extension, setup
     from setuptools.command.build_ext import build_ext
     from setuptools.command.build_py import build_py
-
-    list_optimizers(Path("fastopt/optimizers"))
 
     class BuildExtensions(build_ext):
         """Compiles files in parallel, and anew when other flags compiled what lies in the build folder."""
@@ -225,4 +225,5 @@ def run_setup() -> None:
 if __name__ == "__main__":  # else for its FLAGS alone
     if sentence := missing_packages():
         raise SystemExit(sentence)
+    list_optimizers(Path("fastopt/optimizers"))
     run_setup()

@@ -59,8 +59,8 @@ def sums(
     Changes none of the arrays. Elements are numbered in the order in which ``p`` lies in memory.
     """
     copies = [None if state is None else state.copy(order="K") for state in states]
-    # the factors are made of the sums: these cannot depend on them
-    found = update(algorithm, p.copy(order="K"), grad, copies, scalars, [0.0] * n_factors)
+    # factors are made of the sums, which cannot depend on them
+    found = update(algorithm, p.copy(order="K"), grad, copies, scalars, [1.0] * n_factors)
     order: Literal["C", "F"] = "C" if p.flags.c_contiguous else "F"
     return np.stack([block_sums(values.ravel(order)) for values in found], axis=1)
 
