@@ -10,13 +10,15 @@ This file alone knows how the package is built inside; the other tests ask it.
 from __future__ import annotations
 
 import ast
+import datetime
+import decimal
+import fractions
 import inspect
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from types import ModuleType
 from typing import Any, TypeAlias
 
 import ml_dtypes
@@ -250,6 +252,124 @@ KERNELS = [
     if subset or buffers["state"] or states == parameter
 ]
 """All that are compiled, for each instruction set: row, subset and format."""
+
+# -- Values of options -----------------------------------------------------------------------------
+
+
+class Tensor:
+    """Like torch's: an array to those who ask, but none."""
+
+    shape, dtype, ndim = (3,), np.dtype("float32"), 1
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Array:
+        return np.ones(3, np.float32)
+
+    def __repr__(self) -> str:
+        return "Tensor" * 1000
+
+    def __len__(self) -> int:
+        return 3
+
+
+NO_NUMBERS = [
+    *("0.1", b"0.1", None, 1j, np.complex64(1), decimal.Decimal("0.1"), object, Tensor(), datetime.timedelta(1)),
+    *([0.1], (0.1,), {}, {0.1}, range(3), np.ones(2), np.array(0.1), np.array([0.1])),
+]
+OUT_OF_RANGE = [
+    *(-1.0, -1, -1e-300, np.nan, np.inf, -np.inf, 10**400, -(10**400), fractions.Fraction(-1, 3)),
+    *(np.float32("nan"), np.float16("inf"), np.longdouble("-1"), np.int64(-1)),
+]
+
+
+def wrong_numbers(name: str) -> list[Any]:
+    found = [*NO_NUMBERS, *OUT_OF_RANGE]
+    if highest(name) < math.inf:
+        found += [np.nextafter(highest(name), 2), 1.5]
+    if name != "eps_hat":  # where True makes it of eps
+        found += [True, np.False_]
+    return [x for x in found if name != "lr" or not callable(x)]
+
+
+def wrong_values(cls: Class, name: str) -> list[Any]:
+    """Values of every kind that the option must not have."""
+    default = options_of(cls)[name]
+    if name == "state_dtype":
+        return [
+            "float16",
+            "int8",
+            "",
+            "x" * 1000,
+            b"float32",
+            16,
+            True,
+            1.0,
+            np.float32,
+            np.dtype("f4"),
+            np.ones(2),
+            {},
+        ]
+    if name == "seed":
+        return [
+            -1,
+            2**32,
+            10**400,
+            0.5,
+            1.0,
+            np.float32(1),
+            "1",
+            None,
+            True,
+            np.True_,
+            [1],
+            np.ones(1, int),
+            Tensor(),
+        ]
+    if isinstance(default, bool):
+        return [1, 0, 0.5, np.nan, "yes", None, [], [True], np.ones(2, bool), np.array(True), Tensor()]
+    if isinstance(default, tuple):
+        right = (0.5,) * (len(default) - 1)
+        lengths = [None, 0.9, (), right, (*right, 0.5, 0.5), "ab", np.ones(2), {0.5, 0.6}, iter((0.5, 0.6)), {}]
+        return [*lengths, *((*right, x) for x in wrong_numbers(name)), *((x, *right) for x in (-1.0, "x"))]
+    return wrong_numbers(name)
+
+
+WRONG_NUMBERS = [-1.0, -1e-300, math.nan, math.inf, -math.inf, 10**400, "0.1", None, 1j, (0.1,), True]
+"""No learning rates: some kinds of them."""
+
+
+def right_values(cls: Class, name: str) -> list[Any]:
+    """Values of every kind that the option may have; callables may turn out wrong when they are asked."""
+    default = options_of(cls)[name]
+    if name == "state_dtype":
+        return [None, "float32", "bfloat16"]
+    if name == "seed":
+        return [0, 1, np.int64(7), 2**32 - 1]
+    if isinstance(default, bool):
+        return [True, False, np.True_] + ([0.0, 1e-3] if name == "eps_hat" else [])
+    high = 1.0 if cls is fastopt.Signum and name == "momentum" else highest(name)
+    good = [x for x in (0.0, 0, 1e-3, 0.3, np.float32(0.5), 0.9, 1.0, 3, 1e-300, 1e40) if x <= high]
+    if isinstance(default, tuple):
+        return [form((x, y)) for form in (tuple, list) for x, y in zip(good, good[::-1], strict=True)]
+    if name == "lr":
+        return [*good, *(lambda t, x=x: x for x in (0.0, 0.3, 1)), *(lambda t, x=x: x for x in WRONG_NUMBERS[::4])]
+    return [*good, True, False] if name == "eps_hat" else good
+
+
+def some_wrong_values(cls: Class, name: str) -> list[Any]:
+    """A few values that the option must not have."""
+    default = options_of(cls)[name]
+    if name == "state_dtype":
+        return ["float16", "", 32, np.float32]
+    if name == "seed":
+        return [-1, 2**32, 1.0, "1", None, True]
+    if isinstance(default, bool):
+        return ["yes", None] if name == "eps_hat" else [1, None, "yes"]
+    bad = [x for x in WRONG_NUMBERS if not (name == "eps_hat" and x is True)]
+    bad += [1.5] if highest(name) <= 1 or (cls is fastopt.Signum and name == "momentum") else []
+    if isinstance(default, tuple):
+        return [*((0.5, x) for x in bad), 0.5, (0.5,), (), None]
+    return bad
+
 
 # -- Few for many ----------------------------------------------------------------------------------
 

@@ -20,7 +20,6 @@ PLACES += [(size, at) for size in (1023, 1024, 1025) for at in (0, 1, size - 2, 
 """Sizes, and the element that is soiled: every one that a kernel's body and tail tell apart."""
 
 
-
 @lru_cache(maxsize=2)
 def values_by_size(format: str) -> list[dict[int, Array]]:
     """Parameters, and their gradients in each step."""
