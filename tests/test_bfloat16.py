@@ -15,7 +15,7 @@ import table
 from table import Array
 
 import fastopt
-from fastopt import functional, storage
+from fastopt import functional
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 ALL_PATTERNS = np.arange(2**16, dtype=np.uint16)
@@ -127,7 +127,7 @@ def test_bits_are_independent_of_those_of_other_elements() -> None:
 
 def test_pairs_of_elements_are_evenly_spread() -> None:
     size = 2**20
-    draws = storage.random_bits(0x0123456789ABCDEF, 0, np.zeros(size))
+    draws = table.random_bits(0x0123456789ABCDEF, 0, np.zeros(size))
     buffers = [next(draws) >> np.uint32(10) for _ in range(2)]
     for lag in 1, 2, 3, 5, 8, 16, 64, 89, 1000, 4096:
         for a, b in itertools.product(buffers, buffers):
@@ -145,7 +145,7 @@ def test_bits_are_independent_of_those_of_other_steps_and_seeds() -> None:
 
 
 def test_bits_are_independent_of_those_of_other_buffers() -> None:
-    draws = storage.random_bits(0x0123456789ABCDEF, 0, np.zeros(SIZE))
+    draws = table.random_bits(0x0123456789ABCDEF, 0, np.zeros(SIZE))
     buffers = [next(draws) for _ in range(4)]
     for values in buffers:
         for part in values >> np.uint32(8), values & np.uint32(255):

@@ -22,7 +22,9 @@ from table import Variant
 import fastopt
 
 SIZE = 70_001  # enough for a parallel step
-every_optimizer = pytest.mark.parametrize("name", [cls.__name__ for cls in table.OPTIMIZERS])
+every_optimizer = table.cases(
+    "name", [cls.__name__ for cls in table.OPTIMIZERS], [v.cls.__name__ for v in table.KIND_BASES]
+)
 
 
 def base(name: str) -> Variant:
@@ -63,7 +65,7 @@ def test_an_optimizer_each(name: str) -> None:
     def trained(found: list[Any]) -> None:
         params = [table.plain_values(SIZE, "float32", 9)]
         optimizer = base(name).make(params)
-        for step in range(1000):
+        for step in range(300):
             optimizer.step(grads[step % 3])
         found.append(table.bits(optimizer, params))
 

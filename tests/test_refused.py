@@ -10,9 +10,6 @@ from __future__ import annotations
 import array
 import copy
 import ctypes
-import datetime
-import decimal
-import fractions
 import math
 import pickle
 import re
@@ -29,7 +26,6 @@ from table import Array
 
 import fastopt
 from fastopt import functional
-from fastopt.optimizer import HIGHEST
 
 NAMES = ["w1", "b1", "scale", "none", "w2"]
 SHAPES = [(3, 4), (4,), (), (0,), (2, 1)]
@@ -78,7 +74,7 @@ class Scene:
                 [(k, id(v) if k == "params" else repr(v)) for k, v in dict(group or {}).items()]
                 for group in self.optimizer.param_groups or []
             ],
-            self.optimizer._plan.bound is None,
+            table.is_bound(self.optimizer),
             fastopt.get_isa(),
             fastopt.get_num_threads(),
         )
@@ -113,21 +109,6 @@ def goes_on(scene: Scene, like: Scene | None = None) -> None:
 # -- Parameters ------------------------------------------------------------------------------------
 
 
-class Tensor:
-    """Like torch's: an array to those who ask, but none."""
-
-    shape, dtype, ndim = (3,), np.dtype("float32"), 1
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> Array:
-        return np.ones(3, np.float32)
-
-    def __repr__(self) -> str:
-        return "Tensor" * 1000
-
-    def __len__(self) -> int:
-        return 3
-
-
 def read_only(values: Array) -> Array:
     values.flags.writeable = False
     return values
@@ -158,7 +139,7 @@ def rubbish(size: int) -> dict[str, Any]:
         "a dict": {"a": ones},
         "a set": {1.0},
         "a generator": (x for x in ones),
-        "a tensor": Tensor(),
+        "a tensor": table.Tensor(),
         "a memoryview of bytes": memoryview(b"abcd"),
         "an array of array": array.array("d", [1.0] * size),
         "an array of ctypes": (ctypes.c_float * size)(),
@@ -370,7 +351,7 @@ ALL_WRONG_GRADIENTS: dict[str, tuple[Callable[[list[Array]], Any], str]] = {
     "an array": (lambda g: g[0], "^gradients: .* into a list"),
     "a number": (lambda _: 1.0, "^gradients: "),
     "a string": (lambda _: "grads", "^gradients: "),
-    "a tensor": (lambda _: Tensor(), "^gradients: "),
+    "a tensor": (lambda _: table.Tensor(), "^gradients: "),
     "none": (lambda _: [], "^gradients: got 0 for 5"),
     "too few": (lambda g: g[:-1], "^gradients: got 4 for 5"),
     "too many": (lambda g: [*g, g[0]], "^gradients: got 6 for 5"),
@@ -432,83 +413,26 @@ def test_the_last_of_a_thousand_gradients_is_wrong(way: str) -> None:
 
 # -- Options ---------------------------------------------------------------------------------------
 
-NO_NUMBERS = [
-    *("0.1", b"0.1", None, 1j, np.complex64(1), decimal.Decimal("0.1"), object, Tensor(), datetime.timedelta(1)),
-    *([0.1], (0.1,), {}, {0.1}, range(3), np.ones(2), np.array(0.1), np.array([0.1])),
-]
-OUT_OF_RANGE = [
-    *(-1.0, -1, -1e-300, np.nan, np.inf, -np.inf, 10**400, -(10**400), fractions.Fraction(-1, 3)),
-    *(np.float32("nan"), np.float16("inf"), np.longdouble("-1"), np.int64(-1)),
-]
+OPTIONS = [(cls, name) for cls in table.OPTIMIZERS for name in table.options_of(cls)]
+ONE_OF_A_KIND = [*{table.kind_of_option(cls, name): (cls, name) for cls, name in reversed(OPTIONS)}.values()]
+each_option = table.cases(
+    "cls, name", OPTIONS, ONE_OF_A_KIND, ids=lambda x: x if isinstance(x, str) else x.__name__
+)
 
 
-def wrong_numbers(name: str) -> list[Any]:
-    found = [*NO_NUMBERS, *OUT_OF_RANGE]
-    if name in HIGHEST:
-        found += [np.nextafter(HIGHEST[name], 2), 1.5]
-    if name != "eps_hat":  # where True makes it of eps
-        found += [True, np.False_]
-    return [x for x in found if name != "lr" or not callable(x)]
-
-
-def wrong_values(name: str, default: Any) -> list[Any]:
-    """Values that the option must not have."""
-    if name == "state_dtype":
-        return [
-            "float16",
-            "int8",
-            "",
-            "x" * 1000,
-            b"float32",
-            16,
-            True,
-            1.0,
-            np.float32,
-            np.dtype("f4"),
-            np.ones(2),
-            {},
-        ]
-    if name == "seed":
-        return [
-            -1,
-            2**32,
-            10**400,
-            0.5,
-            1.0,
-            np.float32(1),
-            "1",
-            None,
-            True,
-            np.True_,
-            [1],
-            np.ones(1, int),
-            Tensor(),
-        ]
-    if isinstance(default, bool):
-        return [1, 0, 0.5, np.nan, "yes", None, [], [True], np.ones(2, bool), np.array(True), Tensor()]
-    if isinstance(default, tuple):
-        right = (0.5,) * (len(default) - 1)
-        lengths = [None, 0.9, (), right, (*right, 0.5, 0.5), "ab", np.ones(2), {0.5, 0.6}, iter((0.5, 0.6)), {}]
-        return [*lengths, *((*right, x) for x in wrong_numbers(name)), *((x, *right) for x in (-1.0, "x"))]
-    return wrong_numbers(name)
-
-
-OPTIONS = [
-    pytest.param(cls, name, id=f"{cls.__name__}-{name}")
-    for cls in table.OPTIMIZERS
-    for name in table.options_of(cls)
-]
-each_option = pytest.mark.parametrize(("cls", "name"), OPTIONS)
-
-
-def values_of(cls: type[fastopt.Optimizer], name: str) -> list[Any]:
-    return wrong_values(name, table.options_of(cls)[name])
+@pytest.mark.parametrize("cls", table.OPTIMIZERS, ids=lambda cls: cls.__name__)
+def test_wrong_options_of_every_class(cls: type[fastopt.Optimizer]) -> None:
+    for name in table.options_of(cls):
+        for wrong in table.wrong_values(cls, name)[::7]:
+            with pytest.raises((TypeError, ValueError), match=rf"^{name}\b") as caught:
+                cls([base], **{name: wrong})  # type: ignore[call-arg]
+            assert ADVICE.search(str(caught.value)), f"{caught.value} does not say what to do"
 
 
 @each_option
 def test_wrong_options(cls: type[fastopt.Optimizer], name: str) -> None:
     scene, more = Scene(cls), np.ones(3, np.float32)
-    for wrong in values_of(cls, name):
+    for wrong in table.wrong_values(cls, name):
         option = {name: wrong}
         groups = [{"params": scene.params[:2]}, {"params": scene.params[2:], **option}]
         refused(scene, lambda s, option=option: cls(s.params, **option), rf"^{name}\b")
@@ -524,7 +448,7 @@ def test_wrong_options_that_were_edited_in(cls: type[fastopt.Optimizer], name: s
     first, last = scene.optimizer.param_groups
     right = last[name]
     lr = first["lr"]
-    for wrong in values_of(cls, name):
+    for wrong in table.wrong_values(cls, name):
         first["lr"] = lr / 2  # a right edit, before the wrong one
         last[name] = wrong
         refused(scene, lambda s: s.optimizer.step(s.grads), rf"^group 1: {name}\b")
@@ -535,7 +459,7 @@ def test_wrong_options_that_were_edited_in(cls: type[fastopt.Optimizer], name: s
 @each_option
 def test_wrong_options_in_a_state_dict(cls: type[fastopt.Optimizer], name: str) -> None:
     scene, other = Scene(cls), Scene(cls, steps=5)
-    for wrong in values_of(cls, name):
+    for wrong in table.wrong_values(cls, name):
         saved = other.optimizer.state_dict()
         saved["param_groups"][0]["lr"] = 0.01
         saved["param_groups"][1][name] = wrong
@@ -565,7 +489,7 @@ def test_options_that_do_not_go_together(cls: type[fastopt.Optimizer], options: 
     goes_on(scene)
 
 
-RUBBISH_RATES = [*wrong_numbers("lr"), len, {}, Tensor]
+RUBBISH_RATES = [*table.wrong_numbers("lr"), len, {}, table.Tensor]
 
 
 @pytest.mark.parametrize("way", ["step", "state_dict"])
@@ -581,7 +505,7 @@ def test_wrong_learning_rates_from_a_callable(way: str) -> None:
     goes_on(scene)
 
 
-GRAD_SCALES = [*NO_NUMBERS, *(np.nan, np.inf, -np.inf, 10**400, np.float32("inf")), True, np.True_, len]
+GRAD_SCALES = [*table.NO_NUMBERS, *(np.nan, np.inf, -np.inf, 10**400, np.float32("inf")), True, np.True_, len]
 
 
 def test_wrong_grad_scale() -> None:
@@ -682,7 +606,7 @@ def test_state_for_which_there_is_no_memory(monkeypatch: pytest.MonkeyPatch) -> 
     scene = Scene()
     saved = scene.optimizer.state_dict()
     with monkeypatch.context() as patch:
-        patch.setattr("fastopt.optimizer._arena", fails)
+        patch.setattr(table.ARENA, fails)
         for way in "step", "load_state_dict", "add_param_group":
             group = scene.optimizer.param_groups[1]
             group["amsgrad"] = way == "step"
@@ -891,7 +815,7 @@ class Functional:
 
     def __init__(self, cls: type[fastopt.Optimizer] = fastopt.Adam) -> None:
         self.variant = table.base(cls)
-        names = [cls.state_names[x] for x in cls.letters(self.variant.hyper)]
+        names = table.states_in_use(cls, self.variant.hyper)
         self.bases = {name: np.full(4 + 2 * GAP, 0.5, np.float32) for name in ("param", "grad", *names)}
         self.arrays = {name: whole[GAP:-GAP].reshape(2, 2) for name, whole in self.bases.items()}
 
@@ -1009,7 +933,7 @@ def test_wrong_arguments_of_a_function(case: str) -> None:
 
 @each_option
 def test_wrong_options_of_a_function(cls: type[fastopt.Optimizer], name: str) -> None:
-    for wrong in values_of(cls, name):
+    for wrong in table.wrong_values(cls, name):
         refused(Functional(cls), lambda f, x=wrong: f.call(**{name: x}), rf"^{name}\b")
 
 
