@@ -39,6 +39,10 @@ class Optimizer:
     param_groups: list[Hyper]
     """Dicts with ``"params"`` and the hyper-parameters, which may be edited between steps."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.__doc__ = options.OptionsDocstring(vars(cls).get("__doc__") or "")  # type: ignore[assignment]
+
     def __init__(self, params: Params, hyper: Mapping[str, Any]) -> None:
         # `hyper` is locals() of the subclass's __init__, so that its signature is the one list of options
         given = {name: value for name, value in hyper.items() if name not in {"self", "params", "__class__"}}
