@@ -172,7 +172,8 @@ cdef class Move:
 cdef class Change:
     """What a call is about to change: put together while anything may still be refused.
 
-    groups: tuples of a group's number, its dict as it was read, its checked options and its `Group`. added_groups:
+    groups: tuples of a group's number, its dict as it was read (None: it is overwritten), its checked options and its
+    `Group`. added_groups:
     checked options and `Group`s. added_tensors. states: tuples of a tensor and its new states. copies: tuples of an
     array and the values that it is to have. steps: tuples of a tensor and its number of steps. moves: `Move`s.
     intervals: where any memory changes. notes: what the author of the change wants to find again.

@@ -5,7 +5,7 @@
 cdef class Function:
     """An optimizer as a function on arrays that the caller owns.
 
-    names: the parameters of the function that are states, in the kernel's order. checked(options) returns the `Group`
+    names: the parameters of the function that are arrays, in the kernel's order. checked(options) returns the `Group`
     of options that were given by name, but for ``lr``. slow(args, kwargs): the same call by way of a plan; it takes
     everything that is not the usual case, and says what is wrong with a call.
     """
@@ -42,20 +42,21 @@ cdef class Function:
         cdef uintptr_t[FASTOPT_MAX_BUFFERS] end
         cdef const fastopt_optimizer *row
         step = options.pop("step", None)
-        if count < 2 or count > len(self.names) + 2 or type(step) is not int or table().isas[isa].name == NULL:
+        if count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:
             return self.slow(args, kwargs)
-        given = options.pop("lr", None)
-        if given is not None:
+        given = options.pop("lr", self)
+        if given is not self:
             if type(given) is not float or not 0.0 <= <double>given < 1e300:
                 return self.slow(args, kwargs)
             lr = given
-        given = options.pop("grad_scale", None)
-        if given is not None:
+        given = options.pop("grad_scale", self)
+        if given is not self:
             if type(given) is not float or not -1e300 < <double>given < 1e300:
                 return self.slow(args, kwargs)
             grad_scale = given
         t = step if 1 <= step < 4611686018427387904 else 0
-        param = args[0] if type(args[0]) is NDARRAY else None
+        given = args[0] if count else options.get("param")
+        param = given if type(given) is NDARRAY else None
         if t == 0 or param is None or cnp.PyArray_SIZE(param) >= <Py_ssize_t>PARALLEL_ELEMENTS:
             return self.slow(args, kwargs)
         flags = cnp.NPY_ARRAY_ALIGNED
@@ -63,9 +64,9 @@ cdef class Function:
             cnp.NPY_ARRAY_F_CONTIGUOUS
         )
         stored[2] = -1
-        for k in range(len(self.names) + 2):
+        for k in range(len(self.names)):
             begin[k] = end[k] = 0
-            given = args[k] if k < count else options.pop(self.names[k - 2], None)
+            given = args[k] if k < count else options.pop(self.names[k], None)
             c.call.buffers[k] = NULL
             if given is None:
                 continue
@@ -94,11 +95,11 @@ cdef class Function:
             return self.slow(args, kwargs)
         if <double>group.h["lr"] != lr:
             self.last_group = group = group.with_lr(lr)
-        if args[1] is None:
-            return self.slow(args, kwargs)
         row = &table().isas[isa].optimizers[self.row]
         for k in range(len(self.names)):
-            if c.call.buffers[2 + k] == NULL and (k < group.required or group.subset >> (k - group.required) & 1):
+            if c.call.buffers[k] == NULL and (
+                k < 2 + group.required or group.subset >> (k - 2 - group.required) & 1
+            ):
                 return self.slow(args, kwargs)
         if stored[2] < 0:
             stored[2] = stored[0]

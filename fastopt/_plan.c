@@ -2258,7 +2258,7 @@ struct __pyx_obj_7fastopt_5_plan_Plan {
 };
 
 
-/* "fastopt/_function.pxi":136
+/* "fastopt/_function.pxi":137
  * 
  * 
  * def as_function(Function function):             # <<<<<<<<<<<<<<
@@ -2338,6 +2338,7 @@ static struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *__pyx_vtabptr_7fastopt
 struct __pyx_vtabstruct_7fastopt_5_plan_Tensor {
   void (*take_states)(struct __pyx_obj_7fastopt_5_plan_Tensor *, PyObject *);
   int (*take_gradient)(struct __pyx_obj_7fastopt_5_plan_Tensor *, PyObject *, int, struct __pyx_obj_7fastopt_5_plan_Intervals *, struct __pyx_obj_7fastopt_5_plan_Intervals *);
+  int (*refuse_shared)(struct __pyx_obj_7fastopt_5_plan_Tensor *, PyArrayObject *, struct __pyx_obj_7fastopt_5_plan_Intervals *, struct __pyx_obj_7fastopt_5_plan_Intervals *);
   int (*take_gradient_storage)(struct __pyx_obj_7fastopt_5_plan_Tensor *, PyObject *, PyArrayObject *, int);
   int (*take_source)(struct __pyx_obj_7fastopt_5_plan_Tensor *, PyArrayObject *);
 };
@@ -3917,6 +3918,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
 static int __pyx_f_7fastopt_5_plan_9Intervals_refuse_gradient(struct __pyx_obj_7fastopt_5_plan_Intervals *__pyx_v_self, struct __pyx_obj_7fastopt_5_plan_Tensor *__pyx_v_tensor, PyArrayObject *__pyx_v_grad); /* proto*/
 static void __pyx_f_7fastopt_5_plan_6Tensor_take_states(struct __pyx_obj_7fastopt_5_plan_Tensor *__pyx_v_self, PyObject *__pyx_v_states); /* proto*/
 static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fastopt_5_plan_Tensor *__pyx_v_self, PyObject *__pyx_v_given, int __pyx_v_is_bound, struct __pyx_obj_7fastopt_5_plan_Intervals *__pyx_v_intervals, struct __pyx_obj_7fastopt_5_plan_Intervals *__pyx_v_call_intervals); /* proto*/
+static int __pyx_f_7fastopt_5_plan_6Tensor_refuse_shared(struct __pyx_obj_7fastopt_5_plan_Tensor *__pyx_v_self, PyArrayObject *__pyx_v_grad, struct __pyx_obj_7fastopt_5_plan_Intervals *__pyx_v_intervals, struct __pyx_obj_7fastopt_5_plan_Intervals *__pyx_v_call_intervals); /* proto*/
 static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_obj_7fastopt_5_plan_Tensor *__pyx_v_self, PyObject *__pyx_v_given, PyArrayObject *__pyx_v_grad, int __pyx_v_storage); /* proto*/
 static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt_5_plan_Tensor *__pyx_v_self, PyArrayObject *__pyx_v_grad); /* proto*/
 static struct __pyx_obj_7fastopt_5_plan_Group *__pyx_f_7fastopt_5_plan_5Group_with_lr(struct __pyx_obj_7fastopt_5_plan_Group *__pyx_v_self, double __pyx_v_lr); /* proto*/
@@ -4436,7 +4438,7 @@ namespace {
     PyObject *__pyx_slice[1];
     PyObject *__pyx_tuple[3];
     PyObject *__pyx_codeobj_tab[33];
-    PyObject *__pyx_string_tab[250];
+    PyObject *__pyx_string_tab[252];
     PyObject *__pyx_number_tab[8];
 /* #### Code section: module_state_contents ### */
 /* PyFrozenDict.module_state_decls */
@@ -4674,73 +4676,75 @@ static __pyx_mstatetype * const __pyx_mstate_global = &__pyx_mstate_global_stati
 #define __pyx_n_u_order __pyx_string_tab[180]
 #define __pyx_n_u_order_of __pyx_string_tab[181]
 #define __pyx_n_u_p __pyx_string_tab[182]
-#define __pyx_n_u_param_groups __pyx_string_tab[183]
-#define __pyx_n_u_parameter __pyx_string_tab[184]
-#define __pyx_n_u_place __pyx_string_tab[185]
-#define __pyx_n_u_places __pyx_string_tab[186]
-#define __pyx_n_u_plain_gradient __pyx_string_tab[187]
-#define __pyx_n_u_pop __pyx_string_tab[188]
-#define __pyx_n_u_refuse_bound_layout __pyx_string_tab[189]
-#define __pyx_n_u_refuse_count __pyx_string_tab[190]
-#define __pyx_n_u_refuse_gradient_dtype __pyx_string_tab[191]
-#define __pyx_n_u_refuse_gradient_shape __pyx_string_tab[192]
-#define __pyx_n_u_refuse_shared __pyx_string_tab[193]
-#define __pyx_n_u_refuse_shared_gradient __pyx_string_tab[194]
-#define __pyx_n_u_resolve __pyx_string_tab[195]
-#define __pyx_n_u_s __pyx_string_tab[196]
-#define __pyx_n_u_scalars __pyx_string_tab[197]
-#define __pyx_n_u_seed __pyx_string_tab[198]
-#define __pyx_n_u_self __pyx_string_tab[199]
-#define __pyx_n_u_setdefault __pyx_string_tab[200]
-#define __pyx_n_u_shape __pyx_string_tab[201]
-#define __pyx_n_u_size __pyx_string_tab[202]
-#define __pyx_n_u_slow __pyx_string_tab[203]
-#define __pyx_n_u_sorted __pyx_string_tab[204]
-#define __pyx_n_u_state __pyx_string_tab[205]
-#define __pyx_n_u_states __pyx_string_tab[206]
-#define __pyx_n_u_step __pyx_string_tab[207]
-#define __pyx_n_u_storage __pyx_string_tab[208]
-#define __pyx_n_u_stored __pyx_string_tab[209]
-#define __pyx_n_u_subset __pyx_string_tab[210]
-#define __pyx_n_u_sys __pyx_string_tab[211]
-#define __pyx_n_u_t __pyx_string_tab[212]
-#define __pyx_n_u_team __pyx_string_tab[213]
-#define __pyx_n_u_tensor __pyx_string_tab[214]
-#define __pyx_n_u_tensors __pyx_string_tab[215]
-#define __pyx_n_u_tuners __pyx_string_tab[216]
-#define __pyx_n_u_turns __pyx_string_tab[217]
-#define __pyx_n_u_unsafe __pyx_string_tab[218]
-#define __pyx_n_u_update __pyx_string_tab[219]
-#define __pyx_n_u_use_setstate __pyx_string_tab[220]
-#define __pyx_n_u_values __pyx_string_tab[221]
-#define __pyx_n_u_view __pyx_string_tab[222]
-#define __pyx_n_u_with_arrays __pyx_string_tab[223]
-#define __pyx_n_u_without __pyx_string_tab[224]
-#define __pyx_kp_b_fastopt_table_const_void_int_voi __pyx_string_tab[225]
-#define __pyx_kp_b_iso88591_1 __pyx_string_tab[226]
-#define __pyx_kp_b_iso88591_Q __pyx_string_tab[227]
-#define __pyx_kp_b_iso88591_1F __pyx_string_tab[228]
-#define __pyx_kp_b_iso88591_AV1 __pyx_string_tab[229]
-#define __pyx_kp_b_iso88591_avQ __pyx_string_tab[230]
-#define __pyx_kp_b_iso88591_QhfD_z_7_C_9AQ_Yaq_ARq_V4r_JjPQ __pyx_string_tab[231]
-#define __pyx_kp_b_iso88591_q_0_kQR_5_7_q_a_1 __pyx_string_tab[232]
-#define __pyx_kp_b_iso88591_q_0_kQR_6_7_1 __pyx_string_tab[233]
-#define __pyx_kp_b_iso88591_q_0_kQR_881A_7_nA_1 __pyx_string_tab[234]
-#define __pyx_kp_b_iso88591_Zt_M__TXX_ddjjnno_q_l_vWE_Q_q_t __pyx_string_tab[235]
-#define __pyx_kp_b_iso88591_D_PTTXX_ggkkuuy_z_E_E_I_I_X_X __pyx_string_tab[236]
-#define __pyx_kp_b_iso88591_D_8_IT_RVVbbffnnrrzz_H_H_L_L_M __pyx_string_tab[237]
-#define __pyx_kp_b_iso88591_A_xuAV1 __pyx_string_tab[238]
-#define __pyx_kp_b_iso88591_A_F_t_q_A_Q_gQ_fA __pyx_string_tab[239]
-#define __pyx_kp_b_iso88591_A_q_gYiq_HCtCUUVVbbcckkl __pyx_string_tab[240]
-#define __pyx_kp_b_iso88591_A_t81D_D_ITAQQUUV __pyx_string_tab[241]
-#define __pyx_kp_b_iso88591_A_t_q_s __pyx_string_tab[242]
-#define __pyx_kp_b_iso88591_A_1E_hawb_4_S__ccd __pyx_string_tab[243]
-#define __pyx_kp_b_iso88591_A_4q_6_A_D_q_q_A_q_0_A_U_3at1_XQ __pyx_string_tab[244]
-#define __pyx_kp_b_iso88591_A_XQ_G1D_at_T_4xq_U_ay_xuA_T_q_t __pyx_string_tab[245]
-#define __pyx_kp_b_iso88591_A_D_Rr_E_83a_uAQfHAS_E_at_3aq __pyx_string_tab[246]
-#define __pyx_kp_b_iso88591_A_HAS_Zr_AV1_HA_1 __pyx_string_tab[247]
-#define __pyx_kp_b_iso88591_e2Q __pyx_string_tab[248]
-#define __pyx_kp_b_iso88591_y_hfG1 __pyx_string_tab[249]
+#define __pyx_n_u_param __pyx_string_tab[183]
+#define __pyx_n_u_param_groups __pyx_string_tab[184]
+#define __pyx_n_u_parameter __pyx_string_tab[185]
+#define __pyx_n_u_place __pyx_string_tab[186]
+#define __pyx_n_u_places __pyx_string_tab[187]
+#define __pyx_n_u_plain_gradient __pyx_string_tab[188]
+#define __pyx_n_u_pop __pyx_string_tab[189]
+#define __pyx_n_u_refuse_bound_layout __pyx_string_tab[190]
+#define __pyx_n_u_refuse_count __pyx_string_tab[191]
+#define __pyx_n_u_refuse_gradient_dtype __pyx_string_tab[192]
+#define __pyx_n_u_refuse_gradient_shape __pyx_string_tab[193]
+#define __pyx_n_u_refuse_shared __pyx_string_tab[194]
+#define __pyx_n_u_refuse_shared_gradient __pyx_string_tab[195]
+#define __pyx_n_u_reshape __pyx_string_tab[196]
+#define __pyx_n_u_resolve __pyx_string_tab[197]
+#define __pyx_n_u_s __pyx_string_tab[198]
+#define __pyx_n_u_scalars __pyx_string_tab[199]
+#define __pyx_n_u_seed __pyx_string_tab[200]
+#define __pyx_n_u_self __pyx_string_tab[201]
+#define __pyx_n_u_setdefault __pyx_string_tab[202]
+#define __pyx_n_u_shape __pyx_string_tab[203]
+#define __pyx_n_u_size __pyx_string_tab[204]
+#define __pyx_n_u_slow __pyx_string_tab[205]
+#define __pyx_n_u_sorted __pyx_string_tab[206]
+#define __pyx_n_u_state __pyx_string_tab[207]
+#define __pyx_n_u_states __pyx_string_tab[208]
+#define __pyx_n_u_step __pyx_string_tab[209]
+#define __pyx_n_u_storage __pyx_string_tab[210]
+#define __pyx_n_u_stored __pyx_string_tab[211]
+#define __pyx_n_u_subset __pyx_string_tab[212]
+#define __pyx_n_u_sys __pyx_string_tab[213]
+#define __pyx_n_u_t __pyx_string_tab[214]
+#define __pyx_n_u_team __pyx_string_tab[215]
+#define __pyx_n_u_tensor __pyx_string_tab[216]
+#define __pyx_n_u_tensors __pyx_string_tab[217]
+#define __pyx_n_u_tuners __pyx_string_tab[218]
+#define __pyx_n_u_turns __pyx_string_tab[219]
+#define __pyx_n_u_unsafe __pyx_string_tab[220]
+#define __pyx_n_u_update __pyx_string_tab[221]
+#define __pyx_n_u_use_setstate __pyx_string_tab[222]
+#define __pyx_n_u_values __pyx_string_tab[223]
+#define __pyx_n_u_view __pyx_string_tab[224]
+#define __pyx_n_u_with_arrays __pyx_string_tab[225]
+#define __pyx_n_u_without __pyx_string_tab[226]
+#define __pyx_kp_b_fastopt_table_const_void_int_voi __pyx_string_tab[227]
+#define __pyx_kp_b_iso88591_1 __pyx_string_tab[228]
+#define __pyx_kp_b_iso88591_Q __pyx_string_tab[229]
+#define __pyx_kp_b_iso88591_1F __pyx_string_tab[230]
+#define __pyx_kp_b_iso88591_AV1 __pyx_string_tab[231]
+#define __pyx_kp_b_iso88591_avQ __pyx_string_tab[232]
+#define __pyx_kp_b_iso88591_QhfD_z_7_C_9AQ_Yaq_ARq_V4r_JjPQ __pyx_string_tab[233]
+#define __pyx_kp_b_iso88591_q_0_kQR_5_7_q_a_1 __pyx_string_tab[234]
+#define __pyx_kp_b_iso88591_q_0_kQR_6_7_1 __pyx_string_tab[235]
+#define __pyx_kp_b_iso88591_q_0_kQR_881A_7_nA_1 __pyx_string_tab[236]
+#define __pyx_kp_b_iso88591_Zt_M__TXX_ddjjnno_q_l_vWE_Q_q_t __pyx_string_tab[237]
+#define __pyx_kp_b_iso88591_D_PTTXX_ggkkuuy_z_E_E_I_I_X_X __pyx_string_tab[238]
+#define __pyx_kp_b_iso88591_D_8_IT_RVVbbffnnrrzz_H_H_L_L_M __pyx_string_tab[239]
+#define __pyx_kp_b_iso88591_A_xuAV1 __pyx_string_tab[240]
+#define __pyx_kp_b_iso88591_A_F_t_q_A_Q_gQ_fA __pyx_string_tab[241]
+#define __pyx_kp_b_iso88591_A_q_gYiq_HCtCUUVVbbcckkl __pyx_string_tab[242]
+#define __pyx_kp_b_iso88591_A_t81D_D_ITAQQUUV __pyx_string_tab[243]
+#define __pyx_kp_b_iso88591_A_t_q_s __pyx_string_tab[244]
+#define __pyx_kp_b_iso88591_A_1E_hawb_4_S__ccd __pyx_string_tab[245]
+#define __pyx_kp_b_iso88591_A_4q_6_A_D_q_q_A_q_0_A_U_3at1_XQ __pyx_string_tab[246]
+#define __pyx_kp_b_iso88591_A_XQ_G1D_at_T_4xq_U_ay_xuA_T_q_t __pyx_string_tab[247]
+#define __pyx_kp_b_iso88591_A_D_Rr_E_83a_uAQfHAS_E_at_3aq __pyx_string_tab[248]
+#define __pyx_kp_b_iso88591_A_HAS_Zr_AV1_HA_1 __pyx_string_tab[249]
+#define __pyx_kp_b_iso88591_e2Q __pyx_string_tab[250]
+#define __pyx_kp_b_iso88591_y_hfG1 __pyx_string_tab[251]
 #define __pyx_int_0 __pyx_number_tab[0]
 #define __pyx_int_neg_1 __pyx_number_tab[1]
 #define __pyx_int_1 __pyx_number_tab[2]
@@ -4806,7 +4810,7 @@ static CYTHON_SMALL_CODE int __pyx_m_clear(PyObject *m) {
   for (int i=0; i<1; ++i) { Py_CLEAR(clear_module_state->__pyx_slice[i]); }
   for (int i=0; i<3; ++i) { Py_CLEAR(clear_module_state->__pyx_tuple[i]); }
   for (int i=0; i<33; ++i) { Py_CLEAR(clear_module_state->__pyx_codeobj_tab[i]); }
-  for (int i=0; i<250; ++i) { Py_CLEAR(clear_module_state->__pyx_string_tab[i]); }
+  for (int i=0; i<252; ++i) { Py_CLEAR(clear_module_state->__pyx_string_tab[i]); }
   for (int i=0; i<8; ++i) { Py_CLEAR(clear_module_state->__pyx_number_tab[i]); }
 /* #### Code section: module_state_clear_contents ### */
 /* CommonTypesMetaclass.module_state_clear */
@@ -4873,7 +4877,7 @@ static CYTHON_SMALL_CODE int __pyx_m_traverse(PyObject *m, visitproc visit, void
   for (int i=0; i<1; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_slice[i]); }
   for (int i=0; i<3; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_tuple[i]); }
   for (int i=0; i<33; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_codeobj_tab[i]); }
-  for (int i=0; i<250; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_string_tab[i]); }
+  for (int i=0; i<252; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_string_tab[i]); }
   for (int i=0; i<8; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_number_tab[i]); }
 /* #### Code section: module_state_traverse_contents ### */
 /* CommonTypesMetaclass.module_state_traverse */
@@ -13042,7 +13046,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
  *                 arrays.refuse_gradient_shape(self.label, self.param.shape, grad)
  *         if cnp.PyArray_CHKFLAGS(grad, self.contiguity | cnp.NPY_ARRAY_ALIGNED) or not self.c.count:             # <<<<<<<<<<<<<<
  *             if cnp.PyArray_DATA(grad) != self.disjoint:
- *                 intervals.refuse_gradient(self, grad)
+ *                 self.refuse_shared(grad, intervals, call_intervals)
 */
   __pyx_t_8 = PyArray_CHKFLAGS(__pyx_v_grad, (__pyx_v_self->contiguity | NPY_ARRAY_ALIGNED));
 
@@ -13067,8 +13071,8 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
  *                 arrays.refuse_gradient_shape(self.label, self.param.shape, grad)
  *         if cnp.PyArray_CHKFLAGS(grad, self.contiguity | cnp.NPY_ARRAY_ALIGNED) or not self.c.count:
  *             if cnp.PyArray_DATA(grad) != self.disjoint:             # <<<<<<<<<<<<<<
- *                 intervals.refuse_gradient(self, grad)
- *                 if call_intervals is not None:
+ *                 self.refuse_shared(grad, intervals, call_intervals)
+ *                 self.disjoint = cnp.PyArray_DATA(grad)
 */
     __pyx_t_1 = (PyArray_DATA(__pyx_v_grad) != __pyx_v_self->disjoint);
 
@@ -13078,46 +13082,16 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
       /* "fastopt/_tensor.pxi":245
  *         if cnp.PyArray_CHKFLAGS(grad, self.contiguity | cnp.NPY_ARRAY_ALIGNED) or not self.c.count:
  *             if cnp.PyArray_DATA(grad) != self.disjoint:
- *                 intervals.refuse_gradient(self, grad)             # <<<<<<<<<<<<<<
- *                 if call_intervals is not None:
- *                     call_intervals.refuse_gradient(self, grad)
+ *                 self.refuse_shared(grad, intervals, call_intervals)             # <<<<<<<<<<<<<<
+ *                 self.disjoint = cnp.PyArray_DATA(grad)
+ *             self.c.source = NULL
 */
-      __pyx_t_7 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_intervals->__pyx_vtab)->refuse_gradient(__pyx_v_intervals, __pyx_v_self, __pyx_v_grad); if (unlikely(__pyx_t_7 == ((int)-1))) __PYX_ERR(1, 245, __pyx_L1_error)
+      __pyx_t_7 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Tensor *)__pyx_v_self->__pyx_vtab)->refuse_shared(__pyx_v_self, __pyx_v_grad, __pyx_v_intervals, __pyx_v_call_intervals); if (unlikely(__pyx_t_7 == ((int)-1))) __PYX_ERR(1, 245, __pyx_L1_error)
 
 
       /* "fastopt/_tensor.pxi":246
  *             if cnp.PyArray_DATA(grad) != self.disjoint:
- *                 intervals.refuse_gradient(self, grad)
- *                 if call_intervals is not None:             # <<<<<<<<<<<<<<
- *                     call_intervals.refuse_gradient(self, grad)
- *                 self.disjoint = cnp.PyArray_DATA(grad)
-*/
-      __pyx_t_1 = (((PyObject *)__pyx_v_call_intervals) != Py_None);
-      if (__pyx_t_1) {
-
-
-        /* "fastopt/_tensor.pxi":247
- *                 intervals.refuse_gradient(self, grad)
- *                 if call_intervals is not None:
- *                     call_intervals.refuse_gradient(self, grad)             # <<<<<<<<<<<<<<
- *                 self.disjoint = cnp.PyArray_DATA(grad)
- *             self.c.source = NULL
-*/
-        __pyx_t_7 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_call_intervals->__pyx_vtab)->refuse_gradient(__pyx_v_call_intervals, __pyx_v_self, __pyx_v_grad); if (unlikely(__pyx_t_7 == ((int)-1))) __PYX_ERR(1, 247, __pyx_L1_error)
-
-
-        /* "fastopt/_tensor.pxi":246
- *             if cnp.PyArray_DATA(grad) != self.disjoint:
- *                 intervals.refuse_gradient(self, grad)
- *                 if call_intervals is not None:             # <<<<<<<<<<<<<<
- *                     call_intervals.refuse_gradient(self, grad)
- *                 self.disjoint = cnp.PyArray_DATA(grad)
-*/
-      }
-
-      /* "fastopt/_tensor.pxi":248
- *                 if call_intervals is not None:
- *                     call_intervals.refuse_gradient(self, grad)
+ *                 self.refuse_shared(grad, intervals, call_intervals)
  *                 self.disjoint = cnp.PyArray_DATA(grad)             # <<<<<<<<<<<<<<
  *             self.c.source = NULL
  *         else:
@@ -13128,17 +13102,17 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
  *                 arrays.refuse_gradient_shape(self.label, self.param.shape, grad)
  *         if cnp.PyArray_CHKFLAGS(grad, self.contiguity | cnp.NPY_ARRAY_ALIGNED) or not self.c.count:
  *             if cnp.PyArray_DATA(grad) != self.disjoint:             # <<<<<<<<<<<<<<
- *                 intervals.refuse_gradient(self, grad)
- *                 if call_intervals is not None:
+ *                 self.refuse_shared(grad, intervals, call_intervals)
+ *                 self.disjoint = cnp.PyArray_DATA(grad)
 */
     }
 
-    /* "fastopt/_tensor.pxi":249
- *                     call_intervals.refuse_gradient(self, grad)
+    /* "fastopt/_tensor.pxi":247
+ *                 self.refuse_shared(grad, intervals, call_intervals)
  *                 self.disjoint = cnp.PyArray_DATA(grad)
  *             self.c.source = NULL             # <<<<<<<<<<<<<<
  *         else:
- *             if is_bound:
+ *             self.refuse_shared(grad, intervals, call_intervals)
 */
     __pyx_v_self->c.source = NULL;
 
@@ -13147,35 +13121,45 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
  *                 arrays.refuse_gradient_shape(self.label, self.param.shape, grad)
  *         if cnp.PyArray_CHKFLAGS(grad, self.contiguity | cnp.NPY_ARRAY_ALIGNED) or not self.c.count:             # <<<<<<<<<<<<<<
  *             if cnp.PyArray_DATA(grad) != self.disjoint:
- *                 intervals.refuse_gradient(self, grad)
+ *                 self.refuse_shared(grad, intervals, call_intervals)
 */
     goto __pyx_L11;
   }
 
-  /* "fastopt/_tensor.pxi":251
+  /* "fastopt/_tensor.pxi":249
  *             self.c.source = NULL
  *         else:
- *             if is_bound:             # <<<<<<<<<<<<<<
+ *             self.refuse_shared(grad, intervals, call_intervals)             # <<<<<<<<<<<<<<
+ *             if is_bound:
  *                 arrays.refuse_bound_layout(self.label, self.order)
- *             intervals.refuse_gradient(self, grad)
 */
   /*else*/ {
+    __pyx_t_7 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Tensor *)__pyx_v_self->__pyx_vtab)->refuse_shared(__pyx_v_self, __pyx_v_grad, __pyx_v_intervals, __pyx_v_call_intervals); if (unlikely(__pyx_t_7 == ((int)-1))) __PYX_ERR(1, 249, __pyx_L1_error)
+
+
+    /* "fastopt/_tensor.pxi":250
+ *         else:
+ *             self.refuse_shared(grad, intervals, call_intervals)
+ *             if is_bound:             # <<<<<<<<<<<<<<
+ *                 arrays.refuse_bound_layout(self.label, self.order)
+ *             self.take_source(grad)
+*/
     if (__pyx_v_is_bound) {
 
-      /* "fastopt/_tensor.pxi":252
- *         else:
+      /* "fastopt/_tensor.pxi":251
+ *             self.refuse_shared(grad, intervals, call_intervals)
  *             if is_bound:
  *                 arrays.refuse_bound_layout(self.label, self.order)             # <<<<<<<<<<<<<<
- *             intervals.refuse_gradient(self, grad)
- *             if call_intervals is not None:
+ *             self.take_source(grad)
+ *         self.gradient = grad
 */
       __pyx_t_5 = NULL;
-      __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 252, __pyx_L1_error)
+      __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 251, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_4);
-      __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_refuse_bound_layout); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 252, __pyx_L1_error)
+      __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_refuse_bound_layout); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 251, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_3);
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-      __pyx_t_4 = __Pyx_PyObject_GetAttrStr(((PyObject *)__pyx_v_self), __pyx_mstate_global->__pyx_n_u_order); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 252, __pyx_L1_error)
+      __pyx_t_4 = __Pyx_PyObject_GetAttrStr(((PyObject *)__pyx_v_self), __pyx_mstate_global->__pyx_n_u_order); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 251, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_4);
       __pyx_t_6 = 1;
       #if CYTHON_UNPACK_METHODS
@@ -13195,74 +13179,34 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
         __Pyx_XDECREF(__pyx_t_5); __pyx_t_5 = 0;
         __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
         __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-        if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 252, __pyx_L1_error)
+        if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 251, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_2);
       }
       __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-      /* "fastopt/_tensor.pxi":251
- *             self.c.source = NULL
+      /* "fastopt/_tensor.pxi":250
  *         else:
+ *             self.refuse_shared(grad, intervals, call_intervals)
  *             if is_bound:             # <<<<<<<<<<<<<<
  *                 arrays.refuse_bound_layout(self.label, self.order)
- *             intervals.refuse_gradient(self, grad)
+ *             self.take_source(grad)
 */
     }
 
-    /* "fastopt/_tensor.pxi":253
+    /* "fastopt/_tensor.pxi":252
  *             if is_bound:
  *                 arrays.refuse_bound_layout(self.label, self.order)
- *             intervals.refuse_gradient(self, grad)             # <<<<<<<<<<<<<<
- *             if call_intervals is not None:
- *                 call_intervals.refuse_gradient(self, grad)
-*/
-    __pyx_t_7 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_intervals->__pyx_vtab)->refuse_gradient(__pyx_v_intervals, __pyx_v_self, __pyx_v_grad); if (unlikely(__pyx_t_7 == ((int)-1))) __PYX_ERR(1, 253, __pyx_L1_error)
-
-
-    /* "fastopt/_tensor.pxi":254
- *                 arrays.refuse_bound_layout(self.label, self.order)
- *             intervals.refuse_gradient(self, grad)
- *             if call_intervals is not None:             # <<<<<<<<<<<<<<
- *                 call_intervals.refuse_gradient(self, grad)
- *             self.take_source(grad)
-*/
-    __pyx_t_1 = (((PyObject *)__pyx_v_call_intervals) != Py_None);
-    if (__pyx_t_1) {
-
-
-      /* "fastopt/_tensor.pxi":255
- *             intervals.refuse_gradient(self, grad)
- *             if call_intervals is not None:
- *                 call_intervals.refuse_gradient(self, grad)             # <<<<<<<<<<<<<<
- *             self.take_source(grad)
- *         self.gradient = grad
-*/
-      __pyx_t_7 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_call_intervals->__pyx_vtab)->refuse_gradient(__pyx_v_call_intervals, __pyx_v_self, __pyx_v_grad); if (unlikely(__pyx_t_7 == ((int)-1))) __PYX_ERR(1, 255, __pyx_L1_error)
-
-
-      /* "fastopt/_tensor.pxi":254
- *                 arrays.refuse_bound_layout(self.label, self.order)
- *             intervals.refuse_gradient(self, grad)
- *             if call_intervals is not None:             # <<<<<<<<<<<<<<
- *                 call_intervals.refuse_gradient(self, grad)
- *             self.take_source(grad)
-*/
-    }
-
-    /* "fastopt/_tensor.pxi":256
- *             if call_intervals is not None:
- *                 call_intervals.refuse_gradient(self, grad)
  *             self.take_source(grad)             # <<<<<<<<<<<<<<
  *         self.gradient = grad
  *         self.c.call.buffers[1] = cnp.PyArray_DATA(grad)
 */
-    __pyx_t_7 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Tensor *)__pyx_v_self->__pyx_vtab)->take_source(__pyx_v_self, __pyx_v_grad); if (unlikely(__pyx_t_7 == ((int)-1))) __PYX_ERR(1, 256, __pyx_L1_error)
+    __pyx_t_7 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Tensor *)__pyx_v_self->__pyx_vtab)->take_source(__pyx_v_self, __pyx_v_grad); if (unlikely(__pyx_t_7 == ((int)-1))) __PYX_ERR(1, 252, __pyx_L1_error)
 
   }
   __pyx_L11:;
 
-  /* "fastopt/_tensor.pxi":257
- *                 call_intervals.refuse_gradient(self, grad)
+  /* "fastopt/_tensor.pxi":253
+ *                 arrays.refuse_bound_layout(self.label, self.order)
  *             self.take_source(grad)
  *         self.gradient = grad             # <<<<<<<<<<<<<<
  *         self.c.call.buffers[1] = cnp.PyArray_DATA(grad)
@@ -13273,7 +13217,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
   __Pyx_GOTREF((PyObject *)__pyx_v_self->gradient);
   __Pyx_DECREF_SET(__pyx_v_self->gradient, __pyx_v_grad);
 
-  /* "fastopt/_tensor.pxi":258
+  /* "fastopt/_tensor.pxi":254
  *             self.take_source(grad)
  *         self.gradient = grad
  *         self.c.call.buffers[1] = cnp.PyArray_DATA(grad)             # <<<<<<<<<<<<<<
@@ -13282,12 +13226,12 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
 */
   (__pyx_v_self->c.call.buffers[1]) = PyArray_DATA(__pyx_v_grad);
 
-  /* "fastopt/_tensor.pxi":259
+  /* "fastopt/_tensor.pxi":255
  *         self.gradient = grad
  *         self.c.call.buffers[1] = cnp.PyArray_DATA(grad)
  *         return 0             # <<<<<<<<<<<<<<
  * 
- *     cdef int take_gradient_storage(self, object given, cnp.ndarray grad, int storage) except -1:
+ *     cdef int refuse_shared(self, cnp.ndarray grad, Intervals intervals, Intervals call_intervals) except -1:
 */
   {
 
@@ -13320,7 +13264,93 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":261
+/* "fastopt/_tensor.pxi":257
+ *         return 0
+ * 
+ *     cdef int refuse_shared(self, cnp.ndarray grad, Intervals intervals, Intervals call_intervals) except -1:             # <<<<<<<<<<<<<<
+ *         intervals.refuse_gradient(self, grad)
+ *         if call_intervals is not None:
+*/
+
+static int __pyx_f_7fastopt_5_plan_6Tensor_refuse_shared(struct __pyx_obj_7fastopt_5_plan_Tensor *__pyx_v_self, PyArrayObject *__pyx_v_grad, struct __pyx_obj_7fastopt_5_plan_Intervals *__pyx_v_intervals, struct __pyx_obj_7fastopt_5_plan_Intervals *__pyx_v_call_intervals) {
+  int __pyx_r;
+  int __pyx_t_1;
+  int __pyx_t_2;
+  int __pyx_lineno = 0;
+  const char *__pyx_filename = NULL;
+  int __pyx_clineno = 0;
+
+  /* "fastopt/_tensor.pxi":258
+ * 
+ *     cdef int refuse_shared(self, cnp.ndarray grad, Intervals intervals, Intervals call_intervals) except -1:
+ *         intervals.refuse_gradient(self, grad)             # <<<<<<<<<<<<<<
+ *         if call_intervals is not None:
+ *             call_intervals.refuse_gradient(self, grad)
+*/
+  __pyx_t_1 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_intervals->__pyx_vtab)->refuse_gradient(__pyx_v_intervals, __pyx_v_self, __pyx_v_grad); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(1, 258, __pyx_L1_error)
+
+
+  /* "fastopt/_tensor.pxi":259
+ *     cdef int refuse_shared(self, cnp.ndarray grad, Intervals intervals, Intervals call_intervals) except -1:
+ *         intervals.refuse_gradient(self, grad)
+ *         if call_intervals is not None:             # <<<<<<<<<<<<<<
+ *             call_intervals.refuse_gradient(self, grad)
+ *         return 0
+*/
+  __pyx_t_2 = (((PyObject *)__pyx_v_call_intervals) != Py_None);
+  if (__pyx_t_2) {
+
+
+    /* "fastopt/_tensor.pxi":260
+ *         intervals.refuse_gradient(self, grad)
+ *         if call_intervals is not None:
+ *             call_intervals.refuse_gradient(self, grad)             # <<<<<<<<<<<<<<
+ *         return 0
+ * 
+*/
+    __pyx_t_1 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_call_intervals->__pyx_vtab)->refuse_gradient(__pyx_v_call_intervals, __pyx_v_self, __pyx_v_grad); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(1, 260, __pyx_L1_error)
+
+
+    /* "fastopt/_tensor.pxi":259
+ *     cdef int refuse_shared(self, cnp.ndarray grad, Intervals intervals, Intervals call_intervals) except -1:
+ *         intervals.refuse_gradient(self, grad)
+ *         if call_intervals is not None:             # <<<<<<<<<<<<<<
+ *             call_intervals.refuse_gradient(self, grad)
+ *         return 0
+*/
+  }
+
+  /* "fastopt/_tensor.pxi":261
+ *         if call_intervals is not None:
+ *             call_intervals.refuse_gradient(self, grad)
+ *         return 0             # <<<<<<<<<<<<<<
+ * 
+ *     cdef int take_gradient_storage(self, object given, cnp.ndarray grad, int storage) except -1:
+*/
+  {
+
+    __pyx_r = 0;
+  }
+  goto __pyx_L0;
+
+  /* "fastopt/_tensor.pxi":257
+ *         return 0
+ * 
+ *     cdef int refuse_shared(self, cnp.ndarray grad, Intervals intervals, Intervals call_intervals) except -1:             # <<<<<<<<<<<<<<
+ *         intervals.refuse_gradient(self, grad)
+ *         if call_intervals is not None:
+*/
+
+  /* function exit code */
+  __pyx_L1_error:;
+  __Pyx_AddTraceback("fastopt._plan.Tensor.refuse_shared", __pyx_clineno, __pyx_lineno, __pyx_filename);
+  __pyx_r = -1;
+  __pyx_L0:;
+
+  return __pyx_r;
+}
+
+/* "fastopt/_tensor.pxi":263
  *         return 0
  * 
  *     cdef int take_gradient_storage(self, object given, cnp.ndarray grad, int storage) except -1:             # <<<<<<<<<<<<<<
@@ -13347,7 +13377,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("take_gradient_storage", 0);
 
-  /* "fastopt/_tensor.pxi":263
+  /* "fastopt/_tensor.pxi":265
  *     cdef int take_gradient_storage(self, object given, cnp.ndarray grad, int storage) except -1:
  *         """Takes note of how gradients are stored from now on."""
  *         cdef int format = -1             # <<<<<<<<<<<<<<
@@ -13356,7 +13386,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
 */
   __pyx_v_format = -1;
 
-  /* "fastopt/_tensor.pxi":264
+  /* "fastopt/_tensor.pxi":266
  *         """Takes note of how gradients are stored from now on."""
  *         cdef int format = -1
  *         if storage >= 0 and cnp.PyArray_ISNOTSWAPPED(grad):             # <<<<<<<<<<<<<<
@@ -13382,7 +13412,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_tensor.pxi":265
+    /* "fastopt/_tensor.pxi":267
  *         cdef int format = -1
  *         if storage >= 0 and cnp.PyArray_ISNOTSWAPPED(grad):
  *             format = format_of[self.storage][storage][self.state_storage]             # <<<<<<<<<<<<<<
@@ -13391,7 +13421,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
 */
     __pyx_v_format = (((__pyx_v_7fastopt_5_plan_format_of[__pyx_v_self->storage])[__pyx_v_storage])[__pyx_v_self->state_storage]);
 
-    /* "fastopt/_tensor.pxi":264
+    /* "fastopt/_tensor.pxi":266
  *         """Takes note of how gradients are stored from now on."""
  *         cdef int format = -1
  *         if storage >= 0 and cnp.PyArray_ISNOTSWAPPED(grad):             # <<<<<<<<<<<<<<
@@ -13400,7 +13430,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
 */
   }
 
-  /* "fastopt/_tensor.pxi":266
+  /* "fastopt/_tensor.pxi":268
  *         if storage >= 0 and cnp.PyArray_ISNOTSWAPPED(grad):
  *             format = format_of[self.storage][storage][self.state_storage]
  *         if format < 0:             # <<<<<<<<<<<<<<
@@ -13412,7 +13442,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_tensor.pxi":267
+    /* "fastopt/_tensor.pxi":269
  *             format = format_of[self.storage][storage][self.state_storage]
  *         if format < 0:
  *             arrays.refuse_gradient_dtype(self.label, self.param.dtype, grad, given)             # <<<<<<<<<<<<<<
@@ -13420,12 +13450,12 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
  *         self.c.itemsizes[1] = cnp.PyArray_ITEMSIZE(grad)
 */
     __pyx_t_4 = NULL;
-    __Pyx_GetModuleGlobalName(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 267, __pyx_L1_error)
+    __Pyx_GetModuleGlobalName(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 269, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_5);
-    __pyx_t_6 = __Pyx_PyObject_GetAttrStr(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_refuse_gradient_dtype); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 267, __pyx_L1_error)
+    __pyx_t_6 = __Pyx_PyObject_GetAttrStr(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_refuse_gradient_dtype); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 269, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_6);
     __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
-    __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->param, __pyx_mstate_global->__pyx_n_u_dtype); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 267, __pyx_L1_error)
+    __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->param, __pyx_mstate_global->__pyx_n_u_dtype); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 269, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_5);
     __pyx_t_7 = 1;
     #if CYTHON_UNPACK_METHODS
@@ -13445,12 +13475,12 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
       __Pyx_XDECREF(__pyx_t_4); __pyx_t_4 = 0;
       __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
       __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-      if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 267, __pyx_L1_error)
+      if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 269, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_3);
     }
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
-    /* "fastopt/_tensor.pxi":266
+    /* "fastopt/_tensor.pxi":268
  *         if storage >= 0 and cnp.PyArray_ISNOTSWAPPED(grad):
  *             format = format_of[self.storage][storage][self.state_storage]
  *         if format < 0:             # <<<<<<<<<<<<<<
@@ -13459,7 +13489,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
 */
   }
 
-  /* "fastopt/_tensor.pxi":268
+  /* "fastopt/_tensor.pxi":270
  *         if format < 0:
  *             arrays.refuse_gradient_dtype(self.label, self.param.dtype, grad, given)
  *         self.gradient_storage, self.format, self.disjoint = storage, format, NULL             # <<<<<<<<<<<<<<
@@ -13476,7 +13506,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
   __pyx_v_self->format = __pyx_t_9;
   __pyx_v_self->disjoint = __pyx_t_10;
 
-  /* "fastopt/_tensor.pxi":269
+  /* "fastopt/_tensor.pxi":271
  *             arrays.refuse_gradient_dtype(self.label, self.param.dtype, grad, given)
  *         self.gradient_storage, self.format, self.disjoint = storage, format, NULL
  *         self.c.itemsizes[1] = cnp.PyArray_ITEMSIZE(grad)             # <<<<<<<<<<<<<<
@@ -13485,7 +13515,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
 */
   (__pyx_v_self->c.itemsizes[1]) = PyArray_ITEMSIZE(__pyx_v_grad);
 
-  /* "fastopt/_tensor.pxi":270
+  /* "fastopt/_tensor.pxi":272
  *         self.gradient_storage, self.format, self.disjoint = storage, format, NULL
  *         self.c.itemsizes[1] = cnp.PyArray_ITEMSIZE(grad)
  *         self.c.kernel = NULL             # <<<<<<<<<<<<<<
@@ -13494,7 +13524,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
 */
   __pyx_v_self->c.kernel = NULL;
 
-  /* "fastopt/_tensor.pxi":271
+  /* "fastopt/_tensor.pxi":273
  *         self.c.itemsizes[1] = cnp.PyArray_ITEMSIZE(grad)
  *         self.c.kernel = NULL
  *         return 0             # <<<<<<<<<<<<<<
@@ -13507,7 +13537,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
   }
   goto __pyx_L0;
 
-  /* "fastopt/_tensor.pxi":261
+  /* "fastopt/_tensor.pxi":263
  *         return 0
  * 
  *     cdef int take_gradient_storage(self, object given, cnp.ndarray grad, int storage) except -1:             # <<<<<<<<<<<<<<
@@ -13530,7 +13560,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":273
+/* "fastopt/_tensor.pxi":275
  *         return 0
  * 
  *     cdef int take_source(self, cnp.ndarray grad) except -1:             # <<<<<<<<<<<<<<
@@ -13546,7 +13576,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
   const char *__pyx_filename = NULL;
   int __pyx_clineno = 0;
 
-  /* "fastopt/_tensor.pxi":275
+  /* "fastopt/_tensor.pxi":277
  *     cdef int take_source(self, cnp.ndarray grad) except -1:
  *         """Has a gradient of another layout gathered, task by task."""
  *         if self.source == NULL:             # <<<<<<<<<<<<<<
@@ -13558,7 +13588,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_tensor.pxi":276
+    /* "fastopt/_tensor.pxi":278
  *         """Has a gradient of another layout gathered, task by task."""
  *         if self.source == NULL:
  *             self.source = <fastopt_source *>calloc(1, sizeof(fastopt_source))             # <<<<<<<<<<<<<<
@@ -13567,7 +13597,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
 */
     __pyx_v_self->source = ((fastopt_source *)calloc(1, (sizeof(fastopt_source))));
 
-    /* "fastopt/_tensor.pxi":277
+    /* "fastopt/_tensor.pxi":279
  *         if self.source == NULL:
  *             self.source = <fastopt_source *>calloc(1, sizeof(fastopt_source))
  *             if self.source == NULL:             # <<<<<<<<<<<<<<
@@ -13579,16 +13609,16 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
     if (unlikely(__pyx_t_1)) {
 
 
-      /* "fastopt/_tensor.pxi":278
+      /* "fastopt/_tensor.pxi":280
  *             self.source = <fastopt_source *>calloc(1, sizeof(fastopt_source))
  *             if self.source == NULL:
  *                 raise MemoryError             # <<<<<<<<<<<<<<
  *         fastopt_source_of(
  *             self.source, cnp.PyArray_DATA(grad), cnp.PyArray_ITEMSIZE(grad), self.rank,
 */
-      PyErr_NoMemory(); __PYX_ERR(1, 278, __pyx_L1_error)
+      PyErr_NoMemory(); __PYX_ERR(1, 280, __pyx_L1_error)
 
-      /* "fastopt/_tensor.pxi":277
+      /* "fastopt/_tensor.pxi":279
  *         if self.source == NULL:
  *             self.source = <fastopt_source *>calloc(1, sizeof(fastopt_source))
  *             if self.source == NULL:             # <<<<<<<<<<<<<<
@@ -13597,7 +13627,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
 */
     }
 
-    /* "fastopt/_tensor.pxi":275
+    /* "fastopt/_tensor.pxi":277
  *     cdef int take_source(self, cnp.ndarray grad) except -1:
  *         """Has a gradient of another layout gathered, task by task."""
  *         if self.source == NULL:             # <<<<<<<<<<<<<<
@@ -13606,7 +13636,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
 */
   }
 
-  /* "fastopt/_tensor.pxi":279
+  /* "fastopt/_tensor.pxi":281
  *             if self.source == NULL:
  *                 raise MemoryError
  *         fastopt_source_of(             # <<<<<<<<<<<<<<
@@ -13615,7 +13645,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
 */
   fastopt_source_of(__pyx_v_self->source, PyArray_DATA(__pyx_v_grad), PyArray_ITEMSIZE(__pyx_v_grad), __pyx_v_self->rank, ((Py_ssize_t const *)__pyx_v_self->shape), ((Py_ssize_t const *)PyArray_STRIDES(__pyx_v_grad)), (__pyx_v_self->contiguity == NPY_ARRAY_F_CONTIGUOUS));
 
-  /* "fastopt/_tensor.pxi":284
+  /* "fastopt/_tensor.pxi":286
  *             self.contiguity == cnp.NPY_ARRAY_F_CONTIGUOUS,
  *         )
  *         self.c.source = self.source             # <<<<<<<<<<<<<<
@@ -13625,7 +13655,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
 
   __pyx_v_self->c.source = __pyx_t_2;
 
-  /* "fastopt/_tensor.pxi":285
+  /* "fastopt/_tensor.pxi":287
  *         )
  *         self.c.source = self.source
  *         return 0             # <<<<<<<<<<<<<<
@@ -13636,7 +13666,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
   }
   goto __pyx_L0;
 
-  /* "fastopt/_tensor.pxi":273
+  /* "fastopt/_tensor.pxi":275
  *         return 0
  * 
  *     cdef int take_source(self, cnp.ndarray grad) except -1:             # <<<<<<<<<<<<<<
@@ -18379,7 +18409,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Move_4__setstate_cython__(CYTHON_UNUS
   return __pyx_r;
 }
 
-/* "fastopt/_change.pxi":185
+/* "fastopt/_change.pxi":186
  *     cdef public dict notes
  * 
  *     def __init__(self):             # <<<<<<<<<<<<<<
@@ -18440,18 +18470,18 @@ static int __pyx_pf_7fastopt_5_plan_6Change___init__(struct __pyx_obj_7fastopt_5
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("__init__", 0);
 
-  /* "fastopt/_change.pxi":186
+  /* "fastopt/_change.pxi":187
  * 
  *     def __init__(self):
  *         self.groups, self.added_groups, self.added_tensors = [], [], []             # <<<<<<<<<<<<<<
  *         self.states, self.copies, self.steps, self.moves = [], [], [], []
  *         self.intervals = None
 */
-  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(5, 186, __pyx_L1_error)
+  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(5, 187, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
-  __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(5, 186, __pyx_L1_error)
+  __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(5, 187, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
-  __pyx_t_3 = PyList_New(0); if (unlikely(!__pyx_t_3)) __PYX_ERR(5, 186, __pyx_L1_error)
+  __pyx_t_3 = PyList_New(0); if (unlikely(!__pyx_t_3)) __PYX_ERR(5, 187, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
   __Pyx_GIVEREF(__pyx_t_1);
   __Pyx_GOTREF(__pyx_v_self->groups);
@@ -18466,20 +18496,20 @@ static int __pyx_pf_7fastopt_5_plan_6Change___init__(struct __pyx_obj_7fastopt_5
   __Pyx_DECREF_SET(__pyx_v_self->added_tensors, ((PyObject*)__pyx_t_3));
   __pyx_t_3 = 0;
 
-  /* "fastopt/_change.pxi":187
+  /* "fastopt/_change.pxi":188
  *     def __init__(self):
  *         self.groups, self.added_groups, self.added_tensors = [], [], []
  *         self.states, self.copies, self.steps, self.moves = [], [], [], []             # <<<<<<<<<<<<<<
  *         self.intervals = None
  *         self.notes = {}
 */
-  __pyx_t_3 = PyList_New(0); if (unlikely(!__pyx_t_3)) __PYX_ERR(5, 187, __pyx_L1_error)
+  __pyx_t_3 = PyList_New(0); if (unlikely(!__pyx_t_3)) __PYX_ERR(5, 188, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(5, 187, __pyx_L1_error)
+  __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(5, 188, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
-  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(5, 187, __pyx_L1_error)
+  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(5, 188, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
-  __pyx_t_4 = PyList_New(0); if (unlikely(!__pyx_t_4)) __PYX_ERR(5, 187, __pyx_L1_error)
+  __pyx_t_4 = PyList_New(0); if (unlikely(!__pyx_t_4)) __PYX_ERR(5, 188, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
   __Pyx_GIVEREF(__pyx_t_3);
   __Pyx_GOTREF(__pyx_v_self->states);
@@ -18498,7 +18528,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change___init__(struct __pyx_obj_7fastopt_5
   __Pyx_DECREF_SET(__pyx_v_self->moves, ((PyObject*)__pyx_t_4));
   __pyx_t_4 = 0;
 
-  /* "fastopt/_change.pxi":188
+  /* "fastopt/_change.pxi":189
  *         self.groups, self.added_groups, self.added_tensors = [], [], []
  *         self.states, self.copies, self.steps, self.moves = [], [], [], []
  *         self.intervals = None             # <<<<<<<<<<<<<<
@@ -18509,19 +18539,19 @@ static int __pyx_pf_7fastopt_5_plan_6Change___init__(struct __pyx_obj_7fastopt_5
   __Pyx_GOTREF((PyObject *)__pyx_v_self->intervals);
   __Pyx_DECREF_SET(__pyx_v_self->intervals, ((struct __pyx_obj_7fastopt_5_plan_Intervals *)Py_None));
 
-  /* "fastopt/_change.pxi":189
+  /* "fastopt/_change.pxi":190
  *         self.states, self.copies, self.steps, self.moves = [], [], [], []
  *         self.intervals = None
  *         self.notes = {}             # <<<<<<<<<<<<<<
 */
-  __pyx_t_4 = __Pyx_PyDict_NewPresized(0); if (unlikely(!__pyx_t_4)) __PYX_ERR(5, 189, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyDict_NewPresized(0); if (unlikely(!__pyx_t_4)) __PYX_ERR(5, 190, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
   __Pyx_GIVEREF(__pyx_t_4);
   __Pyx_GOTREF(__pyx_v_self->notes);
   __Pyx_DECREF_SET(__pyx_v_self->notes, ((PyObject*)__pyx_t_4));
   __pyx_t_4 = 0;
 
-  /* "fastopt/_change.pxi":185
+  /* "fastopt/_change.pxi":186
  *     cdef public dict notes
  * 
  *     def __init__(self):             # <<<<<<<<<<<<<<
@@ -18545,7 +18575,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change___init__(struct __pyx_obj_7fastopt_5
   return __pyx_r;
 }
 
-/* "fastopt/_change.pxi":181
+/* "fastopt/_change.pxi":182
  *     """
  * 
  *     cdef public list groups, added_groups, added_tensors, states, copies, steps, moves             # <<<<<<<<<<<<<<
@@ -18644,7 +18674,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_6groups_2__set__(struct __pyx_obj_7f
       /*try:*/ {
         __pyx_t_2 = __pyx_v_value;
         __Pyx_INCREF(__pyx_t_2);
-        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 181, __pyx_L4_error)
+        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 182, __pyx_L4_error)
         __Pyx_GIVEREF(__pyx_t_2);
         __Pyx_GOTREF(__pyx_v_self->groups);
         __Pyx_DECREF_SET(__pyx_v_self->groups, ((PyObject*)__pyx_t_2));
@@ -18817,7 +18847,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_12added_groups_2__set__(struct __pyx
       /*try:*/ {
         __pyx_t_2 = __pyx_v_value;
         __Pyx_INCREF(__pyx_t_2);
-        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 181, __pyx_L4_error)
+        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 182, __pyx_L4_error)
         __Pyx_GIVEREF(__pyx_t_2);
         __Pyx_GOTREF(__pyx_v_self->added_groups);
         __Pyx_DECREF_SET(__pyx_v_self->added_groups, ((PyObject*)__pyx_t_2));
@@ -18990,7 +19020,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_13added_tensors_2__set__(struct __py
       /*try:*/ {
         __pyx_t_2 = __pyx_v_value;
         __Pyx_INCREF(__pyx_t_2);
-        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 181, __pyx_L4_error)
+        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 182, __pyx_L4_error)
         __Pyx_GIVEREF(__pyx_t_2);
         __Pyx_GOTREF(__pyx_v_self->added_tensors);
         __Pyx_DECREF_SET(__pyx_v_self->added_tensors, ((PyObject*)__pyx_t_2));
@@ -19163,7 +19193,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_6states_2__set__(struct __pyx_obj_7f
       /*try:*/ {
         __pyx_t_2 = __pyx_v_value;
         __Pyx_INCREF(__pyx_t_2);
-        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 181, __pyx_L4_error)
+        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 182, __pyx_L4_error)
         __Pyx_GIVEREF(__pyx_t_2);
         __Pyx_GOTREF(__pyx_v_self->states);
         __Pyx_DECREF_SET(__pyx_v_self->states, ((PyObject*)__pyx_t_2));
@@ -19336,7 +19366,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_6copies_2__set__(struct __pyx_obj_7f
       /*try:*/ {
         __pyx_t_2 = __pyx_v_value;
         __Pyx_INCREF(__pyx_t_2);
-        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 181, __pyx_L4_error)
+        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 182, __pyx_L4_error)
         __Pyx_GIVEREF(__pyx_t_2);
         __Pyx_GOTREF(__pyx_v_self->copies);
         __Pyx_DECREF_SET(__pyx_v_self->copies, ((PyObject*)__pyx_t_2));
@@ -19509,7 +19539,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_5steps_2__set__(struct __pyx_obj_7fa
       /*try:*/ {
         __pyx_t_2 = __pyx_v_value;
         __Pyx_INCREF(__pyx_t_2);
-        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 181, __pyx_L4_error)
+        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 182, __pyx_L4_error)
         __Pyx_GIVEREF(__pyx_t_2);
         __Pyx_GOTREF(__pyx_v_self->steps);
         __Pyx_DECREF_SET(__pyx_v_self->steps, ((PyObject*)__pyx_t_2));
@@ -19682,7 +19712,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_5moves_2__set__(struct __pyx_obj_7fa
       /*try:*/ {
         __pyx_t_2 = __pyx_v_value;
         __Pyx_INCREF(__pyx_t_2);
-        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 181, __pyx_L4_error)
+        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 182, __pyx_L4_error)
         __Pyx_GIVEREF(__pyx_t_2);
         __Pyx_GOTREF(__pyx_v_self->moves);
         __Pyx_DECREF_SET(__pyx_v_self->moves, ((PyObject*)__pyx_t_2));
@@ -19764,7 +19794,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_5moves_4__del__(struct __pyx_obj_7fa
   return __pyx_r;
 }
 
-/* "fastopt/_change.pxi":182
+/* "fastopt/_change.pxi":183
  * 
  *     cdef public list groups, added_groups, added_tensors, states, copies, steps, moves
  *     cdef public Intervals intervals             # <<<<<<<<<<<<<<
@@ -19863,7 +19893,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_9intervals_2__set__(struct __pyx_obj
       /*try:*/ {
         __pyx_t_2 = __pyx_v_value;
         __Pyx_INCREF(__pyx_t_2);
-        if (!(likely(((__pyx_t_2) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_2, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Intervals))))) __PYX_ERR(5, 182, __pyx_L4_error)
+        if (!(likely(((__pyx_t_2) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_2, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Intervals))))) __PYX_ERR(5, 183, __pyx_L4_error)
         __Pyx_GIVEREF(__pyx_t_2);
         __Pyx_GOTREF((PyObject *)__pyx_v_self->intervals);
         __Pyx_DECREF_SET(__pyx_v_self->intervals, ((struct __pyx_obj_7fastopt_5_plan_Intervals *)__pyx_t_2));
@@ -19945,7 +19975,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_9intervals_4__del__(struct __pyx_obj
   return __pyx_r;
 }
 
-/* "fastopt/_change.pxi":183
+/* "fastopt/_change.pxi":184
  *     cdef public list groups, added_groups, added_tensors, states, copies, steps, moves
  *     cdef public Intervals intervals
  *     cdef public dict notes             # <<<<<<<<<<<<<<
@@ -20044,7 +20074,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_5notes_2__set__(struct __pyx_obj_7fa
       /*try:*/ {
         __pyx_t_2 = __pyx_v_value;
         __Pyx_INCREF(__pyx_t_2);
-        if (!(likely(PyDict_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("dict", __pyx_t_2))) __PYX_ERR(5, 183, __pyx_L4_error)
+        if (!(likely(PyDict_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("dict", __pyx_t_2))) __PYX_ERR(5, 184, __pyx_L4_error)
         __Pyx_GIVEREF(__pyx_t_2);
         __Pyx_GOTREF(__pyx_v_self->notes);
         __Pyx_DECREF_SET(__pyx_v_self->notes, ((PyObject*)__pyx_t_2));
@@ -21130,10 +21160,9 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   int __pyx_t_12;
   Py_ssize_t __pyx_t_13;
   int __pyx_t_14;
-  long __pyx_t_15;
+  int __pyx_t_15;
   int __pyx_t_16;
   int __pyx_t_17;
-  int __pyx_t_18;
   int __pyx_lineno = 0;
   const char *__pyx_filename = NULL;
   int __pyx_clineno = 0;
@@ -21186,7 +21215,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
  *         cdef uintptr_t[FASTOPT_MAX_BUFFERS] end
  *         cdef const fastopt_optimizer *row
  *         step = options.pop("step", None)             # <<<<<<<<<<<<<<
- *         if count < 2 or count > len(self.names) + 2 or type(step) is not int or table().isas[isa].name == NULL:
+ *         if count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:
  *             return self.slow(args, kwargs)
 */
   if (unlikely(__pyx_v_options == Py_None)) {
@@ -21201,20 +21230,10 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   /* "fastopt/_function.pxi":45
  *         cdef const fastopt_optimizer *row
  *         step = options.pop("step", None)
- *         if count < 2 or count > len(self.names) + 2 or type(step) is not int or table().isas[isa].name == NULL:             # <<<<<<<<<<<<<<
+ *         if count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:             # <<<<<<<<<<<<<<
  *             return self.slow(args, kwargs)
- *         given = options.pop("lr", None)
+ *         given = options.pop("lr", self)
 */
-  __pyx_t_5 = (__pyx_v_count < 2);
-
-  if (!__pyx_t_5) {
-
-  } else {
-
-    __pyx_t_4 = __pyx_t_5;
-
-    goto __pyx_L4_bool_binop_done;
-  }
   __pyx_t_1 = __pyx_v_self->names;
   __Pyx_INCREF(__pyx_t_1);
   if (unlikely(__pyx_t_1 == Py_None)) {
@@ -21223,7 +21242,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   }
   __pyx_t_3 = __Pyx_PyTuple_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(6, 45, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
-  __pyx_t_5 = (__pyx_v_count > (__pyx_t_3 + 2));
+  __pyx_t_5 = (__pyx_v_count > __pyx_t_3);
 
 
   if (!__pyx_t_5) {
@@ -21254,10 +21273,10 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
     /* "fastopt/_function.pxi":46
  *         step = options.pop("step", None)
- *         if count < 2 or count > len(self.names) + 2 or type(step) is not int or table().isas[isa].name == NULL:
+ *         if count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:
  *             return self.slow(args, kwargs)             # <<<<<<<<<<<<<<
- *         given = options.pop("lr", None)
- *         if given is not None:
+ *         given = options.pop("lr", self)
+ *         if given is not self:
 */
     __pyx_t_6 = NULL;
     __Pyx_INCREF(__pyx_v_self->slow);
@@ -21296,42 +21315,42 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     /* "fastopt/_function.pxi":45
  *         cdef const fastopt_optimizer *row
  *         step = options.pop("step", None)
- *         if count < 2 or count > len(self.names) + 2 or type(step) is not int or table().isas[isa].name == NULL:             # <<<<<<<<<<<<<<
+ *         if count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:             # <<<<<<<<<<<<<<
  *             return self.slow(args, kwargs)
- *         given = options.pop("lr", None)
+ *         given = options.pop("lr", self)
 */
   }
 
   /* "fastopt/_function.pxi":47
- *         if count < 2 or count > len(self.names) + 2 or type(step) is not int or table().isas[isa].name == NULL:
+ *         if count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:
  *             return self.slow(args, kwargs)
- *         given = options.pop("lr", None)             # <<<<<<<<<<<<<<
- *         if given is not None:
+ *         given = options.pop("lr", self)             # <<<<<<<<<<<<<<
+ *         if given is not self:
  *             if type(given) is not float or not 0.0 <= <double>given < 1e300:
 */
   if (unlikely(__pyx_v_options == Py_None)) {
     PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "pop");
     __PYX_ERR(6, 47, __pyx_L1_error)
   }
-  __pyx_t_1 = __Pyx_PyDict_Pop(__pyx_v_options, __pyx_mstate_global->__pyx_n_u_lr, Py_None); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 47, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyDict_Pop(__pyx_v_options, __pyx_mstate_global->__pyx_n_u_lr, ((PyObject *)__pyx_v_self)); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 47, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __pyx_v_given = __pyx_t_1;
   __pyx_t_1 = 0;
 
   /* "fastopt/_function.pxi":48
  *             return self.slow(args, kwargs)
- *         given = options.pop("lr", None)
- *         if given is not None:             # <<<<<<<<<<<<<<
+ *         given = options.pop("lr", self)
+ *         if given is not self:             # <<<<<<<<<<<<<<
  *             if type(given) is not float or not 0.0 <= <double>given < 1e300:
  *                 return self.slow(args, kwargs)
 */
-  __pyx_t_4 = (__pyx_v_given != Py_None);
+  __pyx_t_4 = (__pyx_v_given != ((PyObject *)__pyx_v_self));
   if (__pyx_t_4) {
 
 
     /* "fastopt/_function.pxi":49
- *         given = options.pop("lr", None)
- *         if given is not None:
+ *         given = options.pop("lr", self)
+ *         if given is not self:
  *             if type(given) is not float or not 0.0 <= <double>given < 1e300:             # <<<<<<<<<<<<<<
  *                 return self.slow(args, kwargs)
  *             lr = given
@@ -21343,7 +21362,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
       __pyx_t_4 = __pyx_t_5;
 
-      goto __pyx_L10_bool_binop_done;
+      goto __pyx_L9_bool_binop_done;
     }
     __pyx_t_2 = __Pyx_PyFloat_AsDouble(__pyx_v_given); if (unlikely((__pyx_t_2 == (double)-1) && PyErr_Occurred())) __PYX_ERR(6, 49, __pyx_L1_error)
     __pyx_t_5 = (0.0 <= ((double)__pyx_t_2));
@@ -21357,16 +21376,16 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
     __pyx_t_4 = __pyx_t_9;
 
-    __pyx_L10_bool_binop_done:;
+    __pyx_L9_bool_binop_done:;
     if (__pyx_t_4) {
 
 
       /* "fastopt/_function.pxi":50
- *         if given is not None:
+ *         if given is not self:
  *             if type(given) is not float or not 0.0 <= <double>given < 1e300:
  *                 return self.slow(args, kwargs)             # <<<<<<<<<<<<<<
  *             lr = given
- *         given = options.pop("grad_scale", None)
+ *         given = options.pop("grad_scale", self)
 */
       __pyx_t_7 = NULL;
       __Pyx_INCREF(__pyx_v_self->slow);
@@ -21403,8 +21422,8 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
       goto __pyx_L0;
 
       /* "fastopt/_function.pxi":49
- *         given = options.pop("lr", None)
- *         if given is not None:
+ *         given = options.pop("lr", self)
+ *         if given is not self:
  *             if type(given) is not float or not 0.0 <= <double>given < 1e300:             # <<<<<<<<<<<<<<
  *                 return self.slow(args, kwargs)
  *             lr = given
@@ -21415,16 +21434,16 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
  *             if type(given) is not float or not 0.0 <= <double>given < 1e300:
  *                 return self.slow(args, kwargs)
  *             lr = given             # <<<<<<<<<<<<<<
- *         given = options.pop("grad_scale", None)
- *         if given is not None:
+ *         given = options.pop("grad_scale", self)
+ *         if given is not self:
 */
     __pyx_t_2 = __Pyx_PyFloat_AsDouble(__pyx_v_given); if (unlikely((__pyx_t_2 == (double)-1) && PyErr_Occurred())) __PYX_ERR(6, 51, __pyx_L1_error)
     __pyx_v_lr = __pyx_t_2;
 
     /* "fastopt/_function.pxi":48
  *             return self.slow(args, kwargs)
- *         given = options.pop("lr", None)
- *         if given is not None:             # <<<<<<<<<<<<<<
+ *         given = options.pop("lr", self)
+ *         if given is not self:             # <<<<<<<<<<<<<<
  *             if type(given) is not float or not 0.0 <= <double>given < 1e300:
  *                 return self.slow(args, kwargs)
 */
@@ -21433,33 +21452,33 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   /* "fastopt/_function.pxi":52
  *                 return self.slow(args, kwargs)
  *             lr = given
- *         given = options.pop("grad_scale", None)             # <<<<<<<<<<<<<<
- *         if given is not None:
+ *         given = options.pop("grad_scale", self)             # <<<<<<<<<<<<<<
+ *         if given is not self:
  *             if type(given) is not float or not -1e300 < <double>given < 1e300:
 */
   if (unlikely(__pyx_v_options == Py_None)) {
     PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "pop");
     __PYX_ERR(6, 52, __pyx_L1_error)
   }
-  __pyx_t_1 = __Pyx_PyDict_Pop(__pyx_v_options, __pyx_mstate_global->__pyx_n_u_grad_scale, Py_None); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 52, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyDict_Pop(__pyx_v_options, __pyx_mstate_global->__pyx_n_u_grad_scale, ((PyObject *)__pyx_v_self)); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 52, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __Pyx_DECREF_SET(__pyx_v_given, __pyx_t_1);
   __pyx_t_1 = 0;
 
   /* "fastopt/_function.pxi":53
  *             lr = given
- *         given = options.pop("grad_scale", None)
- *         if given is not None:             # <<<<<<<<<<<<<<
+ *         given = options.pop("grad_scale", self)
+ *         if given is not self:             # <<<<<<<<<<<<<<
  *             if type(given) is not float or not -1e300 < <double>given < 1e300:
  *                 return self.slow(args, kwargs)
 */
-  __pyx_t_4 = (__pyx_v_given != Py_None);
+  __pyx_t_4 = (__pyx_v_given != ((PyObject *)__pyx_v_self));
   if (__pyx_t_4) {
 
 
     /* "fastopt/_function.pxi":54
- *         given = options.pop("grad_scale", None)
- *         if given is not None:
+ *         given = options.pop("grad_scale", self)
+ *         if given is not self:
  *             if type(given) is not float or not -1e300 < <double>given < 1e300:             # <<<<<<<<<<<<<<
  *                 return self.slow(args, kwargs)
  *             grad_scale = given
@@ -21471,7 +21490,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
       __pyx_t_4 = __pyx_t_9;
 
-      goto __pyx_L14_bool_binop_done;
+      goto __pyx_L13_bool_binop_done;
     }
     __pyx_t_2 = __Pyx_PyFloat_AsDouble(__pyx_v_given); if (unlikely((__pyx_t_2 == (double)-1) && PyErr_Occurred())) __PYX_ERR(6, 54, __pyx_L1_error)
     __pyx_t_9 = (-1e300 < ((double)__pyx_t_2));
@@ -21485,12 +21504,12 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
     __pyx_t_4 = __pyx_t_5;
 
-    __pyx_L14_bool_binop_done:;
+    __pyx_L13_bool_binop_done:;
     if (__pyx_t_4) {
 
 
       /* "fastopt/_function.pxi":55
- *         if given is not None:
+ *         if given is not self:
  *             if type(given) is not float or not -1e300 < <double>given < 1e300:
  *                 return self.slow(args, kwargs)             # <<<<<<<<<<<<<<
  *             grad_scale = given
@@ -21531,8 +21550,8 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
       goto __pyx_L0;
 
       /* "fastopt/_function.pxi":54
- *         given = options.pop("grad_scale", None)
- *         if given is not None:
+ *         given = options.pop("grad_scale", self)
+ *         if given is not self:
  *             if type(given) is not float or not -1e300 < <double>given < 1e300:             # <<<<<<<<<<<<<<
  *                 return self.slow(args, kwargs)
  *             grad_scale = given
@@ -21544,15 +21563,15 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
  *                 return self.slow(args, kwargs)
  *             grad_scale = given             # <<<<<<<<<<<<<<
  *         t = step if 1 <= step < 4611686018427387904 else 0
- *         param = args[0] if type(args[0]) is NDARRAY else None
+ *         given = args[0] if count else options.get("param")
 */
     __pyx_t_2 = __Pyx_PyFloat_AsDouble(__pyx_v_given); if (unlikely((__pyx_t_2 == (double)-1) && PyErr_Occurred())) __PYX_ERR(6, 56, __pyx_L1_error)
     __pyx_v_grad_scale = __pyx_t_2;
 
     /* "fastopt/_function.pxi":53
  *             lr = given
- *         given = options.pop("grad_scale", None)
- *         if given is not None:             # <<<<<<<<<<<<<<
+ *         given = options.pop("grad_scale", self)
+ *         if given is not self:             # <<<<<<<<<<<<<<
  *             if type(given) is not float or not -1e300 < <double>given < 1e300:
  *                 return self.slow(args, kwargs)
 */
@@ -21562,8 +21581,8 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
  *                 return self.slow(args, kwargs)
  *             grad_scale = given
  *         t = step if 1 <= step < 4611686018427387904 else 0             # <<<<<<<<<<<<<<
- *         param = args[0] if type(args[0]) is NDARRAY else None
- *         if t == 0 or param is None or cnp.PyArray_SIZE(param) >= <Py_ssize_t>PARALLEL_ELEMENTS:
+ *         given = args[0] if count else options.get("param")
+ *         param = given if type(given) is NDARRAY else None
 */
   __pyx_t_4 = __Pyx_PyObject_CompareBoolLe_int_object(__pyx_mstate_global->__pyx_int_1, __pyx_v_step, Py_LE); if (unlikely((__pyx_t_4 < 0))) __PYX_ERR(6, 57, __pyx_L1_error)
   if (__pyx_t_4) {
@@ -21582,35 +21601,57 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   /* "fastopt/_function.pxi":58
  *             grad_scale = given
  *         t = step if 1 <= step < 4611686018427387904 else 0
- *         param = args[0] if type(args[0]) is NDARRAY else None             # <<<<<<<<<<<<<<
+ *         given = args[0] if count else options.get("param")             # <<<<<<<<<<<<<<
+ *         param = given if type(given) is NDARRAY else None
  *         if t == 0 or param is None or cnp.PyArray_SIZE(param) >= <Py_ssize_t>PARALLEL_ELEMENTS:
- *             return self.slow(args, kwargs)
 */
-  if (unlikely(__pyx_v_args == Py_None)) {
-    PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-    __PYX_ERR(6, 58, __pyx_L1_error)
-  }
-  __pyx_t_4 = (((PyObject *)Py_TYPE(__Pyx_PyTuple_GET_ITEM(__pyx_v_args, 0))) == __pyx_v_7fastopt_5_plan_NDARRAY);
+  __pyx_t_4 = (__pyx_v_count != 0);
+
   if (__pyx_t_4) {
     if (unlikely(__pyx_v_args == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
       __PYX_ERR(6, 58, __pyx_L1_error)
     }
-    if (!(likely(((__Pyx_PyTuple_GET_ITEM(__pyx_v_args, 0)) == Py_None) || likely(__Pyx_TypeTest(__Pyx_PyTuple_GET_ITEM(__pyx_v_args, 0), __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(6, 58, __pyx_L1_error)
     __Pyx_INCREF(__Pyx_PyTuple_GET_ITEM(__pyx_v_args, 0));
     __pyx_t_1 = __Pyx_PyTuple_GET_ITEM(__pyx_v_args, 0);
+  } else {
+    if (unlikely(__pyx_v_options == Py_None)) {
+      PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
+      __PYX_ERR(6, 58, __pyx_L1_error)
+    }
+    __pyx_t_7 = __Pyx_PyDict_GetItemDefault(__pyx_v_options, __pyx_mstate_global->__pyx_n_u_param, Py_None); if (unlikely(!__pyx_t_7)) __PYX_ERR(6, 58, __pyx_L1_error)
+    __Pyx_GOTREF(__pyx_t_7);
+    __pyx_t_1 = __pyx_t_7;
+    __pyx_t_7 = 0;
+  }
+
+  __Pyx_DECREF_SET(__pyx_v_given, __pyx_t_1);
+  __pyx_t_1 = 0;
+
+  /* "fastopt/_function.pxi":59
+ *         t = step if 1 <= step < 4611686018427387904 else 0
+ *         given = args[0] if count else options.get("param")
+ *         param = given if type(given) is NDARRAY else None             # <<<<<<<<<<<<<<
+ *         if t == 0 or param is None or cnp.PyArray_SIZE(param) >= <Py_ssize_t>PARALLEL_ELEMENTS:
+ *             return self.slow(args, kwargs)
+*/
+  __pyx_t_4 = (((PyObject *)Py_TYPE(__pyx_v_given)) == __pyx_v_7fastopt_5_plan_NDARRAY);
+  if (__pyx_t_4) {
+    if (!(likely(((__pyx_v_given) == Py_None) || likely(__Pyx_TypeTest(__pyx_v_given, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(6, 59, __pyx_L1_error)
+    __Pyx_INCREF(__pyx_v_given);
+    __pyx_t_1 = __pyx_v_given;
   } else {
     __Pyx_INCREF(Py_None);
     __pyx_t_1 = Py_None;
   }
 
-  if (!(likely(((__pyx_t_1) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_1, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(6, 58, __pyx_L1_error)
+  if (!(likely(((__pyx_t_1) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_1, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(6, 59, __pyx_L1_error)
   __pyx_v_param = ((PyArrayObject *)__pyx_t_1);
   __pyx_t_1 = 0;
 
-  /* "fastopt/_function.pxi":59
- *         t = step if 1 <= step < 4611686018427387904 else 0
- *         param = args[0] if type(args[0]) is NDARRAY else None
+  /* "fastopt/_function.pxi":60
+ *         given = args[0] if count else options.get("param")
+ *         param = given if type(given) is NDARRAY else None
  *         if t == 0 or param is None or cnp.PyArray_SIZE(param) >= <Py_ssize_t>PARALLEL_ELEMENTS:             # <<<<<<<<<<<<<<
  *             return self.slow(args, kwargs)
  *         flags = cnp.NPY_ARRAY_ALIGNED
@@ -21623,7 +21664,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
     __pyx_t_4 = __pyx_t_5;
 
-    goto __pyx_L17_bool_binop_done;
+    goto __pyx_L16_bool_binop_done;
   }
   __pyx_t_5 = (((PyObject *)__pyx_v_param) == Py_None);
   if (!__pyx_t_5) {
@@ -21632,19 +21673,19 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
     __pyx_t_4 = __pyx_t_5;
 
-    goto __pyx_L17_bool_binop_done;
+    goto __pyx_L16_bool_binop_done;
   }
   __pyx_t_5 = (PyArray_SIZE(__pyx_v_param) >= ((Py_ssize_t)__pyx_v_7fastopt_5_plan_PARALLEL_ELEMENTS));
 
 
   __pyx_t_4 = __pyx_t_5;
 
-  __pyx_L17_bool_binop_done:;
+  __pyx_L16_bool_binop_done:;
   if (__pyx_t_4) {
 
 
-    /* "fastopt/_function.pxi":60
- *         param = args[0] if type(args[0]) is NDARRAY else None
+    /* "fastopt/_function.pxi":61
+ *         param = given if type(given) is NDARRAY else None
  *         if t == 0 or param is None or cnp.PyArray_SIZE(param) >= <Py_ssize_t>PARALLEL_ELEMENTS:
  *             return self.slow(args, kwargs)             # <<<<<<<<<<<<<<
  *         flags = cnp.NPY_ARRAY_ALIGNED
@@ -21670,7 +21711,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
       __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_6, __pyx_callargs+__pyx_t_8, (3-__pyx_t_8) | (__pyx_t_8*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
       __Pyx_XDECREF(__pyx_t_7); __pyx_t_7 = 0;
       __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-      if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 60, __pyx_L1_error)
+      if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 61, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_1);
     }
     {
@@ -21684,16 +21725,16 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     __pyx_t_1 = 0;
     goto __pyx_L0;
 
-    /* "fastopt/_function.pxi":59
- *         t = step if 1 <= step < 4611686018427387904 else 0
- *         param = args[0] if type(args[0]) is NDARRAY else None
+    /* "fastopt/_function.pxi":60
+ *         given = args[0] if count else options.get("param")
+ *         param = given if type(given) is NDARRAY else None
  *         if t == 0 or param is None or cnp.PyArray_SIZE(param) >= <Py_ssize_t>PARALLEL_ELEMENTS:             # <<<<<<<<<<<<<<
  *             return self.slow(args, kwargs)
  *         flags = cnp.NPY_ARRAY_ALIGNED
 */
   }
 
-  /* "fastopt/_function.pxi":61
+  /* "fastopt/_function.pxi":62
  *         if t == 0 or param is None or cnp.PyArray_SIZE(param) >= <Py_ssize_t>PARALLEL_ELEMENTS:
  *             return self.slow(args, kwargs)
  *         flags = cnp.NPY_ARRAY_ALIGNED             # <<<<<<<<<<<<<<
@@ -21702,7 +21743,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   __pyx_v_flags = NPY_ARRAY_ALIGNED;
 
-  /* "fastopt/_function.pxi":62
+  /* "fastopt/_function.pxi":63
  *             return self.slow(args, kwargs)
  *         flags = cnp.NPY_ARRAY_ALIGNED
  *         flags |= cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_CHKFLAGS(param, cnp.NPY_ARRAY_C_CONTIGUOUS) else (             # <<<<<<<<<<<<<<
@@ -21716,7 +21757,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     __pyx_t_12 = NPY_ARRAY_C_CONTIGUOUS;
   } else {
 
-    /* "fastopt/_function.pxi":63
+    /* "fastopt/_function.pxi":64
  *         flags = cnp.NPY_ARRAY_ALIGNED
  *         flags |= cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_CHKFLAGS(param, cnp.NPY_ARRAY_C_CONTIGUOUS) else (
  *             cnp.NPY_ARRAY_F_CONTIGUOUS             # <<<<<<<<<<<<<<
@@ -21728,7 +21769,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   }
 
 
-  /* "fastopt/_function.pxi":62
+  /* "fastopt/_function.pxi":63
  *             return self.slow(args, kwargs)
  *         flags = cnp.NPY_ARRAY_ALIGNED
  *         flags |= cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_CHKFLAGS(param, cnp.NPY_ARRAY_C_CONTIGUOUS) else (             # <<<<<<<<<<<<<<
@@ -21738,52 +21779,49 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   __pyx_v_flags = (__pyx_v_flags | __pyx_t_12);
 
 
-  /* "fastopt/_function.pxi":65
+  /* "fastopt/_function.pxi":66
  *             cnp.NPY_ARRAY_F_CONTIGUOUS
  *         )
  *         stored[2] = -1             # <<<<<<<<<<<<<<
- *         for k in range(len(self.names) + 2):
+ *         for k in range(len(self.names)):
  *             begin[k] = end[k] = 0
 */
   (__pyx_v_stored[2]) = -1;
 
-  /* "fastopt/_function.pxi":66
+  /* "fastopt/_function.pxi":67
  *         )
  *         stored[2] = -1
- *         for k in range(len(self.names) + 2):             # <<<<<<<<<<<<<<
+ *         for k in range(len(self.names)):             # <<<<<<<<<<<<<<
  *             begin[k] = end[k] = 0
- *             given = args[k] if k < count else options.pop(self.names[k - 2], None)
+ *             given = args[k] if k < count else options.pop(self.names[k], None)
 */
   __pyx_t_1 = __pyx_v_self->names;
   __Pyx_INCREF(__pyx_t_1);
   if (unlikely(__pyx_t_1 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(6, 66, __pyx_L1_error)
+    __PYX_ERR(6, 67, __pyx_L1_error)
   }
-  __pyx_t_3 = __Pyx_PyTuple_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(6, 66, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyTuple_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(6, 67, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
+  __pyx_t_13 = __pyx_t_3;
 
-  __pyx_t_13 = (__pyx_t_3 + 2);
-
-  __pyx_t_3 = __pyx_t_13;
-
-  for (__pyx_t_14 = 0; __pyx_t_14 < __pyx_t_3; __pyx_t_14+=1) {
+  for (__pyx_t_14 = 0; __pyx_t_14 < __pyx_t_13; __pyx_t_14+=1) {
     __pyx_v_k = __pyx_t_14;
 
-    /* "fastopt/_function.pxi":67
+    /* "fastopt/_function.pxi":68
  *         stored[2] = -1
- *         for k in range(len(self.names) + 2):
+ *         for k in range(len(self.names)):
  *             begin[k] = end[k] = 0             # <<<<<<<<<<<<<<
- *             given = args[k] if k < count else options.pop(self.names[k - 2], None)
+ *             given = args[k] if k < count else options.pop(self.names[k], None)
  *             c.call.buffers[k] = NULL
 */
     (__pyx_v_begin[__pyx_v_k]) = 0;
     (__pyx_v_end[__pyx_v_k]) = 0;
 
-    /* "fastopt/_function.pxi":68
- *         for k in range(len(self.names) + 2):
+    /* "fastopt/_function.pxi":69
+ *         for k in range(len(self.names)):
  *             begin[k] = end[k] = 0
- *             given = args[k] if k < count else options.pop(self.names[k - 2], None)             # <<<<<<<<<<<<<<
+ *             given = args[k] if k < count else options.pop(self.names[k], None)             # <<<<<<<<<<<<<<
  *             c.call.buffers[k] = NULL
  *             if given is None:
 */
@@ -21792,24 +21830,21 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     if (__pyx_t_4) {
       if (unlikely(__pyx_v_args == Py_None)) {
         PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-        __PYX_ERR(6, 68, __pyx_L1_error)
+        __PYX_ERR(6, 69, __pyx_L1_error)
       }
       __Pyx_INCREF(__Pyx_PyTuple_GET_ITEM(__pyx_v_args, __pyx_v_k));
       __pyx_t_1 = __Pyx_PyTuple_GET_ITEM(__pyx_v_args, __pyx_v_k);
     } else {
       if (unlikely(__pyx_v_options == Py_None)) {
         PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "pop");
-        __PYX_ERR(6, 68, __pyx_L1_error)
+        __PYX_ERR(6, 69, __pyx_L1_error)
       }
       if (unlikely(__pyx_v_self->names == Py_None)) {
         PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-        __PYX_ERR(6, 68, __pyx_L1_error)
+        __PYX_ERR(6, 69, __pyx_L1_error)
       }
-      __pyx_t_15 = (__pyx_v_k - 2);
-
-      __pyx_t_6 = __Pyx_PyDict_Pop(__pyx_v_options, __Pyx_PyTuple_GET_ITEM(__pyx_v_self->names, __pyx_t_15), Py_None); if (unlikely(!__pyx_t_6)) __PYX_ERR(6, 68, __pyx_L1_error)
+      __pyx_t_6 = __Pyx_PyDict_Pop(__pyx_v_options, __Pyx_PyTuple_GET_ITEM(__pyx_v_self->names, __pyx_v_k), Py_None); if (unlikely(!__pyx_t_6)) __PYX_ERR(6, 69, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_6);
-
       __pyx_t_1 = __pyx_t_6;
       __pyx_t_6 = 0;
     }
@@ -21817,17 +21852,17 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     __Pyx_DECREF_SET(__pyx_v_given, __pyx_t_1);
     __pyx_t_1 = 0;
 
-    /* "fastopt/_function.pxi":69
+    /* "fastopt/_function.pxi":70
  *             begin[k] = end[k] = 0
- *             given = args[k] if k < count else options.pop(self.names[k - 2], None)
+ *             given = args[k] if k < count else options.pop(self.names[k], None)
  *             c.call.buffers[k] = NULL             # <<<<<<<<<<<<<<
  *             if given is None:
  *                 continue
 */
     (__pyx_v_c.call.buffers[__pyx_v_k]) = NULL;
 
-    /* "fastopt/_function.pxi":70
- *             given = args[k] if k < count else options.pop(self.names[k - 2], None)
+    /* "fastopt/_function.pxi":71
+ *             given = args[k] if k < count else options.pop(self.names[k], None)
  *             c.call.buffers[k] = NULL
  *             if given is None:             # <<<<<<<<<<<<<<
  *                 continue
@@ -21837,17 +21872,17 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     if (__pyx_t_4) {
 
 
-      /* "fastopt/_function.pxi":71
+      /* "fastopt/_function.pxi":72
  *             c.call.buffers[k] = NULL
  *             if given is None:
  *                 continue             # <<<<<<<<<<<<<<
  *             if type(given) is not NDARRAY:
  *                 return self.slow(args, kwargs)
 */
-      goto __pyx_L20_continue;
+      goto __pyx_L19_continue;
 
-      /* "fastopt/_function.pxi":70
- *             given = args[k] if k < count else options.pop(self.names[k - 2], None)
+      /* "fastopt/_function.pxi":71
+ *             given = args[k] if k < count else options.pop(self.names[k], None)
  *             c.call.buffers[k] = NULL
  *             if given is None:             # <<<<<<<<<<<<<<
  *                 continue
@@ -21855,7 +21890,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
     }
 
-    /* "fastopt/_function.pxi":72
+    /* "fastopt/_function.pxi":73
  *             if given is None:
  *                 continue
  *             if type(given) is not NDARRAY:             # <<<<<<<<<<<<<<
@@ -21866,7 +21901,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     if (__pyx_t_4) {
 
 
-      /* "fastopt/_function.pxi":73
+      /* "fastopt/_function.pxi":74
  *                 continue
  *             if type(given) is not NDARRAY:
  *                 return self.slow(args, kwargs)             # <<<<<<<<<<<<<<
@@ -21893,7 +21928,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
         __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_7, __pyx_callargs+__pyx_t_8, (3-__pyx_t_8) | (__pyx_t_8*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
         __Pyx_XDECREF(__pyx_t_6); __pyx_t_6 = 0;
         __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
-        if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 73, __pyx_L1_error)
+        if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 74, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_1);
       }
       {
@@ -21907,7 +21942,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
       __pyx_t_1 = 0;
       goto __pyx_L0;
 
-      /* "fastopt/_function.pxi":72
+      /* "fastopt/_function.pxi":73
  *             if given is None:
  *                 continue
  *             if type(given) is not NDARRAY:             # <<<<<<<<<<<<<<
@@ -21916,7 +21951,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
     }
 
-    /* "fastopt/_function.pxi":74
+    /* "fastopt/_function.pxi":75
  *             if type(given) is not NDARRAY:
  *                 return self.slow(args, kwargs)
  *             array = <cnp.ndarray>given             # <<<<<<<<<<<<<<
@@ -21928,17 +21963,17 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     __Pyx_XDECREF_SET(__pyx_v_array, ((PyArrayObject *)__pyx_t_1));
     __pyx_t_1 = 0;
 
-    /* "fastopt/_function.pxi":75
+    /* "fastopt/_function.pxi":76
  *                 return self.slow(args, kwargs)
  *             array = <cnp.ndarray>given
  *             storage = storage_of(array)             # <<<<<<<<<<<<<<
  *             buffer = k if k < 2 else 2
  *             if (
 */
-    __pyx_t_16 = __pyx_f_7fastopt_5_plan_storage_of(__pyx_v_array); if (unlikely(__pyx_t_16 == ((int)-2))) __PYX_ERR(6, 75, __pyx_L1_error)
-    __pyx_v_storage = __pyx_t_16;
+    __pyx_t_15 = __pyx_f_7fastopt_5_plan_storage_of(__pyx_v_array); if (unlikely(__pyx_t_15 == ((int)-2))) __PYX_ERR(6, 76, __pyx_L1_error)
+    __pyx_v_storage = __pyx_t_15;
 
-    /* "fastopt/_function.pxi":76
+    /* "fastopt/_function.pxi":77
  *             array = <cnp.ndarray>given
  *             storage = storage_of(array)
  *             buffer = k if k < 2 else 2             # <<<<<<<<<<<<<<
@@ -21949,15 +21984,15 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
     if (__pyx_t_4) {
 
-      __pyx_t_16 = __pyx_v_k;
+      __pyx_t_15 = __pyx_v_k;
     } else {
 
-      __pyx_t_16 = 2;
+      __pyx_t_15 = 2;
     }
 
-    __pyx_v_buffer = __pyx_t_16;
+    __pyx_v_buffer = __pyx_t_15;
 
-    /* "fastopt/_function.pxi":78
+    /* "fastopt/_function.pxi":79
  *             buffer = k if k < 2 else 2
  *             if (
  *                 storage < 0             # <<<<<<<<<<<<<<
@@ -21972,10 +22007,10 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
       __pyx_t_4 = __pyx_t_5;
 
-      goto __pyx_L25_bool_binop_done;
+      goto __pyx_L24_bool_binop_done;
     }
 
-    /* "fastopt/_function.pxi":79
+    /* "fastopt/_function.pxi":80
  *             if (
  *                 storage < 0
  *                 or not cnp.PyArray_CHKFLAGS(array, flags if k == 1 else flags | cnp.NPY_ARRAY_WRITEABLE)             # <<<<<<<<<<<<<<
@@ -21986,13 +22021,13 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
     if (__pyx_t_5) {
 
-      __pyx_t_16 = __pyx_v_flags;
+      __pyx_t_15 = __pyx_v_flags;
     } else {
 
-      __pyx_t_16 = (__pyx_v_flags | NPY_ARRAY_WRITEABLE);
+      __pyx_t_15 = (__pyx_v_flags | NPY_ARRAY_WRITEABLE);
     }
 
-    __pyx_t_5 = (!PyArray_CHKFLAGS(__pyx_v_array, __pyx_t_16));
+    __pyx_t_5 = (!PyArray_CHKFLAGS(__pyx_v_array, __pyx_t_15));
 
 
     if (!__pyx_t_5) {
@@ -22001,10 +22036,10 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
       __pyx_t_4 = __pyx_t_5;
 
-      goto __pyx_L25_bool_binop_done;
+      goto __pyx_L24_bool_binop_done;
     }
 
-    /* "fastopt/_function.pxi":80
+    /* "fastopt/_function.pxi":81
  *                 storage < 0
  *                 or not cnp.PyArray_CHKFLAGS(array, flags if k == 1 else flags | cnp.NPY_ARRAY_WRITEABLE)
  *                 or not cnp.PyArray_ISNOTSWAPPED(array)             # <<<<<<<<<<<<<<
@@ -22019,10 +22054,10 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
       __pyx_t_4 = __pyx_t_5;
 
-      goto __pyx_L25_bool_binop_done;
+      goto __pyx_L24_bool_binop_done;
     }
 
-    /* "fastopt/_function.pxi":81
+    /* "fastopt/_function.pxi":82
  *                 or not cnp.PyArray_CHKFLAGS(array, flags if k == 1 else flags | cnp.NPY_ARRAY_WRITEABLE)
  *                 or not cnp.PyArray_ISNOTSWAPPED(array)
  *                 or not cnp.PyArray_SAMESHAPE(array, param)             # <<<<<<<<<<<<<<
@@ -22037,10 +22072,10 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
       __pyx_t_4 = __pyx_t_5;
 
-      goto __pyx_L25_bool_binop_done;
+      goto __pyx_L24_bool_binop_done;
     }
 
-    /* "fastopt/_function.pxi":82
+    /* "fastopt/_function.pxi":83
  *                 or not cnp.PyArray_ISNOTSWAPPED(array)
  *                 or not cnp.PyArray_SAMESHAPE(array, param)
  *                 or (k > 2 and stored[2] >= 0 and stored[2] != storage)             # <<<<<<<<<<<<<<
@@ -22055,7 +22090,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
       __pyx_t_4 = __pyx_t_5;
 
-      goto __pyx_L25_bool_binop_done;
+      goto __pyx_L24_bool_binop_done;
     }
     __pyx_t_5 = ((__pyx_v_stored[2]) >= 0);
 
@@ -22065,16 +22100,16 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
       __pyx_t_4 = __pyx_t_5;
 
-      goto __pyx_L25_bool_binop_done;
+      goto __pyx_L24_bool_binop_done;
     }
     __pyx_t_5 = ((__pyx_v_stored[2]) != __pyx_v_storage);
 
 
     __pyx_t_4 = __pyx_t_5;
 
-    __pyx_L25_bool_binop_done:;
+    __pyx_L24_bool_binop_done:;
 
-    /* "fastopt/_function.pxi":77
+    /* "fastopt/_function.pxi":78
  *             storage = storage_of(array)
  *             buffer = k if k < 2 else 2
  *             if (             # <<<<<<<<<<<<<<
@@ -22084,7 +22119,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     if (__pyx_t_4) {
 
 
-      /* "fastopt/_function.pxi":84
+      /* "fastopt/_function.pxi":85
  *                 or (k > 2 and stored[2] >= 0 and stored[2] != storage)
  *             ):
  *                 return self.slow(args, kwargs)             # <<<<<<<<<<<<<<
@@ -22111,7 +22146,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
         __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_6, __pyx_callargs+__pyx_t_8, (3-__pyx_t_8) | (__pyx_t_8*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
         __Pyx_XDECREF(__pyx_t_7); __pyx_t_7 = 0;
         __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-        if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 84, __pyx_L1_error)
+        if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 85, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_1);
       }
       {
@@ -22125,7 +22160,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
       __pyx_t_1 = 0;
       goto __pyx_L0;
 
-      /* "fastopt/_function.pxi":77
+      /* "fastopt/_function.pxi":78
  *             storage = storage_of(array)
  *             buffer = k if k < 2 else 2
  *             if (             # <<<<<<<<<<<<<<
@@ -22134,7 +22169,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
     }
 
-    /* "fastopt/_function.pxi":85
+    /* "fastopt/_function.pxi":86
  *             ):
  *                 return self.slow(args, kwargs)
  *             stored[buffer] = storage             # <<<<<<<<<<<<<<
@@ -22143,7 +22178,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
     (__pyx_v_stored[__pyx_v_buffer]) = __pyx_v_storage;
 
-    /* "fastopt/_function.pxi":86
+    /* "fastopt/_function.pxi":87
  *                 return self.slow(args, kwargs)
  *             stored[buffer] = storage
  *             begin[k] = <uintptr_t>cnp.PyArray_DATA(array)             # <<<<<<<<<<<<<<
@@ -22152,7 +22187,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
     (__pyx_v_begin[__pyx_v_k]) = ((uintptr_t)PyArray_DATA(__pyx_v_array));
 
-    /* "fastopt/_function.pxi":87
+    /* "fastopt/_function.pxi":88
  *             stored[buffer] = storage
  *             begin[k] = <uintptr_t>cnp.PyArray_DATA(array)
  *             end[k] = begin[k] + cnp.PyArray_NBYTES(array)             # <<<<<<<<<<<<<<
@@ -22161,7 +22196,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
     (__pyx_v_end[__pyx_v_k]) = ((__pyx_v_begin[__pyx_v_k]) + PyArray_NBYTES(__pyx_v_array));
 
-    /* "fastopt/_function.pxi":88
+    /* "fastopt/_function.pxi":89
  *             begin[k] = <uintptr_t>cnp.PyArray_DATA(array)
  *             end[k] = begin[k] + cnp.PyArray_NBYTES(array)
  *             for other in range(k):             # <<<<<<<<<<<<<<
@@ -22169,13 +22204,13 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
  *                     return self.slow(args, kwargs)
 */
 
-    __pyx_t_16 = __pyx_v_k;
-    __pyx_t_17 = __pyx_t_16;
+    __pyx_t_15 = __pyx_v_k;
+    __pyx_t_16 = __pyx_t_15;
 
-    for (__pyx_t_18 = 0; __pyx_t_18 < __pyx_t_17; __pyx_t_18+=1) {
-      __pyx_v_other = __pyx_t_18;
+    for (__pyx_t_17 = 0; __pyx_t_17 < __pyx_t_16; __pyx_t_17+=1) {
+      __pyx_v_other = __pyx_t_17;
 
-      /* "fastopt/_function.pxi":89
+      /* "fastopt/_function.pxi":90
  *             end[k] = begin[k] + cnp.PyArray_NBYTES(array)
  *             for other in range(k):
  *                 if begin[other] < end[k] and begin[k] < end[other]:             # <<<<<<<<<<<<<<
@@ -22190,18 +22225,18 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
         __pyx_t_4 = __pyx_t_5;
 
-        goto __pyx_L35_bool_binop_done;
+        goto __pyx_L34_bool_binop_done;
       }
       __pyx_t_5 = ((__pyx_v_begin[__pyx_v_k]) < (__pyx_v_end[__pyx_v_other]));
 
 
       __pyx_t_4 = __pyx_t_5;
 
-      __pyx_L35_bool_binop_done:;
+      __pyx_L34_bool_binop_done:;
       if (__pyx_t_4) {
 
 
-        /* "fastopt/_function.pxi":90
+        /* "fastopt/_function.pxi":91
  *             for other in range(k):
  *                 if begin[other] < end[k] and begin[k] < end[other]:
  *                     return self.slow(args, kwargs)             # <<<<<<<<<<<<<<
@@ -22228,7 +22263,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
           __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_7, __pyx_callargs+__pyx_t_8, (3-__pyx_t_8) | (__pyx_t_8*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
           __Pyx_XDECREF(__pyx_t_6); __pyx_t_6 = 0;
           __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
-          if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 90, __pyx_L1_error)
+          if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 91, __pyx_L1_error)
           __Pyx_GOTREF(__pyx_t_1);
         }
         {
@@ -22242,7 +22277,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
         __pyx_t_1 = 0;
         goto __pyx_L0;
 
-        /* "fastopt/_function.pxi":89
+        /* "fastopt/_function.pxi":90
  *             end[k] = begin[k] + cnp.PyArray_NBYTES(array)
  *             for other in range(k):
  *                 if begin[other] < end[k] and begin[k] < end[other]:             # <<<<<<<<<<<<<<
@@ -22253,7 +22288,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     }
 
 
-    /* "fastopt/_function.pxi":91
+    /* "fastopt/_function.pxi":92
  *                 if begin[other] < end[k] and begin[k] < end[other]:
  *                     return self.slow(args, kwargs)
  *             c.call.buffers[k] = cnp.PyArray_DATA(array)             # <<<<<<<<<<<<<<
@@ -22261,23 +22296,24 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
  *         if group.callables:
 */
     (__pyx_v_c.call.buffers[__pyx_v_k]) = PyArray_DATA(__pyx_v_array);
-    __pyx_L20_continue:;
+    __pyx_L19_continue:;
   }
 
 
-  /* "fastopt/_function.pxi":92
+
+  /* "fastopt/_function.pxi":93
  *                     return self.slow(args, kwargs)
  *             c.call.buffers[k] = cnp.PyArray_DATA(array)
  *         group = self.group_of(options)             # <<<<<<<<<<<<<<
  *         if group.callables:
  *             return self.slow(args, kwargs)
 */
-  __pyx_t_1 = ((PyObject *)((struct __pyx_vtabstruct_7fastopt_5_plan_Function *)__pyx_v_self->__pyx_vtab)->group_of(__pyx_v_self, __pyx_v_options)); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 92, __pyx_L1_error)
+  __pyx_t_1 = ((PyObject *)((struct __pyx_vtabstruct_7fastopt_5_plan_Function *)__pyx_v_self->__pyx_vtab)->group_of(__pyx_v_self, __pyx_v_options)); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 93, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __pyx_v_group = ((struct __pyx_obj_7fastopt_5_plan_Group *)__pyx_t_1);
   __pyx_t_1 = 0;
 
-  /* "fastopt/_function.pxi":93
+  /* "fastopt/_function.pxi":94
  *             c.call.buffers[k] = cnp.PyArray_DATA(array)
  *         group = self.group_of(options)
  *         if group.callables:             # <<<<<<<<<<<<<<
@@ -22288,14 +22324,14 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   else
   {
     Py_ssize_t __pyx_temp = __Pyx_PyTuple_GET_SIZE(__pyx_v_group->callables);
-    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(6, 93, __pyx_L1_error)
+    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(6, 94, __pyx_L1_error)
     __pyx_t_4 = (__pyx_temp != 0);
   }
 
   if (__pyx_t_4) {
 
 
-    /* "fastopt/_function.pxi":94
+    /* "fastopt/_function.pxi":95
  *         group = self.group_of(options)
  *         if group.callables:
  *             return self.slow(args, kwargs)             # <<<<<<<<<<<<<<
@@ -22322,7 +22358,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
       __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_6, __pyx_callargs+__pyx_t_8, (3-__pyx_t_8) | (__pyx_t_8*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
       __Pyx_XDECREF(__pyx_t_7); __pyx_t_7 = 0;
       __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-      if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 94, __pyx_L1_error)
+      if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 95, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_1);
     }
     {
@@ -22336,7 +22372,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     __pyx_t_1 = 0;
     goto __pyx_L0;
 
-    /* "fastopt/_function.pxi":93
+    /* "fastopt/_function.pxi":94
  *             c.call.buffers[k] = cnp.PyArray_DATA(array)
  *         group = self.group_of(options)
  *         if group.callables:             # <<<<<<<<<<<<<<
@@ -22345,20 +22381,20 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   }
 
-  /* "fastopt/_function.pxi":95
+  /* "fastopt/_function.pxi":96
  *         if group.callables:
  *             return self.slow(args, kwargs)
  *         if <double>group.h["lr"] != lr:             # <<<<<<<<<<<<<<
  *             self.last_group = group = group.with_lr(lr)
- *         if args[1] is None:
+ *         row = &table().isas[isa].optimizers[self.row]
 */
   if (unlikely(__pyx_v_group->h == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-    __PYX_ERR(6, 95, __pyx_L1_error)
+    __PYX_ERR(6, 96, __pyx_L1_error)
   }
-  __pyx_t_1 = __Pyx_PyDict_GetItem(__pyx_v_group->h, __pyx_mstate_global->__pyx_n_u_lr); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 95, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyDict_GetItem(__pyx_v_group->h, __pyx_mstate_global->__pyx_n_u_lr); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 96, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
-  __pyx_t_2 = __Pyx_PyFloat_AsDouble(__pyx_t_1); if (unlikely((__pyx_t_2 == (double)-1) && PyErr_Occurred())) __PYX_ERR(6, 95, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyFloat_AsDouble(__pyx_t_1); if (unlikely((__pyx_t_2 == (double)-1) && PyErr_Occurred())) __PYX_ERR(6, 96, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   __pyx_t_4 = (((double)__pyx_t_2) != __pyx_v_lr);
 
@@ -22366,14 +22402,14 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   if (__pyx_t_4) {
 
 
-    /* "fastopt/_function.pxi":96
+    /* "fastopt/_function.pxi":97
  *             return self.slow(args, kwargs)
  *         if <double>group.h["lr"] != lr:
  *             self.last_group = group = group.with_lr(lr)             # <<<<<<<<<<<<<<
- *         if args[1] is None:
- *             return self.slow(args, kwargs)
+ *         row = &table().isas[isa].optimizers[self.row]
+ *         for k in range(len(self.names)):
 */
-    __pyx_t_1 = ((PyObject *)((struct __pyx_vtabstruct_7fastopt_5_plan_Group *)__pyx_v_group->__pyx_vtab)->with_lr(__pyx_v_group, __pyx_v_lr)); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 96, __pyx_L1_error)
+    __pyx_t_1 = ((PyObject *)((struct __pyx_vtabstruct_7fastopt_5_plan_Group *)__pyx_v_group->__pyx_vtab)->with_lr(__pyx_v_group, __pyx_v_lr)); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 97, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
     __Pyx_INCREF(__pyx_t_1);
     __Pyx_GIVEREF(__pyx_t_1);
@@ -22383,117 +22419,52 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     __Pyx_DECREF_SET(__pyx_v_group, ((struct __pyx_obj_7fastopt_5_plan_Group *)__pyx_t_1));
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-    /* "fastopt/_function.pxi":95
+    /* "fastopt/_function.pxi":96
  *         if group.callables:
  *             return self.slow(args, kwargs)
  *         if <double>group.h["lr"] != lr:             # <<<<<<<<<<<<<<
  *             self.last_group = group = group.with_lr(lr)
- *         if args[1] is None:
+ *         row = &table().isas[isa].optimizers[self.row]
 */
   }
 
-  /* "fastopt/_function.pxi":97
+  /* "fastopt/_function.pxi":98
  *         if <double>group.h["lr"] != lr:
  *             self.last_group = group = group.with_lr(lr)
- *         if args[1] is None:             # <<<<<<<<<<<<<<
- *             return self.slow(args, kwargs)
- *         row = &table().isas[isa].optimizers[self.row]
-*/
-  if (unlikely(__pyx_v_args == Py_None)) {
-    PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-    __PYX_ERR(6, 97, __pyx_L1_error)
-  }
-  __pyx_t_4 = (__Pyx_PyTuple_GET_ITEM(__pyx_v_args, 1) == Py_None);
-  if (__pyx_t_4) {
-
-
-    /* "fastopt/_function.pxi":98
- *             self.last_group = group = group.with_lr(lr)
- *         if args[1] is None:
- *             return self.slow(args, kwargs)             # <<<<<<<<<<<<<<
- *         row = &table().isas[isa].optimizers[self.row]
- *         for k in range(len(self.names)):
-*/
-    __pyx_t_6 = NULL;
-    __Pyx_INCREF(__pyx_v_self->slow);
-    __pyx_t_7 = __pyx_v_self->slow; 
-    __pyx_t_8 = 1;
-    #if CYTHON_UNPACK_METHODS
-    if (likely(PyMethod_Check(__pyx_t_7))) {
-      __pyx_t_6 = PyMethod_GET_SELF(__pyx_t_7);
-      assert(__pyx_t_6);
-      PyObject* __pyx__function = PyMethod_GET_FUNCTION(__pyx_t_7);
-      __Pyx_INCREF(__pyx_t_6);
-      __Pyx_INCREF(__pyx__function);
-      __Pyx_DECREF_SET(__pyx_t_7, __pyx__function);
-      __pyx_t_8 = 0;
-    }
-    #endif
-    {
-      PyObject *__pyx_callargs[3] = {__pyx_t_6, __pyx_v_args, __pyx_v_kwargs};
-      __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_7, __pyx_callargs+__pyx_t_8, (3-__pyx_t_8) | (__pyx_t_8*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
-      __Pyx_XDECREF(__pyx_t_6); __pyx_t_6 = 0;
-      __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
-      if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 98, __pyx_L1_error)
-      __Pyx_GOTREF(__pyx_t_1);
-    }
-    {
-      PyObject *__pyx_temp;
-      {
-        __pyx_temp = __pyx_r;
-        __pyx_r = __pyx_t_1;
-      }
-      __Pyx_XDECREF(__pyx_temp);
-    }
-    __pyx_t_1 = 0;
-    goto __pyx_L0;
-
-    /* "fastopt/_function.pxi":97
- *         if <double>group.h["lr"] != lr:
- *             self.last_group = group = group.with_lr(lr)
- *         if args[1] is None:             # <<<<<<<<<<<<<<
- *             return self.slow(args, kwargs)
- *         row = &table().isas[isa].optimizers[self.row]
-*/
-  }
-
-  /* "fastopt/_function.pxi":99
- *         if args[1] is None:
- *             return self.slow(args, kwargs)
  *         row = &table().isas[isa].optimizers[self.row]             # <<<<<<<<<<<<<<
  *         for k in range(len(self.names)):
- *             if c.call.buffers[2 + k] == NULL and (k < group.required or group.subset >> (k - group.required) & 1):
+ *             if c.call.buffers[k] == NULL and (
 */
   __pyx_v_row = (&((__pyx_f_7fastopt_8_kernels_table()->isas[__pyx_v_isa]).optimizers[__pyx_v_self->row]));
 
-  /* "fastopt/_function.pxi":100
- *             return self.slow(args, kwargs)
+  /* "fastopt/_function.pxi":99
+ *             self.last_group = group = group.with_lr(lr)
  *         row = &table().isas[isa].optimizers[self.row]
  *         for k in range(len(self.names)):             # <<<<<<<<<<<<<<
- *             if c.call.buffers[2 + k] == NULL and (k < group.required or group.subset >> (k - group.required) & 1):
- *                 return self.slow(args, kwargs)
+ *             if c.call.buffers[k] == NULL and (
+ *                 k < 2 + group.required or group.subset >> (k - 2 - group.required) & 1
 */
   __pyx_t_1 = __pyx_v_self->names;
   __Pyx_INCREF(__pyx_t_1);
   if (unlikely(__pyx_t_1 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(6, 100, __pyx_L1_error)
+    __PYX_ERR(6, 99, __pyx_L1_error)
   }
-  __pyx_t_13 = __Pyx_PyTuple_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_13 == ((Py_ssize_t)-1))) __PYX_ERR(6, 100, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyTuple_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(6, 99, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
-  __pyx_t_3 = __pyx_t_13;
+  __pyx_t_13 = __pyx_t_3;
 
-  for (__pyx_t_14 = 0; __pyx_t_14 < __pyx_t_3; __pyx_t_14+=1) {
+  for (__pyx_t_14 = 0; __pyx_t_14 < __pyx_t_13; __pyx_t_14+=1) {
     __pyx_v_k = __pyx_t_14;
 
-    /* "fastopt/_function.pxi":101
+    /* "fastopt/_function.pxi":100
  *         row = &table().isas[isa].optimizers[self.row]
  *         for k in range(len(self.names)):
- *             if c.call.buffers[2 + k] == NULL and (k < group.required or group.subset >> (k - group.required) & 1):             # <<<<<<<<<<<<<<
- *                 return self.slow(args, kwargs)
- *         if stored[2] < 0:
+ *             if c.call.buffers[k] == NULL and (             # <<<<<<<<<<<<<<
+ *                 k < 2 + group.required or group.subset >> (k - 2 - group.required) & 1
+ *             ):
 */
-    __pyx_t_5 = ((__pyx_v_c.call.buffers[(2 + __pyx_v_k)]) == NULL);
+    __pyx_t_5 = ((__pyx_v_c.call.buffers[__pyx_v_k]) == NULL);
 
     if (__pyx_t_5) {
 
@@ -22501,9 +22472,17 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
       __pyx_t_4 = __pyx_t_5;
 
-      goto __pyx_L43_bool_binop_done;
+      goto __pyx_L41_bool_binop_done;
     }
-    __pyx_t_5 = (__pyx_v_k < __pyx_v_group->required);
+
+    /* "fastopt/_function.pxi":101
+ *         for k in range(len(self.names)):
+ *             if c.call.buffers[k] == NULL and (
+ *                 k < 2 + group.required or group.subset >> (k - 2 - group.required) & 1             # <<<<<<<<<<<<<<
+ *             ):
+ *                 return self.slow(args, kwargs)
+*/
+    __pyx_t_5 = (__pyx_v_k < (2 + __pyx_v_group->required));
 
     if (!__pyx_t_5) {
 
@@ -22511,45 +22490,53 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
       __pyx_t_4 = __pyx_t_5;
 
-      goto __pyx_L43_bool_binop_done;
+      goto __pyx_L41_bool_binop_done;
     }
-    __pyx_t_5 = (((__pyx_v_group->subset >> (__pyx_v_k - __pyx_v_group->required)) & 1) != 0);
+    __pyx_t_5 = (((__pyx_v_group->subset >> ((__pyx_v_k - 2) - __pyx_v_group->required)) & 1) != 0);
 
 
     __pyx_t_4 = __pyx_t_5;
 
-    __pyx_L43_bool_binop_done:;
+    __pyx_L41_bool_binop_done:;
+
+    /* "fastopt/_function.pxi":100
+ *         row = &table().isas[isa].optimizers[self.row]
+ *         for k in range(len(self.names)):
+ *             if c.call.buffers[k] == NULL and (             # <<<<<<<<<<<<<<
+ *                 k < 2 + group.required or group.subset >> (k - 2 - group.required) & 1
+ *             ):
+*/
     if (__pyx_t_4) {
 
 
-      /* "fastopt/_function.pxi":102
- *         for k in range(len(self.names)):
- *             if c.call.buffers[2 + k] == NULL and (k < group.required or group.subset >> (k - group.required) & 1):
+      /* "fastopt/_function.pxi":103
+ *                 k < 2 + group.required or group.subset >> (k - 2 - group.required) & 1
+ *             ):
  *                 return self.slow(args, kwargs)             # <<<<<<<<<<<<<<
  *         if stored[2] < 0:
  *             stored[2] = stored[0]
 */
-      __pyx_t_7 = NULL;
+      __pyx_t_6 = NULL;
       __Pyx_INCREF(__pyx_v_self->slow);
-      __pyx_t_6 = __pyx_v_self->slow; 
+      __pyx_t_7 = __pyx_v_self->slow; 
       __pyx_t_8 = 1;
       #if CYTHON_UNPACK_METHODS
-      if (likely(PyMethod_Check(__pyx_t_6))) {
-        __pyx_t_7 = PyMethod_GET_SELF(__pyx_t_6);
-        assert(__pyx_t_7);
-        PyObject* __pyx__function = PyMethod_GET_FUNCTION(__pyx_t_6);
-        __Pyx_INCREF(__pyx_t_7);
+      if (likely(PyMethod_Check(__pyx_t_7))) {
+        __pyx_t_6 = PyMethod_GET_SELF(__pyx_t_7);
+        assert(__pyx_t_6);
+        PyObject* __pyx__function = PyMethod_GET_FUNCTION(__pyx_t_7);
+        __Pyx_INCREF(__pyx_t_6);
         __Pyx_INCREF(__pyx__function);
-        __Pyx_DECREF_SET(__pyx_t_6, __pyx__function);
+        __Pyx_DECREF_SET(__pyx_t_7, __pyx__function);
         __pyx_t_8 = 0;
       }
       #endif
       {
-        PyObject *__pyx_callargs[3] = {__pyx_t_7, __pyx_v_args, __pyx_v_kwargs};
-        __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_6, __pyx_callargs+__pyx_t_8, (3-__pyx_t_8) | (__pyx_t_8*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
-        __Pyx_XDECREF(__pyx_t_7); __pyx_t_7 = 0;
-        __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-        if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 102, __pyx_L1_error)
+        PyObject *__pyx_callargs[3] = {__pyx_t_6, __pyx_v_args, __pyx_v_kwargs};
+        __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_7, __pyx_callargs+__pyx_t_8, (3-__pyx_t_8) | (__pyx_t_8*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
+        __Pyx_XDECREF(__pyx_t_6); __pyx_t_6 = 0;
+        __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
+        if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 103, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_1);
       }
       {
@@ -22563,20 +22550,20 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
       __pyx_t_1 = 0;
       goto __pyx_L0;
 
-      /* "fastopt/_function.pxi":101
+      /* "fastopt/_function.pxi":100
  *         row = &table().isas[isa].optimizers[self.row]
  *         for k in range(len(self.names)):
- *             if c.call.buffers[2 + k] == NULL and (k < group.required or group.subset >> (k - group.required) & 1):             # <<<<<<<<<<<<<<
- *                 return self.slow(args, kwargs)
- *         if stored[2] < 0:
+ *             if c.call.buffers[k] == NULL and (             # <<<<<<<<<<<<<<
+ *                 k < 2 + group.required or group.subset >> (k - 2 - group.required) & 1
+ *             ):
 */
     }
   }
 
 
 
-  /* "fastopt/_function.pxi":103
- *             if c.call.buffers[2 + k] == NULL and (k < group.required or group.subset >> (k - group.required) & 1):
+  /* "fastopt/_function.pxi":104
+ *             ):
  *                 return self.slow(args, kwargs)
  *         if stored[2] < 0:             # <<<<<<<<<<<<<<
  *             stored[2] = stored[0]
@@ -22587,7 +22574,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   if (__pyx_t_4) {
 
 
-    /* "fastopt/_function.pxi":104
+    /* "fastopt/_function.pxi":105
  *                 return self.slow(args, kwargs)
  *         if stored[2] < 0:
  *             stored[2] = stored[0]             # <<<<<<<<<<<<<<
@@ -22596,8 +22583,8 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
     (__pyx_v_stored[2]) = (__pyx_v_stored[0]);
 
-    /* "fastopt/_function.pxi":103
- *             if c.call.buffers[2 + k] == NULL and (k < group.required or group.subset >> (k - group.required) & 1):
+    /* "fastopt/_function.pxi":104
+ *             ):
  *                 return self.slow(args, kwargs)
  *         if stored[2] < 0:             # <<<<<<<<<<<<<<
  *             stored[2] = stored[0]
@@ -22605,7 +22592,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   }
 
-  /* "fastopt/_function.pxi":105
+  /* "fastopt/_function.pxi":106
  *         if stored[2] < 0:
  *             stored[2] = stored[0]
  *         k = format_of[stored[0]][stored[1]][stored[2]]             # <<<<<<<<<<<<<<
@@ -22614,7 +22601,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   __pyx_v_k = (((__pyx_v_7fastopt_5_plan_format_of[(__pyx_v_stored[0])])[(__pyx_v_stored[1])])[(__pyx_v_stored[2])]);
 
-  /* "fastopt/_function.pxi":106
+  /* "fastopt/_function.pxi":107
  *             stored[2] = stored[0]
  *         k = format_of[stored[0]][stored[1]][stored[2]]
  *         if k < 0 or stored[0] == FLOAT16:             # <<<<<<<<<<<<<<
@@ -22629,45 +22616,45 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
     __pyx_t_4 = __pyx_t_5;
 
-    goto __pyx_L48_bool_binop_done;
+    goto __pyx_L46_bool_binop_done;
   }
   __pyx_t_5 = ((__pyx_v_stored[0]) == __pyx_e_7fastopt_5_plan_FLOAT16);
 
 
   __pyx_t_4 = __pyx_t_5;
 
-  __pyx_L48_bool_binop_done:;
+  __pyx_L46_bool_binop_done:;
   if (__pyx_t_4) {
 
 
-    /* "fastopt/_function.pxi":107
+    /* "fastopt/_function.pxi":108
  *         k = format_of[stored[0]][stored[1]][stored[2]]
  *         if k < 0 or stored[0] == FLOAT16:
  *             return self.slow(args, kwargs)             # <<<<<<<<<<<<<<
  *         c.kernel = row.kernels[k][group.subset]
  *         if c.kernel == NULL:
 */
-    __pyx_t_6 = NULL;
+    __pyx_t_7 = NULL;
     __Pyx_INCREF(__pyx_v_self->slow);
-    __pyx_t_7 = __pyx_v_self->slow; 
+    __pyx_t_6 = __pyx_v_self->slow; 
     __pyx_t_8 = 1;
     #if CYTHON_UNPACK_METHODS
-    if (likely(PyMethod_Check(__pyx_t_7))) {
-      __pyx_t_6 = PyMethod_GET_SELF(__pyx_t_7);
-      assert(__pyx_t_6);
-      PyObject* __pyx__function = PyMethod_GET_FUNCTION(__pyx_t_7);
-      __Pyx_INCREF(__pyx_t_6);
+    if (likely(PyMethod_Check(__pyx_t_6))) {
+      __pyx_t_7 = PyMethod_GET_SELF(__pyx_t_6);
+      assert(__pyx_t_7);
+      PyObject* __pyx__function = PyMethod_GET_FUNCTION(__pyx_t_6);
+      __Pyx_INCREF(__pyx_t_7);
       __Pyx_INCREF(__pyx__function);
-      __Pyx_DECREF_SET(__pyx_t_7, __pyx__function);
+      __Pyx_DECREF_SET(__pyx_t_6, __pyx__function);
       __pyx_t_8 = 0;
     }
     #endif
     {
-      PyObject *__pyx_callargs[3] = {__pyx_t_6, __pyx_v_args, __pyx_v_kwargs};
-      __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_7, __pyx_callargs+__pyx_t_8, (3-__pyx_t_8) | (__pyx_t_8*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
-      __Pyx_XDECREF(__pyx_t_6); __pyx_t_6 = 0;
-      __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
-      if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 107, __pyx_L1_error)
+      PyObject *__pyx_callargs[3] = {__pyx_t_7, __pyx_v_args, __pyx_v_kwargs};
+      __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_6, __pyx_callargs+__pyx_t_8, (3-__pyx_t_8) | (__pyx_t_8*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
+      __Pyx_XDECREF(__pyx_t_7); __pyx_t_7 = 0;
+      __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
+      if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 108, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_1);
     }
     {
@@ -22681,7 +22668,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     __pyx_t_1 = 0;
     goto __pyx_L0;
 
-    /* "fastopt/_function.pxi":106
+    /* "fastopt/_function.pxi":107
  *             stored[2] = stored[0]
  *         k = format_of[stored[0]][stored[1]][stored[2]]
  *         if k < 0 or stored[0] == FLOAT16:             # <<<<<<<<<<<<<<
@@ -22690,7 +22677,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   }
 
-  /* "fastopt/_function.pxi":108
+  /* "fastopt/_function.pxi":109
  *         if k < 0 or stored[0] == FLOAT16:
  *             return self.slow(args, kwargs)
  *         c.kernel = row.kernels[k][group.subset]             # <<<<<<<<<<<<<<
@@ -22699,7 +22686,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   __pyx_v_c.kernel = ((__pyx_v_row->kernels[__pyx_v_k])[__pyx_v_group->subset]);
 
-  /* "fastopt/_function.pxi":109
+  /* "fastopt/_function.pxi":110
  *             return self.slow(args, kwargs)
  *         c.kernel = row.kernels[k][group.subset]
  *         if c.kernel == NULL:             # <<<<<<<<<<<<<<
@@ -22711,7 +22698,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   if (__pyx_t_4) {
 
 
-    /* "fastopt/_function.pxi":110
+    /* "fastopt/_function.pxi":111
  *         c.kernel = row.kernels[k][group.subset]
  *         if c.kernel == NULL:
  *             c.kernel = row.kernels[format_of[stored[0]][stored[1]][stored[0]]][group.subset]             # <<<<<<<<<<<<<<
@@ -22720,7 +22707,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
     __pyx_v_c.kernel = ((__pyx_v_row->kernels[(((__pyx_v_7fastopt_5_plan_format_of[(__pyx_v_stored[0])])[(__pyx_v_stored[1])])[(__pyx_v_stored[0])])])[__pyx_v_group->subset]);
 
-    /* "fastopt/_function.pxi":109
+    /* "fastopt/_function.pxi":110
  *             return self.slow(args, kwargs)
  *         c.kernel = row.kernels[k][group.subset]
  *         if c.kernel == NULL:             # <<<<<<<<<<<<<<
@@ -22729,17 +22716,17 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   }
 
-  /* "fastopt/_function.pxi":111
+  /* "fastopt/_function.pxi":112
  *         if c.kernel == NULL:
  *             c.kernel = row.kernels[format_of[stored[0]][stored[1]][stored[0]]][group.subset]
  *         group.fill(&coefficients, t, grad_scale)             # <<<<<<<<<<<<<<
  *         c.call.size = sizeof(fastopt_call)
  *         c.call.coefficients = &coefficients
 */
-  __pyx_t_14 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Group *)__pyx_v_group->__pyx_vtab)->fill(__pyx_v_group, (&__pyx_v_coefficients), __pyx_v_t, __pyx_v_grad_scale); if (unlikely(__pyx_t_14 == ((int)-1))) __PYX_ERR(6, 111, __pyx_L1_error)
+  __pyx_t_14 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Group *)__pyx_v_group->__pyx_vtab)->fill(__pyx_v_group, (&__pyx_v_coefficients), __pyx_v_t, __pyx_v_grad_scale); if (unlikely(__pyx_t_14 == ((int)-1))) __PYX_ERR(6, 112, __pyx_L1_error)
 
 
-  /* "fastopt/_function.pxi":112
+  /* "fastopt/_function.pxi":113
  *             c.kernel = row.kernels[format_of[stored[0]][stored[1]][stored[0]]][group.subset]
  *         group.fill(&coefficients, t, grad_scale)
  *         c.call.size = sizeof(fastopt_call)             # <<<<<<<<<<<<<<
@@ -22748,7 +22735,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   __pyx_v_c.call.size = (sizeof(fastopt_call));
 
-  /* "fastopt/_function.pxi":113
+  /* "fastopt/_function.pxi":114
  *         group.fill(&coefficients, t, grad_scale)
  *         c.call.size = sizeof(fastopt_call)
  *         c.call.coefficients = &coefficients             # <<<<<<<<<<<<<<
@@ -22757,7 +22744,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   __pyx_v_c.call.coefficients = (&__pyx_v_coefficients);
 
-  /* "fastopt/_function.pxi":114
+  /* "fastopt/_function.pxi":115
  *         c.call.size = sizeof(fastopt_call)
  *         c.call.coefficients = &coefficients
  *         c.call.factors = c.call.sums = NULL             # <<<<<<<<<<<<<<
@@ -22767,7 +22754,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   __pyx_v_c.call.factors = NULL;
   __pyx_v_c.call.sums = NULL;
 
-  /* "fastopt/_function.pxi":115
+  /* "fastopt/_function.pxi":116
  *         c.call.coefficients = &coefficients
  *         c.call.factors = c.call.sums = NULL
  *         c.call.first_element = 0             # <<<<<<<<<<<<<<
@@ -22776,7 +22763,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   __pyx_v_c.call.first_element = 0;
 
-  /* "fastopt/_function.pxi":116
+  /* "fastopt/_function.pxi":117
  *         c.call.factors = c.call.sums = NULL
  *         c.call.first_element = 0
  *         c.count = cnp.PyArray_SIZE(param)             # <<<<<<<<<<<<<<
@@ -22785,7 +22772,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   __pyx_v_c.count = PyArray_SIZE(__pyx_v_param);
 
-  /* "fastopt/_function.pxi":117
+  /* "fastopt/_function.pxi":118
  *         c.call.first_element = 0
  *         c.count = cnp.PyArray_SIZE(param)
  *         run_alone(&c)             # <<<<<<<<<<<<<<
@@ -22794,7 +22781,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   __pyx_f_7fastopt_5_plan_run_alone((&__pyx_v_c));
 
-  /* "fastopt/_function.pxi":118
+  /* "fastopt/_function.pxi":119
  *         c.count = cnp.PyArray_SIZE(param)
  *         run_alone(&c)
  *         return None             # <<<<<<<<<<<<<<
@@ -23382,7 +23369,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_8Function_4__setstate_cython__(struct 
   return __pyx_r;
 }
 
-/* "fastopt/_function.pxi":121
+/* "fastopt/_function.pxi":122
  * 
  * 
  * cdef void run_alone(const fastopt_tensor *tensor) noexcept:             # <<<<<<<<<<<<<<
@@ -23395,7 +23382,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
   int __pyx_v_flushes;
   int __pyx_t_1;
 
-  /* "fastopt/_function.pxi":123
+  /* "fastopt/_function.pxi":124
  * cdef void run_alone(const fastopt_tensor *tensor) noexcept:
  *     """One tensor on the calling thread, whose arrays the caller's arguments keep alive."""
  *     cdef uint64_t mode = 0             # <<<<<<<<<<<<<<
@@ -23404,7 +23391,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
 */
   __pyx_v_mode = 0;
 
-  /* "fastopt/_function.pxi":124
+  /* "fastopt/_function.pxi":125
  *     """One tensor on the calling thread, whose arrays the caller's arguments keep alive."""
  *     cdef uint64_t mode = 0
  *     cdef bint flushes = flushes_denormal()             # <<<<<<<<<<<<<<
@@ -23413,7 +23400,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
 */
   __pyx_v_flushes = __pyx_f_7fastopt_8_kernels_flushes_denormal();
 
-  /* "fastopt/_function.pxi":125
+  /* "fastopt/_function.pxi":126
  *     cdef uint64_t mode = 0
  *     cdef bint flushes = flushes_denormal()
  *     if flushes:             # <<<<<<<<<<<<<<
@@ -23422,7 +23409,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
 */
   if (__pyx_v_flushes) {
 
-    /* "fastopt/_function.pxi":126
+    /* "fastopt/_function.pxi":127
  *     cdef bint flushes = flushes_denormal()
  *     if flushes:
  *         mode = fastopt_flush_subnormals()             # <<<<<<<<<<<<<<
@@ -23431,7 +23418,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
 */
     __pyx_v_mode = fastopt_flush_subnormals();
 
-    /* "fastopt/_function.pxi":125
+    /* "fastopt/_function.pxi":126
  *     cdef uint64_t mode = 0
  *     cdef bint flushes = flushes_denormal()
  *     if flushes:             # <<<<<<<<<<<<<<
@@ -23440,7 +23427,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
 */
   }
 
-  /* "fastopt/_function.pxi":127
+  /* "fastopt/_function.pxi":128
  *     if flushes:
  *         mode = fastopt_flush_subnormals()
  *     if tensor.count < ELEMENTS_UNDER_THE_GIL:             # <<<<<<<<<<<<<<
@@ -23452,7 +23439,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_function.pxi":128
+    /* "fastopt/_function.pxi":129
  *         mode = fastopt_flush_subnormals()
  *     if tensor.count < ELEMENTS_UNDER_THE_GIL:
  *         tensor.kernel(&tensor.call, 0, tensor.count)             # <<<<<<<<<<<<<<
@@ -23461,7 +23448,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
 */
     __pyx_v_tensor->kernel((&__pyx_v_tensor->call), 0, __pyx_v_tensor->count);
 
-    /* "fastopt/_function.pxi":127
+    /* "fastopt/_function.pxi":128
  *     if flushes:
  *         mode = fastopt_flush_subnormals()
  *     if tensor.count < ELEMENTS_UNDER_THE_GIL:             # <<<<<<<<<<<<<<
@@ -23471,7 +23458,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
     goto __pyx_L4;
   }
 
-  /* "fastopt/_function.pxi":130
+  /* "fastopt/_function.pxi":131
  *         tensor.kernel(&tensor.call, 0, tensor.count)
  *     else:
  *         with nogil:             # <<<<<<<<<<<<<<
@@ -23485,7 +23472,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
         __Pyx_FastGIL_Remember();
         /*try:*/ {
 
-          /* "fastopt/_function.pxi":131
+          /* "fastopt/_function.pxi":132
  *     else:
  *         with nogil:
  *             tensor.kernel(&tensor.call, 0, tensor.count)             # <<<<<<<<<<<<<<
@@ -23495,7 +23482,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
           __pyx_v_tensor->kernel((&__pyx_v_tensor->call), 0, __pyx_v_tensor->count);
         }
 
-        /* "fastopt/_function.pxi":130
+        /* "fastopt/_function.pxi":131
  *         tensor.kernel(&tensor.call, 0, tensor.count)
  *     else:
  *         with nogil:             # <<<<<<<<<<<<<<
@@ -23514,7 +23501,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
   }
   __pyx_L4:;
 
-  /* "fastopt/_function.pxi":132
+  /* "fastopt/_function.pxi":133
  *         with nogil:
  *             tensor.kernel(&tensor.call, 0, tensor.count)
  *     if flushes:             # <<<<<<<<<<<<<<
@@ -23523,7 +23510,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
 */
   if (__pyx_v_flushes) {
 
-    /* "fastopt/_function.pxi":133
+    /* "fastopt/_function.pxi":134
  *             tensor.kernel(&tensor.call, 0, tensor.count)
  *     if flushes:
  *         fastopt_set_floating_mode(mode)             # <<<<<<<<<<<<<<
@@ -23532,7 +23519,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
 */
     fastopt_set_floating_mode(__pyx_v_mode);
 
-    /* "fastopt/_function.pxi":132
+    /* "fastopt/_function.pxi":133
  *         with nogil:
  *             tensor.kernel(&tensor.call, 0, tensor.count)
  *     if flushes:             # <<<<<<<<<<<<<<
@@ -23541,7 +23528,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
 */
   }
 
-  /* "fastopt/_function.pxi":121
+  /* "fastopt/_function.pxi":122
  * 
  * 
  * cdef void run_alone(const fastopt_tensor *tensor) noexcept:             # <<<<<<<<<<<<<<
@@ -23555,7 +23542,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
 
 }
 
-/* "fastopt/_function.pxi":136
+/* "fastopt/_function.pxi":137
  * 
  * 
  * def as_function(Function function):             # <<<<<<<<<<<<<<
@@ -23602,32 +23589,32 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_function,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(6, 136, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(6, 137, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(6, 136, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(6, 137, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "as_function", 0) < (0)) __PYX_ERR(6, 136, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "as_function", 0) < (0)) __PYX_ERR(6, 137, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 1; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("as_function", 1, 1, 1, i); __PYX_ERR(6, 136, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("as_function", 1, 1, 1, i); __PYX_ERR(6, 137, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 1)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(6, 136, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(6, 137, __pyx_L3_error)
     }
     __pyx_v_function = ((struct __pyx_obj_7fastopt_5_plan_Function *)values[0]);
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("as_function", 1, 1, 1, __pyx_nargs); __PYX_ERR(6, 136, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("as_function", 1, 1, 1, __pyx_nargs); __PYX_ERR(6, 137, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -23638,7 +23625,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return NULL;
   __pyx_L4_argument_unpacking_done:;
-  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_function), __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Function, 1, "function", 0))) __PYX_ERR(6, 136, __pyx_L1_error)
+  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_function), __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Function, 1, "function", 0))) __PYX_ERR(6, 137, __pyx_L1_error)
   __pyx_r = __pyx_pf_7fastopt_5_plan_2as_function(__pyx_self, __pyx_v_function);
 
   /* function exit code */
@@ -23658,7 +23645,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   return __pyx_r;
 }
 
-/* "fastopt/_function.pxi":137
+/* "fastopt/_function.pxi":138
  * 
  * def as_function(Function function):
  *     def call(*args, **kwargs):             # <<<<<<<<<<<<<<
@@ -23719,14 +23706,14 @@ static PyObject *__pyx_pf_7fastopt_5_plan_11as_function_call(PyObject *__pyx_sel
   __pyx_outer_scope = (struct __pyx_obj_7fastopt_5_plan___pyx_scope_struct__as_function *) __Pyx_CyFunction_GetClosure(__pyx_self);
   __pyx_cur_scope = __pyx_outer_scope;
 
-  /* "fastopt/_function.pxi":138
+  /* "fastopt/_function.pxi":139
  * def as_function(Function function):
  *     def call(*args, **kwargs):
  *         return function.call(args, kwargs)             # <<<<<<<<<<<<<<
  *     return call
 */
-  if (unlikely(!__pyx_cur_scope->__pyx_v_function)) { __Pyx_RaiseClosureNameError("function"); __PYX_ERR(6, 138, __pyx_L1_error) }
-  __pyx_t_1 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Function *)__pyx_cur_scope->__pyx_v_function->__pyx_vtab)->call(__pyx_cur_scope->__pyx_v_function, __pyx_v_args, __pyx_v_kwargs); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 138, __pyx_L1_error)
+  if (unlikely(!__pyx_cur_scope->__pyx_v_function)) { __Pyx_RaiseClosureNameError("function"); __PYX_ERR(6, 139, __pyx_L1_error) }
+  __pyx_t_1 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Function *)__pyx_cur_scope->__pyx_v_function->__pyx_vtab)->call(__pyx_cur_scope->__pyx_v_function, __pyx_v_args, __pyx_v_kwargs); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 139, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   {
     PyObject *__pyx_temp;
@@ -23739,7 +23726,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_11as_function_call(PyObject *__pyx_sel
   __pyx_t_1 = 0;
   goto __pyx_L0;
 
-  /* "fastopt/_function.pxi":137
+  /* "fastopt/_function.pxi":138
  * 
  * def as_function(Function function):
  *     def call(*args, **kwargs):             # <<<<<<<<<<<<<<
@@ -23758,7 +23745,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_11as_function_call(PyObject *__pyx_sel
   return __pyx_r;
 }
 
-/* "fastopt/_function.pxi":136
+/* "fastopt/_function.pxi":137
  * 
  * 
  * def as_function(Function function):             # <<<<<<<<<<<<<<
@@ -23780,7 +23767,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_2as_function(CYTHON_UNUSED PyObject *_
   if (unlikely(!__pyx_cur_scope)) {
     __pyx_cur_scope = ((struct __pyx_obj_7fastopt_5_plan___pyx_scope_struct__as_function *)Py_None);
     __Pyx_INCREF(Py_None);
-    __PYX_ERR(6, 136, __pyx_L1_error)
+    __PYX_ERR(6, 137, __pyx_L1_error)
   } else {
     __Pyx_GOTREF((PyObject *)__pyx_cur_scope);
   }
@@ -23788,19 +23775,19 @@ static PyObject *__pyx_pf_7fastopt_5_plan_2as_function(CYTHON_UNUSED PyObject *_
   __Pyx_INCREF((PyObject *)__pyx_cur_scope->__pyx_v_function);
   __Pyx_GIVEREF((PyObject *)__pyx_cur_scope->__pyx_v_function);
 
-  /* "fastopt/_function.pxi":137
+  /* "fastopt/_function.pxi":138
  * 
  * def as_function(Function function):
  *     def call(*args, **kwargs):             # <<<<<<<<<<<<<<
  *         return function.call(args, kwargs)
  *     return call
 */
-  __pyx_t_1 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_11as_function_1call, 0, __pyx_mstate_global->__pyx_n_u_as_function_locals_call, ((PyObject*)__pyx_cur_scope), __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[1])); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 137, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_11as_function_1call, 0, __pyx_mstate_global->__pyx_n_u_as_function_locals_call, ((PyObject*)__pyx_cur_scope), __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[1])); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 138, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __pyx_v_call = __pyx_t_1;
   __pyx_t_1 = 0;
 
-  /* "fastopt/_function.pxi":139
+  /* "fastopt/_function.pxi":140
  *     def call(*args, **kwargs):
  *         return function.call(args, kwargs)
  *     return call             # <<<<<<<<<<<<<<
@@ -23816,7 +23803,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_2as_function(CYTHON_UNUSED PyObject *_
   }
   goto __pyx_L0;
 
-  /* "fastopt/_function.pxi":136
+  /* "fastopt/_function.pxi":137
  * 
  * 
  * def as_function(Function function):             # <<<<<<<<<<<<<<
@@ -24475,7 +24462,7 @@ PyObject *const *__pyx_args, Py_ssize_t __pyx_nargs, PyObject *__pyx_kwds
 PyObject *__pyx_args, PyObject *__pyx_kwds
 #endif
 ); /*proto*/
-PyDoc_STRVAR(__pyx_doc_7fastopt_5_plan_4Plan_6commit, "Makes a change: no Python code runs in here, and nothing is refused.\n\n        param_groups: the user\047s list. His dicts get the options in their plain form, but for what he has edited since\n        they were read.\n        ");
+PyDoc_STRVAR(__pyx_doc_7fastopt_5_plan_4Plan_6commit, "Makes a change: no Python code runs in here, and nothing is refused.\n\n        param_groups: the user\047s list of dicts. An option whose plain form is another object is replaced there,\n        unless the user has edited it since it was read.\n        ");
 static PyMethodDef __pyx_mdef_7fastopt_5_plan_4Plan_7commit = {"commit", (PyCFunction)(void(*)(void))(__Pyx_PyCFunction_FastCallWithKeywords)__pyx_pw_7fastopt_5_plan_4Plan_7commit, __Pyx_METH_FASTCALL|METH_KEYWORDS, __pyx_doc_7fastopt_5_plan_4Plan_6commit};
 static PyObject *__pyx_pw_7fastopt_5_plan_4Plan_7commit(PyObject *__pyx_v_self, 
 #if CYTHON_VECTORCALL
@@ -24584,7 +24571,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_6commit(struct __pyx_obj_7fastop
   __Pyx_RefNannySetupContext("commit", 0);
 
   /* "fastopt/_plan.pyx":98
- *         they were read.
+ *         unless the user has edited it since it was read.
  *         """
  *         self.reserve(len(self.tensors) + len(change.added_tensors))             # <<<<<<<<<<<<<<
  *         self._commit(param_groups, change)
@@ -25016,7 +25003,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
  *                 mine = (<list>param_groups)[index]
  *                 if type(mine) is dict:             # <<<<<<<<<<<<<<
  *                     for name, value in checked.items():
- *                         if (<dict>mine).get(name) is seen.get(name):
+ *                         if seen is None or value is not seen.get(name) and (<dict>mine).get(name) is seen.get(name):
 */
       __pyx_t_12 = (((PyObject *)Py_TYPE(__pyx_v_mine)) == ((PyObject *)(&PyDict_Type)));
       if (__pyx_t_12) {
@@ -25026,7 +25013,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
  *                 mine = (<list>param_groups)[index]
  *                 if type(mine) is dict:
  *                     for name, value in checked.items():             # <<<<<<<<<<<<<<
- *                         if (<dict>mine).get(name) is seen.get(name):
+ *                         if seen is None or value is not seen.get(name) and (<dict>mine).get(name) is seen.get(name):
  *                             (<dict>mine)[name] = value
 */
         __pyx_t_11 = 0;
@@ -25053,10 +25040,35 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
           /* "fastopt/_plan.pyx":114
  *                 if type(mine) is dict:
  *                     for name, value in checked.items():
- *                         if (<dict>mine).get(name) is seen.get(name):             # <<<<<<<<<<<<<<
+ *                         if seen is None or value is not seen.get(name) and (<dict>mine).get(name) is seen.get(name):             # <<<<<<<<<<<<<<
  *                             (<dict>mine)[name] = value
  *         for checked, group in change.added_groups:
 */
+          __pyx_t_13 = (__pyx_v_seen == ((PyObject*)Py_None));
+          if (!__pyx_t_13) {
+
+          } else {
+
+            __pyx_t_12 = __pyx_t_13;
+
+            goto __pyx_L19_bool_binop_done;
+          }
+          if (unlikely(__pyx_v_seen == Py_None)) {
+            PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
+            __PYX_ERR(0, 114, __pyx_L1_error)
+          }
+          __pyx_t_5 = __Pyx_PyDict_GetItemDefault(__pyx_v_seen, __pyx_v_name, Py_None); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 114, __pyx_L1_error)
+          __Pyx_GOTREF(__pyx_t_5);
+          __pyx_t_13 = (__pyx_v_value != __pyx_t_5);
+          __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
+          if (__pyx_t_13) {
+
+          } else {
+
+            __pyx_t_12 = __pyx_t_13;
+
+            goto __pyx_L19_bool_binop_done;
+          }
           if (unlikely(__pyx_v_mine == Py_None)) {
             PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
             __PYX_ERR(0, 114, __pyx_L1_error)
@@ -25069,15 +25081,19 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
           }
           __pyx_t_9 = __Pyx_PyDict_GetItemDefault(__pyx_v_seen, __pyx_v_name, Py_None); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 114, __pyx_L1_error)
           __Pyx_GOTREF(__pyx_t_9);
-          __pyx_t_12 = (__pyx_t_5 == __pyx_t_9);
+          __pyx_t_13 = (__pyx_t_5 == __pyx_t_9);
           __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
           __Pyx_DECREF(__pyx_t_9); __pyx_t_9 = 0;
+
+          __pyx_t_12 = __pyx_t_13;
+
+          __pyx_L19_bool_binop_done:;
           if (__pyx_t_12) {
 
 
             /* "fastopt/_plan.pyx":115
  *                     for name, value in checked.items():
- *                         if (<dict>mine).get(name) is seen.get(name):
+ *                         if seen is None or value is not seen.get(name) and (<dict>mine).get(name) is seen.get(name):
  *                             (<dict>mine)[name] = value             # <<<<<<<<<<<<<<
  *         for checked, group in change.added_groups:
  *             (<list>param_groups).append(dict(checked))
@@ -25091,7 +25107,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
             /* "fastopt/_plan.pyx":114
  *                 if type(mine) is dict:
  *                     for name, value in checked.items():
- *                         if (<dict>mine).get(name) is seen.get(name):             # <<<<<<<<<<<<<<
+ *                         if seen is None or value is not seen.get(name) and (<dict>mine).get(name) is seen.get(name):             # <<<<<<<<<<<<<<
  *                             (<dict>mine)[name] = value
  *         for checked, group in change.added_groups:
 */
@@ -25104,7 +25120,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
  *                 mine = (<list>param_groups)[index]
  *                 if type(mine) is dict:             # <<<<<<<<<<<<<<
  *                     for name, value in checked.items():
- *                         if (<dict>mine).get(name) is seen.get(name):
+ *                         if seen is None or value is not seen.get(name) and (<dict>mine).get(name) is seen.get(name):
 */
       }
 
@@ -25128,7 +25144,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
   /* "fastopt/_plan.pyx":116
- *                         if (<dict>mine).get(name) is seen.get(name):
+ *                         if seen is None or value is not seen.get(name) and (<dict>mine).get(name) is seen.get(name):
  *                             (<dict>mine)[name] = value
  *         for checked, group in change.added_groups:             # <<<<<<<<<<<<<<
  *             (<list>param_groups).append(dict(checked))
@@ -25187,20 +25203,20 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __Pyx_GOTREF(__pyx_t_4);
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
       __pyx_t_7 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_4);
-      index = 0; __pyx_t_9 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_9)) goto __pyx_L22_unpacking_failed;
+      index = 0; __pyx_t_9 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_9)) goto __pyx_L25_unpacking_failed;
       __Pyx_GOTREF(__pyx_t_9);
-      index = 1; __pyx_t_5 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_5)) goto __pyx_L22_unpacking_failed;
+      index = 1; __pyx_t_5 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_5)) goto __pyx_L25_unpacking_failed;
       __Pyx_GOTREF(__pyx_t_5);
       if (__Pyx_IternextUnpackEndCheck(__pyx_t_7(__pyx_t_4), 2) < (0)) __PYX_ERR(0, 116, __pyx_L1_error)
       __pyx_t_7 = NULL;
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-      goto __pyx_L23_unpacking_done;
-      __pyx_L22_unpacking_failed:;
+      goto __pyx_L26_unpacking_done;
+      __pyx_L25_unpacking_failed:;
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
       __pyx_t_7 = NULL;
       if (__Pyx_IterFinish() == 0) __Pyx_RaiseNeedMoreValuesError(index);
       __PYX_ERR(0, 116, __pyx_L1_error)
-      __pyx_L23_unpacking_done:;
+      __pyx_L26_unpacking_done:;
     }
     if (!(likely(PyDict_CheckExact(__pyx_t_9))||((__pyx_t_9) == Py_None) || __Pyx_RaiseUnexpectedTypeError("dict", __pyx_t_9))) __PYX_ERR(0, 116, __pyx_L1_error)
     __Pyx_XDECREF_SET(__pyx_v_checked, ((PyObject*)__pyx_t_9));
@@ -25261,7 +25277,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 
 
     /* "fastopt/_plan.pyx":116
- *                         if (<dict>mine).get(name) is seen.get(name):
+ *                         if seen is None or value is not seen.get(name) and (<dict>mine).get(name) is seen.get(name):
  *                             (<dict>mine)[name] = value
  *         for checked, group in change.added_groups:             # <<<<<<<<<<<<<<
  *             (<list>param_groups).append(dict(checked))
@@ -25408,20 +25424,20 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __Pyx_GOTREF(__pyx_t_4);
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
       __pyx_t_7 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_4);
-      index = 0; __pyx_t_5 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_5)) goto __pyx_L30_unpacking_failed;
+      index = 0; __pyx_t_5 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_5)) goto __pyx_L33_unpacking_failed;
       __Pyx_GOTREF(__pyx_t_5);
-      index = 1; __pyx_t_9 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_9)) goto __pyx_L30_unpacking_failed;
+      index = 1; __pyx_t_9 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_9)) goto __pyx_L33_unpacking_failed;
       __Pyx_GOTREF(__pyx_t_9);
       if (__Pyx_IternextUnpackEndCheck(__pyx_t_7(__pyx_t_4), 2) < (0)) __PYX_ERR(0, 123, __pyx_L1_error)
       __pyx_t_7 = NULL;
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-      goto __pyx_L31_unpacking_done;
-      __pyx_L30_unpacking_failed:;
+      goto __pyx_L34_unpacking_done;
+      __pyx_L33_unpacking_failed:;
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
       __pyx_t_7 = NULL;
       if (__Pyx_IterFinish() == 0) __Pyx_RaiseNeedMoreValuesError(index);
       __PYX_ERR(0, 123, __pyx_L1_error)
-      __pyx_L31_unpacking_done:;
+      __pyx_L34_unpacking_done:;
     }
     if (!(likely(((__pyx_t_5) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_5, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(0, 123, __pyx_L1_error)
     __Pyx_XDECREF_SET(__pyx_v_tensor, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_5));
@@ -25512,20 +25528,20 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __Pyx_GOTREF(__pyx_t_4);
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
       __pyx_t_7 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_4);
-      index = 0; __pyx_t_9 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_9)) goto __pyx_L35_unpacking_failed;
+      index = 0; __pyx_t_9 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_9)) goto __pyx_L38_unpacking_failed;
       __Pyx_GOTREF(__pyx_t_9);
-      index = 1; __pyx_t_5 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_5)) goto __pyx_L35_unpacking_failed;
+      index = 1; __pyx_t_5 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_5)) goto __pyx_L38_unpacking_failed;
       __Pyx_GOTREF(__pyx_t_5);
       if (__Pyx_IternextUnpackEndCheck(__pyx_t_7(__pyx_t_4), 2) < (0)) __PYX_ERR(0, 125, __pyx_L1_error)
       __pyx_t_7 = NULL;
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-      goto __pyx_L36_unpacking_done;
-      __pyx_L35_unpacking_failed:;
+      goto __pyx_L39_unpacking_done;
+      __pyx_L38_unpacking_failed:;
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
       __pyx_t_7 = NULL;
       if (__Pyx_IterFinish() == 0) __Pyx_RaiseNeedMoreValuesError(index);
       __PYX_ERR(0, 125, __pyx_L1_error)
-      __pyx_L36_unpacking_done:;
+      __pyx_L39_unpacking_done:;
     }
     if (!(likely(((__pyx_t_9) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_9, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(0, 125, __pyx_L1_error)
     __Pyx_XDECREF_SET(__pyx_v_tensor, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_9));
@@ -25574,7 +25590,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 
     __pyx_t_12 = __pyx_t_13;
 
-    goto __pyx_L39_bool_binop_done;
+    goto __pyx_L42_bool_binop_done;
   }
   if (__pyx_v_change->moves == Py_None) __pyx_t_13 = 0;
   else
@@ -25587,7 +25603,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 
   __pyx_t_12 = __pyx_t_13;
 
-  __pyx_L39_bool_binop_done:;
+  __pyx_L42_bool_binop_done:;
   if (__pyx_t_12) {
 
 
@@ -25612,7 +25628,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 
       __pyx_t_12 = __pyx_t_13;
 
-      goto __pyx_L41_bool_binop_done;
+      goto __pyx_L44_bool_binop_done;
     }
     if (__pyx_v_change->steps == Py_None) __pyx_t_13 = 0;
     else
@@ -25628,7 +25644,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 
     __pyx_t_12 = __pyx_t_19;
 
-    __pyx_L41_bool_binop_done:;
+    __pyx_L44_bool_binop_done:;
     if (__pyx_t_12) {
       __Pyx_INCREF((PyObject *)__pyx_v_change);
       __pyx_t_1 = ((PyObject *)__pyx_v_change);
@@ -25780,7 +25796,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
  *             self.release()
  *             self.bound = None
 */
-    goto __pyx_L47;
+    goto __pyx_L50;
   }
 
   /* "fastopt/_plan.pyx":136
@@ -25804,13 +25820,13 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 
     __pyx_t_12 = __pyx_t_19;
 
-    goto __pyx_L48_bool_binop_done;
+    goto __pyx_L51_bool_binop_done;
   }
   __pyx_t_19 = (__pyx_v_self->bound != ((PyObject*)Py_None));
 
   __pyx_t_12 = __pyx_t_19;
 
-  __pyx_L48_bool_binop_done:;
+  __pyx_L51_bool_binop_done:;
   if (__pyx_t_12) {
 
 
@@ -25832,7 +25848,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
  *         self.is_assigned = False
 */
   }
-  __pyx_L47:;
+  __pyx_L50:;
 
   /* "fastopt/_plan.pyx":138
  *         elif change.states and self.bound is not None:
@@ -30367,6 +30383,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
   uint64_t __pyx_v_mode;
   PyObject *__pyx_v_used = NULL;
   PyObject *__pyx_v_states = NULL;
+  PyObject *__pyx_v_grad = NULL;
   PyObject *__pyx_8genexpr8__pyx_v_x = NULL;
   int __pyx_r;
   __Pyx_RefNannyDeclarations
@@ -30484,7 +30501,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
  *                     tensor = <Tensor>self.selected[i]
  *                     used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)             # <<<<<<<<<<<<<<
  *                     states = [tensor.states[x] if x in used else None for x in tensor.letters]
- *                     run_twin(self.algorithm, tensor, tensor.gradient, states, tensor.c.call.coefficients)
+ *                     # a callable may have given it another shape since it was checked
 */
         __pyx_t_7 = __pyx_v_self->algorithm;
         __Pyx_INCREF(__pyx_t_7);
@@ -30507,8 +30524,8 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
  *                     tensor = <Tensor>self.selected[i]
  *                     used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)
  *                     states = [tensor.states[x] if x in used else None for x in tensor.letters]             # <<<<<<<<<<<<<<
- *                     run_twin(self.algorithm, tensor, tensor.gradient, states, tensor.c.call.coefficients)
- *             for move in moves or ():
+ *                     # a callable may have given it another shape since it was checked
+ *                     grad = tensor.gradient.reshape(tensor.param.shape)
 */
         { /* enter inner scope */
           __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 413, __pyx_L11_error)
@@ -30563,20 +30580,40 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
         __Pyx_XDECREF_SET(__pyx_v_states, ((PyObject*)__pyx_t_2));
         __pyx_t_2 = 0;
 
-        /* "fastopt/_plan.pyx":414
- *                     used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)
+        /* "fastopt/_plan.pyx":415
  *                     states = [tensor.states[x] if x in used else None for x in tensor.letters]
- *                     run_twin(self.algorithm, tensor, tensor.gradient, states, tensor.c.call.coefficients)             # <<<<<<<<<<<<<<
+ *                     # a callable may have given it another shape since it was checked
+ *                     grad = tensor.gradient.reshape(tensor.param.shape)             # <<<<<<<<<<<<<<
+ *                     run_twin(self.algorithm, tensor, grad, states, tensor.c.call.coefficients)
+ *             for move in moves or ():
+*/
+        __pyx_t_7 = ((PyObject *)__pyx_v_tensor->gradient);
+        __Pyx_INCREF(__pyx_t_7);
+        __pyx_t_10 = __Pyx_PyObject_GetAttrStr(__pyx_v_tensor->param, __pyx_mstate_global->__pyx_n_u_shape); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 415, __pyx_L4_error)
+        __Pyx_GOTREF(__pyx_t_10);
+        __pyx_t_8 = 0;
+        {
+          PyObject *__pyx_callargs[2] = {__pyx_t_7, __pyx_t_10};
+          __pyx_t_2 = __Pyx_PyObject_FastCallMethod((PyObject*)__pyx_mstate_global->__pyx_n_u_reshape, __pyx_callargs+__pyx_t_8, (2-__pyx_t_8) | (1*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
+          __Pyx_XDECREF(__pyx_t_7); __pyx_t_7 = 0;
+          __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
+          if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 415, __pyx_L4_error)
+          __Pyx_GOTREF(__pyx_t_2);
+        }
+        __Pyx_XDECREF_SET(__pyx_v_grad, __pyx_t_2);
+        __pyx_t_2 = 0;
+
+        /* "fastopt/_plan.pyx":416
+ *                     # a callable may have given it another shape since it was checked
+ *                     grad = tensor.gradient.reshape(tensor.param.shape)
+ *                     run_twin(self.algorithm, tensor, grad, states, tensor.c.call.coefficients)             # <<<<<<<<<<<<<<
  *             for move in moves or ():
  *                 run_twin(move.algorithm, move.tensor, move.tensor.states[move.letter], [None], &move.coefficients)
 */
         __pyx_t_2 = __pyx_v_self->algorithm;
         __Pyx_INCREF(__pyx_t_2);
-        __pyx_t_7 = ((PyObject *)__pyx_v_tensor->gradient);
-        __Pyx_INCREF(__pyx_t_7);
-        __pyx_t_12 = __pyx_f_7fastopt_5_plan_run_twin(__pyx_t_2, __pyx_v_tensor, __pyx_t_7, __pyx_v_states, __pyx_v_tensor->c.call.coefficients); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 414, __pyx_L4_error)
+        __pyx_t_12 = __pyx_f_7fastopt_5_plan_run_twin(__pyx_t_2, __pyx_v_tensor, __pyx_v_grad, __pyx_v_states, __pyx_v_tensor->c.call.coefficients); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 416, __pyx_L4_error)
         __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
-        __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
 
 
         /* "fastopt/_plan.pyx":410
@@ -30591,118 +30628,118 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
 
 
 
-    /* "fastopt/_plan.pyx":415
- *                     states = [tensor.states[x] if x in used else None for x in tensor.letters]
- *                     run_twin(self.algorithm, tensor, tensor.gradient, states, tensor.c.call.coefficients)
+    /* "fastopt/_plan.pyx":417
+ *                     grad = tensor.gradient.reshape(tensor.param.shape)
+ *                     run_twin(self.algorithm, tensor, grad, states, tensor.c.call.coefficients)
  *             for move in moves or ():             # <<<<<<<<<<<<<<
  *                 run_twin(move.algorithm, move.tensor, move.tensor.states[move.letter], [None], &move.coefficients)
  *         finally:
 */
-    __pyx_t_6 = __Pyx_PyObject_IsTrue(__pyx_v_moves); if (unlikely((__pyx_t_6 < 0))) __PYX_ERR(0, 415, __pyx_L4_error)
+    __pyx_t_6 = __Pyx_PyObject_IsTrue(__pyx_v_moves); if (unlikely((__pyx_t_6 < 0))) __PYX_ERR(0, 417, __pyx_L4_error)
     if (!__pyx_t_6) {
     } else {
       __Pyx_INCREF(__pyx_v_moves);
-      __pyx_t_7 = __pyx_v_moves;
+      __pyx_t_2 = __pyx_v_moves;
       goto __pyx_L18_bool_binop_done;
     }
     __Pyx_INCREF(__pyx_mstate_global->__pyx_empty_tuple);
-    __pyx_t_7 = __pyx_mstate_global->__pyx_empty_tuple;
+    __pyx_t_2 = __pyx_mstate_global->__pyx_empty_tuple;
     __pyx_L18_bool_binop_done:;
-    if (likely(PyList_CheckExact(__pyx_t_7)) || PyTuple_CheckExact(__pyx_t_7)) {
-      __pyx_t_2 = __pyx_t_7; __Pyx_INCREF(__pyx_t_2);
+    if (likely(PyList_CheckExact(__pyx_t_2)) || PyTuple_CheckExact(__pyx_t_2)) {
+      __pyx_t_10 = __pyx_t_2; __Pyx_INCREF(__pyx_t_10);
       __pyx_t_3 = 0;
       __pyx_t_13 = NULL;
     } else {
-      __pyx_t_3 = -1; __pyx_t_2 = PyObject_GetIter(__pyx_t_7); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 415, __pyx_L4_error)
-      __Pyx_GOTREF(__pyx_t_2);
-      __pyx_t_13 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_2); if (unlikely(!__pyx_t_13)) __PYX_ERR(0, 415, __pyx_L4_error)
+      __pyx_t_3 = -1; __pyx_t_10 = PyObject_GetIter(__pyx_t_2); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 417, __pyx_L4_error)
+      __Pyx_GOTREF(__pyx_t_10);
+      __pyx_t_13 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_10); if (unlikely(!__pyx_t_13)) __PYX_ERR(0, 417, __pyx_L4_error)
     }
-    __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
+    __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
     for (;;) {
       if (likely(!__pyx_t_13)) {
-        if (likely(PyList_CheckExact(__pyx_t_2))) {
+        if (likely(PyList_CheckExact(__pyx_t_10))) {
           {
-            Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_2);
+            Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_10);
             #if !CYTHON_ASSUME_SAFE_SIZE
-            if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 415, __pyx_L4_error)
+            if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 417, __pyx_L4_error)
             #endif
             if (__pyx_t_3 >= __pyx_temp) break;
           }
-          __pyx_t_7 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_2, __pyx_t_3, __Pyx_ReferenceSharing_OwnStrongReference);
+          __pyx_t_2 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_10, __pyx_t_3, __Pyx_ReferenceSharing_OwnStrongReference);
           ++__pyx_t_3;
         } else {
           {
-            Py_ssize_t __pyx_temp = __Pyx_PyTuple_GET_SIZE(__pyx_t_2);
+            Py_ssize_t __pyx_temp = __Pyx_PyTuple_GET_SIZE(__pyx_t_10);
             #if !CYTHON_ASSUME_SAFE_SIZE
-            if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 415, __pyx_L4_error)
+            if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 417, __pyx_L4_error)
             #endif
             if (__pyx_t_3 >= __pyx_temp) break;
           }
           #if CYTHON_ASSUME_SAFE_MACROS && !CYTHON_AVOID_BORROWED_REFS
-          __pyx_t_7 = __Pyx_NewRef(PyTuple_GET_ITEM(__pyx_t_2, __pyx_t_3));
+          __pyx_t_2 = __Pyx_NewRef(PyTuple_GET_ITEM(__pyx_t_10, __pyx_t_3));
           #else
-          __pyx_t_7 = __Pyx_PySequence_ITEM(__pyx_t_2, __pyx_t_3);
+          __pyx_t_2 = __Pyx_PySequence_ITEM(__pyx_t_10, __pyx_t_3);
           #endif
           ++__pyx_t_3;
         }
-        if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 415, __pyx_L4_error)
+        if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 417, __pyx_L4_error)
       } else {
-        __pyx_t_7 = __pyx_t_13(__pyx_t_2);
-        if (unlikely(!__pyx_t_7)) {
+        __pyx_t_2 = __pyx_t_13(__pyx_t_10);
+        if (unlikely(!__pyx_t_2)) {
           PyObject* exc_type = PyErr_Occurred();
           if (exc_type) {
-            if (unlikely(!__Pyx_PyErr_GivenExceptionMatches(exc_type, PyExc_StopIteration))) __PYX_ERR(0, 415, __pyx_L4_error)
+            if (unlikely(!__Pyx_PyErr_GivenExceptionMatches(exc_type, PyExc_StopIteration))) __PYX_ERR(0, 417, __pyx_L4_error)
             PyErr_Clear();
           }
           break;
         }
       }
-      __Pyx_GOTREF(__pyx_t_7);
-      if (!(likely(((__pyx_t_7) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_7, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Move))))) __PYX_ERR(0, 415, __pyx_L4_error)
-      __Pyx_XDECREF_SET(__pyx_v_move, ((struct __pyx_obj_7fastopt_5_plan_Move *)__pyx_t_7));
-      __pyx_t_7 = 0;
+      __Pyx_GOTREF(__pyx_t_2);
+      if (!(likely(((__pyx_t_2) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_2, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Move))))) __PYX_ERR(0, 417, __pyx_L4_error)
+      __Pyx_XDECREF_SET(__pyx_v_move, ((struct __pyx_obj_7fastopt_5_plan_Move *)__pyx_t_2));
+      __pyx_t_2 = 0;
 
-      /* "fastopt/_plan.pyx":416
- *                     run_twin(self.algorithm, tensor, tensor.gradient, states, tensor.c.call.coefficients)
+      /* "fastopt/_plan.pyx":418
+ *                     run_twin(self.algorithm, tensor, grad, states, tensor.c.call.coefficients)
  *             for move in moves or ():
  *                 run_twin(move.algorithm, move.tensor, move.tensor.states[move.letter], [None], &move.coefficients)             # <<<<<<<<<<<<<<
  *         finally:
  *             if flushes:
 */
-      __pyx_t_7 = __pyx_v_move->algorithm;
+      __pyx_t_2 = __pyx_v_move->algorithm;
+      __Pyx_INCREF(__pyx_t_2);
+      __pyx_t_7 = ((PyObject *)__pyx_v_move->tensor);
       __Pyx_INCREF(__pyx_t_7);
-      __pyx_t_10 = ((PyObject *)__pyx_v_move->tensor);
-      __Pyx_INCREF(__pyx_t_10);
       if (unlikely(__pyx_v_move->tensor->states == Py_None)) {
         PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-        __PYX_ERR(0, 416, __pyx_L4_error)
+        __PYX_ERR(0, 418, __pyx_L4_error)
       }
-      __pyx_t_11 = __Pyx_PyDict_GetItem(__pyx_v_move->tensor->states, __pyx_v_move->letter); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 416, __pyx_L4_error)
+      __pyx_t_11 = __Pyx_PyDict_GetItem(__pyx_v_move->tensor->states, __pyx_v_move->letter); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 418, __pyx_L4_error)
       __Pyx_GOTREF(__pyx_t_11);
-      __pyx_t_14 = PyList_New(1); if (unlikely(!__pyx_t_14)) __PYX_ERR(0, 416, __pyx_L4_error)
+      __pyx_t_14 = PyList_New(1); if (unlikely(!__pyx_t_14)) __PYX_ERR(0, 418, __pyx_L4_error)
       __Pyx_GOTREF(__pyx_t_14);
       __Pyx_INCREF(Py_None);
       __Pyx_GIVEREF(Py_None);
-      if (__Pyx_PyList_SET_ITEM(__pyx_t_14, 0, Py_None) != (0)) __PYX_ERR(0, 416, __pyx_L4_error);
-      __pyx_t_12 = __pyx_f_7fastopt_5_plan_run_twin(__pyx_t_7, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_10), __pyx_t_11, ((PyObject*)__pyx_t_14), (&__pyx_v_move->coefficients)); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 416, __pyx_L4_error)
+      if (__Pyx_PyList_SET_ITEM(__pyx_t_14, 0, Py_None) != (0)) __PYX_ERR(0, 418, __pyx_L4_error);
+      __pyx_t_12 = __pyx_f_7fastopt_5_plan_run_twin(__pyx_t_2, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_7), __pyx_t_11, ((PyObject*)__pyx_t_14), (&__pyx_v_move->coefficients)); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 418, __pyx_L4_error)
+      __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
       __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
-      __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
       __Pyx_DECREF(__pyx_t_11); __pyx_t_11 = 0;
       __Pyx_DECREF(__pyx_t_14); __pyx_t_14 = 0;
 
 
-      /* "fastopt/_plan.pyx":415
- *                     states = [tensor.states[x] if x in used else None for x in tensor.letters]
- *                     run_twin(self.algorithm, tensor, tensor.gradient, states, tensor.c.call.coefficients)
+      /* "fastopt/_plan.pyx":417
+ *                     grad = tensor.gradient.reshape(tensor.param.shape)
+ *                     run_twin(self.algorithm, tensor, grad, states, tensor.c.call.coefficients)
  *             for move in moves or ():             # <<<<<<<<<<<<<<
  *                 run_twin(move.algorithm, move.tensor, move.tensor.states[move.letter], [None], &move.coefficients)
  *         finally:
 */
     }
-    __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
+    __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
   }
 
-  /* "fastopt/_plan.pyx":418
+  /* "fastopt/_plan.pyx":420
  *                 run_twin(move.algorithm, move.tensor, move.tensor.states[move.letter], [None], &move.coefficients)
  *         finally:
  *             if flushes:             # <<<<<<<<<<<<<<
@@ -30713,7 +30750,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
     /*normal exit:*/{
       if (__pyx_v_flushes) {
 
-        /* "fastopt/_plan.pyx":419
+        /* "fastopt/_plan.pyx":421
  *         finally:
  *             if flushes:
  *                 fastopt_set_floating_mode(mode)             # <<<<<<<<<<<<<<
@@ -30722,7 +30759,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
 */
         fastopt_set_floating_mode(__pyx_v_mode);
 
-        /* "fastopt/_plan.pyx":418
+        /* "fastopt/_plan.pyx":420
  *                 run_twin(move.algorithm, move.tensor, move.tensor.states[move.letter], [None], &move.coefficients)
  *         finally:
  *             if flushes:             # <<<<<<<<<<<<<<
@@ -30754,7 +30791,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
       {
         if (__pyx_v_flushes) {
 
-          /* "fastopt/_plan.pyx":419
+          /* "fastopt/_plan.pyx":421
  *         finally:
  *             if flushes:
  *                 fastopt_set_floating_mode(mode)             # <<<<<<<<<<<<<<
@@ -30763,7 +30800,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
 */
           fastopt_set_floating_mode(__pyx_v_mode);
 
-          /* "fastopt/_plan.pyx":418
+          /* "fastopt/_plan.pyx":420
  *                 run_twin(move.algorithm, move.tensor, move.tensor.states[move.letter], [None], &move.coefficients)
  *         finally:
  *             if flushes:             # <<<<<<<<<<<<<<
@@ -30787,7 +30824,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
     __pyx_L5:;
   }
 
-  /* "fastopt/_plan.pyx":420
+  /* "fastopt/_plan.pyx":422
  *             if flushes:
  *                 fastopt_set_floating_mode(mode)
  *         return 0             # <<<<<<<<<<<<<<
@@ -30825,6 +30862,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
 
   __Pyx_XDECREF(__pyx_v_used);
   __Pyx_XDECREF(__pyx_v_states);
+  __Pyx_XDECREF(__pyx_v_grad);
   __Pyx_XDECREF(__pyx_8genexpr8__pyx_v_x);
 
   __Pyx_RefNannyFinishContext();
@@ -31645,7 +31683,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_16__setstate_cython__(CYTHON_UNU
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":423
+/* "fastopt/_plan.pyx":425
  * 
  * 
  * cdef int run_twin(algorithm, Tensor tensor, grad, list states, const fastopt_coefficients *coefficients) except -1:             # <<<<<<<<<<<<<<
@@ -31672,7 +31710,7 @@ static int __pyx_f_7fastopt_5_plan_run_twin(PyObject *__pyx_v_algorithm, struct 
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("run_twin", 0);
 
-  /* "fastopt/_plan.pyx":424
+  /* "fastopt/_plan.pyx":426
  * 
  * cdef int run_twin(algorithm, Tensor tensor, grad, list states, const fastopt_coefficients *coefficients) except -1:
  *     scalars = [coefficients.scalars[k] for k in range(len(TABLE[algorithm.formula]["scalars"]))]             # <<<<<<<<<<<<<<
@@ -31680,29 +31718,29 @@ static int __pyx_f_7fastopt_5_plan_run_twin(PyObject *__pyx_v_algorithm, struct 
  *         algorithm, tensor.param, grad, states, scalars, coefficients.random_key, tensor.c.call.first_element
 */
   { /* enter inner scope */
-    __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 424, __pyx_L1_error)
+    __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 426, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
-    __Pyx_GetModuleGlobalName(__pyx_t_2, __pyx_mstate_global->__pyx_n_u_TABLE); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 424, __pyx_L1_error)
+    __Pyx_GetModuleGlobalName(__pyx_t_2, __pyx_mstate_global->__pyx_n_u_TABLE); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 426, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_2);
-    __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_algorithm, __pyx_mstate_global->__pyx_n_u_formula); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 424, __pyx_L1_error)
+    __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_algorithm, __pyx_mstate_global->__pyx_n_u_formula); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 426, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
-    __pyx_t_4 = __Pyx_PyObject_GetItem(__pyx_t_2, __pyx_t_3); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 424, __pyx_L1_error)
+    __pyx_t_4 = __Pyx_PyObject_GetItem(__pyx_t_2, __pyx_t_3); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 426, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_4);
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-    __pyx_t_3 = __Pyx_PyObject_Dict_GetItem(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_scalars); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 424, __pyx_L1_error)
+    __pyx_t_3 = __Pyx_PyObject_Dict_GetItem(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_scalars); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 426, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-    __pyx_t_5 = PyObject_Length(__pyx_t_3); if (unlikely(__pyx_t_5 == ((Py_ssize_t)-1))) __PYX_ERR(0, 424, __pyx_L1_error)
+    __pyx_t_5 = PyObject_Length(__pyx_t_3); if (unlikely(__pyx_t_5 == ((Py_ssize_t)-1))) __PYX_ERR(0, 426, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
     __pyx_t_6 = __pyx_t_5;
 
     for (__pyx_t_7 = 0; __pyx_t_7 < __pyx_t_6; __pyx_t_7+=1) {
       __pyx_8genexpr9__pyx_v_k = __pyx_t_7;
-      __pyx_t_3 = PyFloat_FromDouble((__pyx_v_coefficients->scalars[__pyx_8genexpr9__pyx_v_k])); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 424, __pyx_L1_error)
+      __pyx_t_3 = PyFloat_FromDouble((__pyx_v_coefficients->scalars[__pyx_8genexpr9__pyx_v_k])); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 426, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_3);
       __Pyx_GIVEREF(__pyx_t_3);
-      if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_1, __pyx_t_3))) __PYX_ERR(0, 424, __pyx_L1_error)
+      if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_1, __pyx_t_3))) __PYX_ERR(0, 426, __pyx_L1_error)
       __pyx_t_3 = 0;
     }
 
@@ -31711,7 +31749,7 @@ static int __pyx_f_7fastopt_5_plan_run_twin(PyObject *__pyx_v_algorithm, struct 
   __pyx_v_scalars = ((PyObject*)__pyx_t_1);
   __pyx_t_1 = 0;
 
-  /* "fastopt/_plan.pyx":425
+  /* "fastopt/_plan.pyx":427
  * cdef int run_twin(algorithm, Tensor tensor, grad, list states, const fastopt_coefficients *coefficients) except -1:
  *     scalars = [coefficients.scalars[k] for k in range(len(TABLE[algorithm.formula]["scalars"]))]
  *     storage.update(             # <<<<<<<<<<<<<<
@@ -31719,22 +31757,22 @@ static int __pyx_f_7fastopt_5_plan_run_twin(PyObject *__pyx_v_algorithm, struct 
  *     )
 */
   __pyx_t_3 = NULL;
-  __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_storage); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 425, __pyx_L1_error)
+  __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_storage); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 427, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
-  __pyx_t_2 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_update); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 425, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_update); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 427, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
 
-  /* "fastopt/_plan.pyx":426
+  /* "fastopt/_plan.pyx":428
  *     scalars = [coefficients.scalars[k] for k in range(len(TABLE[algorithm.formula]["scalars"]))]
  *     storage.update(
  *         algorithm, tensor.param, grad, states, scalars, coefficients.random_key, tensor.c.call.first_element             # <<<<<<<<<<<<<<
  *     )
  *     return 0
 */
-  __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_coefficients->random_key); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 426, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_coefficients->random_key); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 428, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
-  __pyx_t_8 = __Pyx_PyLong_From_uint64_t(__pyx_v_tensor->c.call.first_element); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 426, __pyx_L1_error)
+  __pyx_t_8 = __Pyx_PyLong_From_uint64_t(__pyx_v_tensor->c.call.first_element); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 428, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_8);
   __pyx_t_9 = 1;
   #if CYTHON_UNPACK_METHODS
@@ -31755,12 +31793,12 @@ static int __pyx_f_7fastopt_5_plan_run_twin(PyObject *__pyx_v_algorithm, struct 
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
     __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
-    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 425, __pyx_L1_error)
+    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 427, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
   }
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-  /* "fastopt/_plan.pyx":428
+  /* "fastopt/_plan.pyx":430
  *         algorithm, tensor.param, grad, states, scalars, coefficients.random_key, tensor.c.call.first_element
  *     )
  *     return 0             # <<<<<<<<<<<<<<
@@ -31771,7 +31809,7 @@ static int __pyx_f_7fastopt_5_plan_run_twin(PyObject *__pyx_v_algorithm, struct 
   }
   goto __pyx_L0;
 
-  /* "fastopt/_plan.pyx":423
+  /* "fastopt/_plan.pyx":425
  * 
  * 
  * cdef int run_twin(algorithm, Tensor tensor, grad, list states, const fastopt_coefficients *coefficients) except -1:             # <<<<<<<<<<<<<<
@@ -34478,7 +34516,7 @@ static struct PyGetSetDef __pyx_getsets_7fastopt_5_plan_Change[] = {
 #if CYTHON_USE_TYPE_SPECS
 static PyType_Slot __pyx_type_7fastopt_5_plan_Change_slots[] = {
   {Py_tp_dealloc, (void *)__pyx_tp_dealloc_7fastopt_5_plan_Change},
-  {Py_tp_doc, (void *)PyDoc_STR("What a call is about to change: put together while anything may still be refused.\n\n    groups: tuples of a group\047s number, its dict as it was read, its checked options and its `Group`. added_groups:\n    checked options and `Group`s. added_tensors. states: tuples of a tensor and its new states. copies: tuples of an\n    array and the values that it is to have. steps: tuples of a tensor and its number of steps. moves: `Move`s.\n    intervals: where any memory changes. notes: what the author of the change wants to find again.\n    ")},
+  {Py_tp_doc, (void *)PyDoc_STR("What a call is about to change: put together while anything may still be refused.\n\n    groups: tuples of a group\047s number, its dict as it was read (None: it is overwritten), its checked options and its\n    `Group`. added_groups:\n    checked options and `Group`s. added_tensors. states: tuples of a tensor and its new states. copies: tuples of an\n    array and the values that it is to have. steps: tuples of a tensor and its number of steps. moves: `Move`s.\n    intervals: where any memory changes. notes: what the author of the change wants to find again.\n    ")},
   {Py_tp_traverse, (void *)__pyx_tp_traverse_7fastopt_5_plan_Change},
   {Py_tp_clear, (void *)__pyx_tp_clear_7fastopt_5_plan_Change},
   {Py_tp_methods, (void *)__pyx_methods_7fastopt_5_plan_Change},
@@ -34522,7 +34560,7 @@ static PyTypeObject __pyx_type_7fastopt_5_plan_Change = {
   0, /*tp_setattro*/
   0, /*tp_as_buffer*/
   Py_TPFLAGS_DEFAULT|Py_TPFLAGS_HAVE_VERSION_TAG|Py_TPFLAGS_BASETYPE|Py_TPFLAGS_HAVE_GC, /*tp_flags*/
-  PyDoc_STR("What a call is about to change: put together while anything may still be refused.\n\n    groups: tuples of a group\047s number, its dict as it was read, its checked options and its `Group`. added_groups:\n    checked options and `Group`s. added_tensors. states: tuples of a tensor and its new states. copies: tuples of an\n    array and the values that it is to have. steps: tuples of a tensor and its number of steps. moves: `Move`s.\n    intervals: where any memory changes. notes: what the author of the change wants to find again.\n    "), /*tp_doc*/
+  PyDoc_STR("What a call is about to change: put together while anything may still be refused.\n\n    groups: tuples of a group\047s number, its dict as it was read (None: it is overwritten), its checked options and its\n    `Group`. added_groups:\n    checked options and `Group`s. added_tensors. states: tuples of a tensor and its new states. copies: tuples of an\n    array and the values that it is to have. steps: tuples of a tensor and its number of steps. moves: `Move`s.\n    intervals: where any memory changes. notes: what the author of the change wants to find again.\n    "), /*tp_doc*/
   __pyx_tp_traverse_7fastopt_5_plan_Change, /*tp_traverse*/
   __pyx_tp_clear_7fastopt_5_plan_Change, /*tp_clear*/
   0, /*tp_richcompare*/
@@ -34727,7 +34765,7 @@ static PyMethodDef __pyx_methods_7fastopt_5_plan_Function[] = {
 #if CYTHON_USE_TYPE_SPECS
 static PyType_Slot __pyx_type_7fastopt_5_plan_Function_slots[] = {
   {Py_tp_dealloc, (void *)__pyx_tp_dealloc_7fastopt_5_plan_Function},
-  {Py_tp_doc, (void *)PyDoc_STR("An optimizer as a function on arrays that the caller owns.\n\n    names: the parameters of the function that are states, in the kernel\047s order. checked(options) returns the `Group`\n    of options that were given by name, but for ``lr``. slow(args, kwargs): the same call by way of a plan; it takes\n    everything that is not the usual case, and says what is wrong with a call.\n    ")},
+  {Py_tp_doc, (void *)PyDoc_STR("An optimizer as a function on arrays that the caller owns.\n\n    names: the parameters of the function that are arrays, in the kernel\047s order. checked(options) returns the `Group`\n    of options that were given by name, but for ``lr``. slow(args, kwargs): the same call by way of a plan; it takes\n    everything that is not the usual case, and says what is wrong with a call.\n    ")},
   {Py_tp_traverse, (void *)__pyx_tp_traverse_7fastopt_5_plan_Function},
   {Py_tp_clear, (void *)__pyx_tp_clear_7fastopt_5_plan_Function},
   {Py_tp_methods, (void *)__pyx_methods_7fastopt_5_plan_Function},
@@ -34770,7 +34808,7 @@ static PyTypeObject __pyx_type_7fastopt_5_plan_Function = {
   0, /*tp_setattro*/
   0, /*tp_as_buffer*/
   Py_TPFLAGS_DEFAULT|Py_TPFLAGS_HAVE_VERSION_TAG|Py_TPFLAGS_BASETYPE|Py_TPFLAGS_HAVE_GC, /*tp_flags*/
-  PyDoc_STR("An optimizer as a function on arrays that the caller owns.\n\n    names: the parameters of the function that are states, in the kernel\047s order. checked(options) returns the `Group`\n    of options that were given by name, but for ``lr``. slow(args, kwargs): the same call by way of a plan; it takes\n    everything that is not the usual case, and says what is wrong with a call.\n    "), /*tp_doc*/
+  PyDoc_STR("An optimizer as a function on arrays that the caller owns.\n\n    names: the parameters of the function that are arrays, in the kernel\047s order. checked(options) returns the `Group`\n    of options that were given by name, but for ``lr``. slow(args, kwargs): the same call by way of a plan; it takes\n    everything that is not the usual case, and says what is wrong with a call.\n    "), /*tp_doc*/
   __pyx_tp_traverse_7fastopt_5_plan_Function, /*tp_traverse*/
   __pyx_tp_clear_7fastopt_5_plan_Function, /*tp_clear*/
   0, /*tp_richcompare*/
@@ -35561,6 +35599,7 @@ static int __Pyx_modinit_Exttype___pyx_obj_7fastopt_5_plan_Tensor(__pyx_mstatety
   __pyx_vtabptr_7fastopt_5_plan_Tensor = &__pyx_vtable_7fastopt_5_plan_Tensor;
   __pyx_vtable_7fastopt_5_plan_Tensor.take_states = (void (*)(struct __pyx_obj_7fastopt_5_plan_Tensor *, PyObject *))__pyx_f_7fastopt_5_plan_6Tensor_take_states;
   __pyx_vtable_7fastopt_5_plan_Tensor.take_gradient = (int (*)(struct __pyx_obj_7fastopt_5_plan_Tensor *, PyObject *, int, struct __pyx_obj_7fastopt_5_plan_Intervals *, struct __pyx_obj_7fastopt_5_plan_Intervals *))__pyx_f_7fastopt_5_plan_6Tensor_take_gradient;
+  __pyx_vtable_7fastopt_5_plan_Tensor.refuse_shared = (int (*)(struct __pyx_obj_7fastopt_5_plan_Tensor *, PyArrayObject *, struct __pyx_obj_7fastopt_5_plan_Intervals *, struct __pyx_obj_7fastopt_5_plan_Intervals *))__pyx_f_7fastopt_5_plan_6Tensor_refuse_shared;
   __pyx_vtable_7fastopt_5_plan_Tensor.take_gradient_storage = (int (*)(struct __pyx_obj_7fastopt_5_plan_Tensor *, PyObject *, PyArrayObject *, int))__pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage;
   __pyx_vtable_7fastopt_5_plan_Tensor.take_source = (int (*)(struct __pyx_obj_7fastopt_5_plan_Tensor *, PyArrayObject *))__pyx_f_7fastopt_5_plan_6Tensor_take_source;
   #if CYTHON_USE_TYPE_SPECS
@@ -35802,14 +35841,14 @@ static int __Pyx_modinit_Exttype___pyx_obj_7fastopt_5_plan___pyx_scope_struct__a
   __Pyx_RefNannySetupContext("__Pyx_modinit_Exttype___pyx_obj_7fastopt_5_plan___pyx_scope_struct__as_function", 0);
   /*--- Exttype __pyx_obj_7fastopt_5_plan___pyx_scope_struct__as_function ---*/
   #if CYTHON_USE_TYPE_SPECS
-  __pyx_mstate->__pyx_ptype_7fastopt_5_plan___pyx_scope_struct__as_function = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_7fastopt_5_plan___pyx_scope_struct__as_function_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_7fastopt_5_plan___pyx_scope_struct__as_function)) __PYX_ERR(6, 136, __pyx_L1_error)
+  __pyx_mstate->__pyx_ptype_7fastopt_5_plan___pyx_scope_struct__as_function = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_7fastopt_5_plan___pyx_scope_struct__as_function_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_7fastopt_5_plan___pyx_scope_struct__as_function)) __PYX_ERR(6, 137, __pyx_L1_error)
   #else
   __pyx_mstate->__pyx_ptype_7fastopt_5_plan___pyx_scope_struct__as_function = &__pyx_type_7fastopt_5_plan___pyx_scope_struct__as_function;
   #endif
   #if !CYTHON_COMPILING_IN_LIMITED_API
   #endif
   #if !CYTHON_USE_TYPE_SPECS
-  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_7fastopt_5_plan___pyx_scope_struct__as_function) < (0)) __PYX_ERR(6, 136, __pyx_L1_error)
+  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_7fastopt_5_plan___pyx_scope_struct__as_function) < (0)) __PYX_ERR(6, 137, __pyx_L1_error)
   #endif
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount((PyObject*)__pyx_mstate->__pyx_ptype_7fastopt_5_plan___pyx_scope_struct__as_function);
@@ -36831,19 +36870,19 @@ __Pyx_RefNannySetupContext("PyInit__plan", 0);
   if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Function, __pyx_mstate_global->__pyx_n_u_setstate_cython, __pyx_t_2) < (0)) __PYX_ERR(4, 17, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-  /* "fastopt/_function.pxi":136
+  /* "fastopt/_function.pxi":137
  * 
  * 
  * def as_function(Function function):             # <<<<<<<<<<<<<<
  *     def call(*args, **kwargs):
  *         return function.call(args, kwargs)
 */
-  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_3as_function, 0, __pyx_mstate_global->__pyx_n_u_as_function, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[22])); if (unlikely(!__pyx_t_2)) __PYX_ERR(6, 136, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_3as_function, 0, __pyx_mstate_global->__pyx_n_u_as_function, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[22])); if (unlikely(!__pyx_t_2)) __PYX_ERR(6, 137, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount(__pyx_t_2);
   #endif
-  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_as_function, __pyx_t_2) < (0)) __PYX_ERR(6, 136, __pyx_L1_error)
+  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_as_function, __pyx_t_2) < (0)) __PYX_ERR(6, 137, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
   /* "fastopt/_plan.pyx":86
@@ -37180,38 +37219,38 @@ static int __Pyx_InitConstants(__pyx_mstatetype *__pyx_mstate) {
   int __pyx_clineno = 0;
   CYTHON_UNUSED_VAR(__pyx_mstate);
   {
-    const struct { const unsigned int length: 8; } str_length_index[] = {{4},{25},{15},{1},{11},{1},{4},{179},{8},{7},{6},{19},{21},{17},{19},{2},{78},{9},{39},{34},{58},{95},{71},{66},{63},{74},{10},{8},{1},{14},{6},{24},{26},{7},{8},{26},{28},{5},{23},{25},{19},{13},{9},{27},{29},{15},{21},{4},{22},{24},{6},{4},{22},{24},{9},{11},{11},{9},{9},{5},{6},{24},{26},{14},{4},{22},{24},{20},{12},{17},{8},{8},{12},{26},{8},{10},{8},{7},{14},{12},{11},{10},{21},{23},{20},{14},{12},{10},{17},{13},{12},{12},{19},{8},{15},{5},{13},{15},{11},{5},{9},{4},{5},{6},{11},{25},{18},{6},{5},{8},{4},{5},{6},{4},{9},{7},{6},{7},{17},{18},{12},{6},{6},{5},{10},{5},{6},{3},{5},{9},{7},{16},{13},{6},{13},{5},{7},{7},{7},{7},{8},{1},{3},{5},{10},{8},{5},{5},{1},{5},{1},{5},{3},{5},{8},{1},{12},{3},{6},{5},{8},{6},{7},{6},{2},{4},{8},{9},{7},{4},{7},{5},{6},{7},{2},{3},{13},{5},{9},{8},{5},{8},{1},{12},{9},{5},{6},{14},{3},{19},{12},{21},{21},{13},{22},{7},{1},{7},{4},{4},{10},{5},{4},{4},{6},{5},{6},{4},{7},{6},{6},{3},{1},{4},{6},{7},{6},{5},{6},{6},{12},{6},{4},{11},{7}};
+    const struct { const unsigned int length: 8; } str_length_index[] = {{4},{25},{15},{1},{11},{1},{4},{179},{8},{7},{6},{19},{21},{17},{19},{2},{78},{9},{39},{34},{58},{95},{71},{66},{63},{74},{10},{8},{1},{14},{6},{24},{26},{7},{8},{26},{28},{5},{23},{25},{19},{13},{9},{27},{29},{15},{21},{4},{22},{24},{6},{4},{22},{24},{9},{11},{11},{9},{9},{5},{6},{24},{26},{14},{4},{22},{24},{20},{12},{17},{8},{8},{12},{26},{8},{10},{8},{7},{14},{12},{11},{10},{21},{23},{20},{14},{12},{10},{17},{13},{12},{12},{19},{8},{15},{5},{13},{15},{11},{5},{9},{4},{5},{6},{11},{25},{18},{6},{5},{8},{4},{5},{6},{4},{9},{7},{6},{7},{17},{18},{12},{6},{6},{5},{10},{5},{6},{3},{5},{9},{7},{16},{13},{6},{13},{5},{7},{7},{7},{7},{8},{1},{3},{5},{10},{8},{5},{5},{1},{5},{1},{5},{3},{5},{8},{1},{12},{3},{6},{5},{8},{6},{7},{6},{2},{4},{8},{9},{7},{4},{7},{5},{6},{7},{2},{3},{13},{5},{9},{8},{5},{8},{1},{5},{12},{9},{5},{6},{14},{3},{19},{12},{21},{21},{13},{22},{7},{7},{1},{7},{4},{4},{10},{5},{4},{4},{6},{5},{6},{4},{7},{6},{6},{3},{1},{4},{6},{7},{6},{5},{6},{6},{12},{6},{4},{11},{7}};
     const struct { const unsigned int length: 9; } bytes_length_index[] = {{78},{10},{9},{11},{11},{11},{96},{55},{55},{55},{214},{344},{385},{15},{60},{46},{32},{17},{40},{185},{104},{71},{40},{8},{24}};
     #ifndef CYTHON_COMPRESS_STRINGS
       #define CYTHON_COMPRESS_STRINGS 90
     #endif
-    #if (CYTHON_COMPRESS_STRINGS) == 1 /* compression: zlib (2536 bytes) */
-static const char cstring[] = "x\332\245VKw\323H\026\216\037t\002\004\222@z\032\0163\247\225\201\201\320\315x&M 4\257\036\223\027\031\310\303y\220\014p\020e\251\244\010\313\222\255\222\2348d\030\226^j\251\245\226Zj\351\245\227^j\351e~\002?a\356-\311&\304\2349}\230\234\270\276\322\255\252{o}\367\326\255\022LE\020\230Dtb1\001\372\232\r\260g\334\022T\323\026&m\213RA\261\210Z\246\206}3w\037\206\005\233\224(\023~[1\r\272b\332T\260w\211-\314\326\355]\323\0204&\310T\327\212\324\"6\325\353\002\263-M\262\251\205\223\014am~\355\257\323\367\246\005b\310\202E\337Q\tl1\247(\351\2041\312\255\027\035M\2675C\260\353\025\312r\302\222\"\324MG0(\225\005\333\024*0\357\370\002{\227\032\002\2436v\204\033\3040L\233\330\232i\210\260\\3\324\033\202\254Y`D\253Q\\\275@tFsD\226E\230Ge\215\221\242N\251\201\255B\230mV\354\277\211\022\270\251\322\\e_\353\211\024\307\220P\351\027\302\212N@P\337\357\tlj0\323\3029\252\244ZD\326\200/v\237;\246k\314\026\212T\"e*\260]\323B:\366v5\235\"\231{\204\001\025D~ \350\224\324\270\210\350\300\254\000$\020\240\217V4\026\373(\033N\271R\317\211\222i\321\\\331\001\232\210e\221\272\240\020P\305\351\321\312\025\320~|\232S&\366n\337\014Fu%\047\t\022\047\014<\023$\323\250Q\360\213\317!\302Z\034K\263\210\021\022\024\323\022*\232T\322\201\321x\345-\016@\340;S3\354\370\213\355\222\nM\272\246cI\364\377U\037\023\312\276Y\rxF\255\032\204\374\2335\300\226,\230\372-\313!l\2237y\3322\341X6\360\374%qB\300t\002\371)\331\267\260k`r\024\035E\241\260\345=\r\202V\324\014y\362&\346\017\203\244\246\302C\235\224\2132y<;\273\272\274\274\272\"n\314\346\237\347\3277fy\302\306mN\024\301aG\242\242\304]\023\305\236\034\016\tW\323\033YX]_\316on,$\311\335\305~\025\307F\372\224,Z\246S\341M\377\272\256\370\353\213r\220\245P$\230H\024\010S,J\212\320R7p\275N\277\362\343C}\006>\017\356\232\272|L\r\362*\362C\303\226\315\032\305_\277\352D\332\247uum~eym\r\316=\376\372\327%\322\276u\\\216\301\344\035\311,\2275\233w\241\002A*\361n\031l\362\016&\316f\376\311\363\371M\236\375q\333o\253\047\357\263\226\214`:\211\246\262mZ%\374\365kH\244}""\353\301\337\372>\374\346 1\305\025\272o\257SE\024\223\312Jq\234\327^Q\2456x_F\001\3460\"\326ID\265\253\023\3764C\203\261\334C\335\204\330\262\307\271n\022\213b\231h\334\\\331\224\035\235\317\345>#\322=\004(\256P\215\251TbN9\376\262(\203\252\027\367\023\013\330\305\253\"\3569\006?\2004I\373\023\302n\"\237\020\363\334\213e5\033\353,\032\257:D\357\372\2230\047\366q\330\023\320}\374\000.{{`\3078\370\n\3076eHY|\331\000I\"\306=&RcX\271M\007.A*\306\207D\204\322\002u\234\211x\361\212\2306\014.1*\023]5-H\3512\261T\306\323:\316m\302zw\326\261\356\347 @\0131\254\033\222f\346z\266X\221\202\031Z\244\252f\024\025\335$\366\324]\314\332\242\351@\303\013\023\256\343k\201$8\253\014\226\251\361\026x\234\250\234\200X!\026\360\000\247N\322q\027\260?\333\"\022-\022\251$\231TQ4\211\327\303\370,Hf\245n\2332\\\217u\031\356a\214\260n\311\030\324\370\200P\003\376m\253N\201\014\376\252H\256\334\004rb\211Z\006\325Y\357\033\257fE\323\341\306S4\013x\246:\305\307\213\242\023\225%\033\343p\373\027\016w\247\221^G\047]\242TH`\025\236\014\006\026n\021\213\022\355\226pD\246b\302\354\362\322\242\001At\037\036\022x\026X\334\034\320R\211\322\n\213Y`%Z/\355a\200\2006\252\363\006\016\246Nm\240\047n\031^\007T\326!\3062-\223}\255\014:\312\272\3109`\361\371`X!\222C\215\300\214b\035\222\310\220y\304\215\np\363EA\345o\000`\203\353\262\260\003\271\240\233\226\014\037\330\200\232\n\367O\344\273a\275\210\001y\022\345\r\203\026\"\327\335z\305\254XTq\030\025yF\210:\201\207\231\235\210$\020u\373\335\005\261\377\047\205\374\231\220\010\343\373\365\213\217\336D8\353\246^\243,\271\023\030\336\244p\047\303YJ\222\204+B\266\231n\3561|T\311\374\224\305\r\236\047H\007x\267R\004\030s\212x\016\353\014\030\047\345\370m\221\2740l\307\240\330Z\006s\014F\024\352Td\320\301\235J\216.\334\036\016e5\215\356\035\273B\260\013\024$y\047\362\332\201O\004\270\333\177\232\254\231\232|s\000\336 B\322\035\030\340\023\006\024\335a\273\224\211\220\324x\252\365\001\310\276\022\033\200\315\301#\202\312\037S\235\354\251\243\354\331\306\024\366""\3164~v\013\330\271\352O\371\013\301\004v\257\371y\377E\300\207\257\373\304\257\0050\341({\256Qh\354\272\2127\347\017\372\007\341\345\346Ds\246u\243=\326\311\01652\215G\336i\177\314\237\350\014\r7f\033\207\336\257\240\241\320\031\036u3\356}\357_\240\243\332\031\275\354\215y\177\366\362\336\272W\365O\201\376\351\300\n\2574\377\331z\027\255q\375?z\325H\370{x\266\371\240U\212\n\353\235\354E\367\2167\344\247|01\370\361\320\235\361@\375\r\277\032\014\205\347\233\244\023o\340\253\313\356z\227\2703\237\227M\006\251\340r\230k\245\376\327\262{\336=\340 \177l\331O\301D\360 4Z\371d\331\247\241\2013Wp`\314\035w_z\266\377(\314\206\313\255\361\226\030m\356D;o\243\267r$\277\213\336\031\221av\206F\335A\267\352}\347\351\001w\245\326\330v\347\275q\257\320\031\272\340\202\216\037\334\352\02146\220\265\030\334\t3\341tx\330\232i\377\245\315\242\365\027\321\013\320T\212J\225\250\302\"\266\027\355}\37040\360\237\324B\032`!\375\014\341Yz\005a%\275\216\260\236\336A\330I\213\010b\372m\032mV;C#\321\310\315`<(\004j\370\2525\330\002\233_HR\047v\365\332\037\367_\207\343\241\330\232k\017Ek\233|c\257\243\327j\244\202;N\344\324A\375Aj\036\255\314\247\227\020\226\272\246_#\274N\227\020Ji\023\301L\327\020j\351\003\204\203t>\003\220\317\314#\314gV\020V2\353\010\353\231\215\314\357\347\354\201\257\006[\341\325p\263y\245\265\330\276\023\255mD\033\333\3216\215\250\036\351\325\250jG\366~\264\377\036\364\036\246f\321\364l\372)\302\323.w\253\010\253\047H\223\021\344\264\212\240v\367\341 8\351C\204\303\364\277\217\361z\335\227!Af\302\237\233\333\255\374\321\227\222\302\t^E\177.\232\274\327\3146\227Z\233\355\313<\302\305\250\250D\n\344\212\025Y\007\321A\034\341\304\313\347\010\317\323\313\351\337O\311\343\340\207\360T\270\001&V\3333\321:\260\3612z\371&z\0036\312Q\031l\364\202\367\004\225?\351\006/\311\242\002B!\275\205\260\005\351\003\360\266\313\204\216\240w#\312\020\330\211\210. ,d\226\020\2262\313\010\313\231M\204\315\314+\204W\231\267\010o3\022\202\224Q\021\324\214\211`fj\010\265\314{\204\367\231\017\010""\0372O\262\350gv\ta)\273\206\260\226-d?\007\340\206o\007S\301b\370\240\251\266\nG_J\310\307<\314i\354\273\016\324\234\027\376\324G\210\320pc\301\275\356\245:C\247;\303#\r\333}\010\245\350t\360#P\226\307\372\364\307\270f\235\361&x~\025\216\340\343;\250xy\\;\322\250v\206/\270\327\\\025\n\232\026T\341\344?m\3166\355hv+\332\212\243)E\022\234\021=\236mC=\231\202b\231\365\347\202\341p\251\271\031\345\013Q\001\347v\307\321\372\240\317\240\346r\301!L\237\207\272u\315\337\rH\260\027\026\233gZ\023\255\351\326a\264!F\"\350\226q\336\025o\332\253~\372n\340\364p\343\256{\321\315\243\303C\260%\200\323\336Xg\370\034\337\334\270;\347\r\202z.\307\364\311z|\346H\\\365R8\203\013N\271[\260\333\333\036\201b6\205\034\\\202\363\277\003\265\201\034\215~\357ns\352~\r\346\303?\204v\363Q;\325\276\204\265\262kk\324=\353MuFFO\3720\322\330\003\226\n\235\321q\367\231\007\254\235C\307\377\344\355\000\275\020\202Ew\n\274\203 \234o\020`\3417\377\252\277\031\214q\267/\272\323\356>\277\036\266 \3319\373\304\255\373#\301~\3504\023\1777\275\261\243x\047q\014g\274\033pC\304\246>\346\221\231s\21597\355^u\327]\013\274\001\213\363\356\230;\001\341\200mbJ8n\336-@X\237\302%\265\021daw\337\207\004\366\367\270}\241}\273M\332\250f\030\325<\205\211\033^\n\016\333K\337\n.\006\371\340E8\205\nq\340\215?\345\236\367\250\377\213_\210\262\377h\2450\204u\230|\231\007P\t\027\233S\377\0056\010H\231";
-    PyObject *data = __Pyx_DecompressString(cstring, 2536, 1);
+    #if (CYTHON_COMPRESS_STRINGS) == 1 /* compression: zlib (2540 bytes) */
+static const char cstring[] = "x\332\245VKw\323H\026\216\037t\002\004\222@z\032\0163\247\225\201\201\320\315x&M 4\257\036\223\027\031\310\303y\220\014p\020e\251\244\010\313\222\255\222\2348d\030\226^j\251\245\226Zj\351\245\227^j\351e~\002?a\356-\311&\304\2349}\230\234\270\276\322\255\252{o}\367\326\255\022LE\020\230Dtb1\001\372\232\r\260g\334\022T\323\026&m\213RA\261\210Z\246\206}3w\037\206\005\233\224(\023~[1\r\272b\332T\260w\211-\314\326\355]\323\0204&\310T\327\212\324\"6\325\353\002\263-M\262\251\205\223\014am~\355\257\323\367\246\005b\310\202E\337Q\tl1\247(\351\2041\312\255\027\035M\2675C\260\353\025\312r\302\222\"\324MG0(\225\005\333\024*0\357\370\002{\227\032\002\2436v\204\033\3040L\233\330\232i\210\260\\3\324\033\202\254Y`D\253Q\\\275@tFsD\226E\230Ge\215\221\242N\251\201\255B\230mV\354\277\211\022\270\251\322\\e_\353\211\024\307\220P\351\027\302\212N@P\337\357\tlj0\323\3029\252\244ZD\326\200/v\237;\246k\314\026\212T\"e*\260]\323B:\366v5\235\"\231{\204\001\025D~ \350\224\324\270\210\350\300\254\000$\020\240\217V4\026\373(\033N\271R\317\211\222i\321\\\331\001\232\210e\221\272\240\020P\305\351\321\312\025\320~|\232S&\366n\337\014Fu%\047\t\022\047\014<\023$\323\250Q\360\213\317!\302Z\034K\263\210\021\022\024\323\022*\232T\322\201\321x\345-\016@\340;S3\354\370\213\355\222\nM\272\246cI\364\377U\037\023\312\276Y\rxF\255\032\204\374\2335\300\226,\230\372-\313!l\2237y\3322\341X6\360\374%qB\300t\002\371)\331\267\260k`r\024\035E\241\260\345=\r\202V\324\014y\362&\346\017\203\244\246\302C\235\224\2132y<;\273\272\274\274\272\"n\314\346\237\347\3277fy\302\306mN\024\301aG\242\242\304]\023\305\236\034\016\tW\323\033YX]_\316on,$\311\335\305~\025\307F\372\224,Z\246S\341M\377\272\256\370\353\213r\220\245P$\230H\024\010S,J\212\320R7p\275N\277\362\343C}\006>\017\356\232\272|L\r\362*\362C\303\226\315\032\305_\277\352D\332\247uum~eym\r\316=\376\372\327%\322\276u\\\216\301\344\035\311,\2275\233w\241\002A*\361n\031l\362\016&\316f\376\311\363\371M\236\375q\333o\253\047\357\263\226\214`:\211\246\262mZ%\374\365kH\244}""\353\301\337\372>\374\346 1\305\025\272o\257SE\024\223\312Jq\234\327^Q\2456x_F\001\3460\"\326ID\265\253\023\3764C\203\261\334C\335\204\330\262\307\271n\022\213b\231h\334\\\331\224\035\235\317\345>#\322=\004(\256P\215\251TbN9\376\262(\203\252\027\367\023\013\330\305\253\"\3569\006?\2004I\373\023\302n\"\237\020\363\334\213e5\033\353,\032\257:D\357\372\2230\047\366q\330\023\320}\374\000.{{`\3078\370\n\3076eHY|\331\000I\"\306=&RcX\271M\007.A*\306\207D\204\322\002u\234\211x\361\212\2306\014.1*\023]5-H\3512\261T\306\323:\316m\302zw\326\261\356\347 @\0131\254\033\222f\346z\266X\221\202\031Z\244\252f\024\025\335$\366\324]\314\332\242\351@\303\013\023\256\343k\201$8\253\014\226\251\361\026x\234\250\234\200X!\026\360\000\247N\322q\027\260?\333\"\022-\022\251$\231TQ4\211\327\303\370,Hf\245n\2332\\\217u\031\356a\214\260n\311\030\324\370\200P\003\376m\253N\201\014\376\252H\256\334\004rb\211Z\006\325Y\357\033\257fE\323\341\306S4\013x\246:\305\307\213\242\023\225%\033\343p\373\027\016w\247\221^G\047]\242TH`\025\236\014\006\026n\021\213\022\355\226pD\246b\302\354\362\322\242\001At\037\036\022x\026X\334\034\320R\211\322\n\213Y`%Z/\355a\200\2006\252\363\006\016\246Nm\240\047n\031^\007T\326!\3062-\223}\255\014:\312\272\3109`\361\371`X!\222C\215\300\214b\035\222\310\220y\304\215\np\363EA\345o\000`\203\353\262\260\003\271\240\233\226\014\037\330\200\232\n\367\2177\"\337\022\353\205\r\030\224(o\030\264\020\276\356\376+f\305\242\212\303\250\310\323B\324\t\274\316\354D$\201\250\333\357.\2107qR\310\337\n\2110\276d\277\370\350M\204\003\037\317d\246^\243,\271\037\030\336\252p?\303\271J\022\206\317B\346\231n\3561|`\311\374\304\305\r\236-H\rx\303R\004\030s\212x&\353\014\330\047\345\370\235\221\2746l\307\240\330Z\006s\014F\024\352Td\320\301}K\2161\334$\016e5\215\356\035\273N\260\013L$9(\362:\202\317\005\270\347\177\232\254\231\232|s\000\336#B\322\035\030\340\023\006\024\335a\273\224\211\220\340x\302\365\001\310\304\022\033\200\315\301\203\202\312\037S\235\354\251\243\354\331\306\024\366\3164~v""\013\330\271\352O\371\013\301\004v\257\371y\377E\300\207\257\373\304\257\0050\341({\256Qh\354\272\2127\347\017\372\007\341\345\346Ds\246u\243=\326\311\01652\215G\336i\177\314\237\350\014\r7f\033\207\336\257\240\241\320\031\036u3\356}\357_\240\243\332\031\275\354\215y\177\366\362\336\272W\365O\201\376\351\300\n\2574\377\331z\027\255q\375?z\325H\370{x\266\371\240U\212\n\353\235\354E\367\2167\344\247|01\370\361\320\235\361@\375\r\277\032\014\205\347\233\244\023o\340\253\313\356z\227\2703\237\227M\006\251\340r\230k\245\376\327\262{\336=\340 \177l\331O\301D\360 4Z\371d\331\247\241\2013Wp`\314\035w_z\266\377(\314\206\313\255\361\226\030m\356D;o\243\267r$\277\213\336\031\221av\206F\335A\267\352}\347\351\001w\245\326\330v\347\275q\257\320\031\272\340\202\216\037\334\352\02146\220\265\030\334\t3\341tx\330\232i\377\245\315\242\365\027\321\013\320T\212J\225\250\302\"\266\027\355}\37040\360\237\324B\032`!\375\014\341Yz\005a%\275\216\260\236\336A\330I\213\010b\372m\032mV;C#\321\310\315`<(\004j\370\2525\330\002\233_HR\047v\365\332\037\367_\207\343\241\330\232k\017Ek\233|c\257\243\327j\244\202;N\344\324A\375Aj\036\255\314\247\227\020\226\272\246_#\274N\227\020Ji\023\301L\327\020j\351\003\204\203t>\003\220\317\314#\314gV\020V2\353\010\353\231\215\314\357\347\354\201\257\006[\341\325p\263y\245\265\330\276\023\255mD\033\333\3216\215\250\036\351\325\250jG\366~\264\377\036\364\036\246f\321\364l\372)\302\323.w\253\010\253\047H\223\021\344\264\212\240v\367\341 8\351C\204\303\364\277\217\361z\335\227!Af\302\237\233\333\255\374\321\227\222\302\t^E\177.\232\274\327\3146\227Z\233\355\313<\302\305\250\250D\n\344\212\025Y\007\321A\034\341\304\313\347\010\317\323\313\351\337O\311\343\340\207\360T\270\001&V\3333\321:\260\3612z\371&z\0036\312Q\031l\364\202\367\004\225?\351\006/\311\242\002B!\275\205\260\005\351\003\360\266\313\204\216\240w#\312\020\330\211\210. ,d\226\020\2262\313\010\313\231M\204\315\314+\204W\231\267\010o3\022\202\224Q\021\324\214\211`fj\010\265\314{\204\367\231\017\010\0372O""\262\350gv\ta)\273\206\260\226-d?\007\340\206o\007S\301b\370\240\251\266\nG_J\310\307<\314i\354\273\016\324\234\027\376\324G\210\320pc\301\275\356\245:C\247;\303#\r\333}\010\245\350t\360#P\226\307\372\364\307\270f\235\361&x~\025\216\340\343;\250xy\\;\322\250v\206/\270\327\\\025\n\232\026T\341\344?m\3166\355hv+\332\212\243)E\022\234\021=\236mC=\231\202b\231\365\347\202\341p\251\271\031\345\013Q\001\347v\307\321\372\240\317\240\346r\301!L\237\207\272u\315\337\rH\260\027\026\233gZ\023\255\351\326a\264!F\"\350\226q\336\025o\332\253~\372n\340\364p\343\256{\321\315\243\303C\260%\200\323\336Xg\370\034\337\334\270;\347\r\202z.\307\364\311z|\346H\\\365R8\203\013N\271[\260\333\333\036\201b6\205\034\\\202\363\277\003\265\201\034\215~\357ns\352~\r\346\303?\204v\363Q;\325\276\204\265\262kk\324=\353MuFFO\3720\322\330\003\226\n\235\321q\367\231\007\254\235C\307\377\344\355\000\275\020\202Ew\n\274\203 \234o\020`\3417\377\252\277\031\214q\267/\272\323\356>\277\036\266 \3319\373\304\255\373#\301~\3504\023\1777\275\261\243x\047q\014g\274\033pC\304\246>\346\221\231s\21597\355^u\327]\013\274\001\213\363\356\230;\001\341\200mbJ8n\336-@X\237\302%\265\021daw\337\207\004\366\367\270}\241}\273M\332\250f\030\325<\205\211\033^\n\016\333K\337\n.\006\371\340E8\205\nq\340\215?\345\236\367\250\377\213_\210\262\377h\2450\204u\230|\231\007P\t\027\233S\377\005\306\331M\222";
+    PyObject *data = __Pyx_DecompressString(cstring, 2540, 1);
     #define __Pyx_DecompressString_LZSS_UNUSED
     if (unlikely(!data)) __PYX_ERR(0, 1, __pyx_L1_error)
     const char* const bytes = __Pyx_PyBytes_AsString(data);
     #if !CYTHON_ASSUME_SAFE_MACROS
     if (likely(bytes)); else { Py_DECREF(data); __PYX_ERR(0, 1, __pyx_L1_error) }
     #endif
-    #elif (CYTHON_COMPRESS_STRINGS) > 0 && (CYTHON_COMPRESS_STRINGS) <= 90 /* compression: lzss (3342 bytes) */
-static const char cstring[] = "\377 of  scaolars\010\001it\004\000\377wn, got \377(tree fr\377agment).\377: it tak\377es ?None\377Note tha\377t Cython\377 is deli\377berately\377 stricte\375r!\001n PEP-\377484 and \337rejeci\000su\177bclassey\002\377builtin \377types. I\377f you ne\177ed to p%\000\375 &\010then s\375e\220\000he \047an\377notation\375_<\000ing\047 d\333irb\000iv\242\000o \377False.ad\373d_%\000edisa\337bleen\002\001fa\377stopt/_c\377hange.px=i\n\006funcQ\001\010\n\377plan.pyx~0\006tensor5\001\177gcgradi\255 \373s:\231 e lis\377t became\337 shor\213!whwile\311!was\210 \377ad; leavV\016\002al\327  \202 a\274 \357epis\236\003dnu\377mpy._cor\357e.mu\244 arr\237ay faH\000\232\"i\363mp[\000\033\tumat\375h\021\016self.c\363 c\254\"\227\000 consve\225\000\340\"a P\306C\373ob\236A for \237pickl\317 4\003,|<\002\276 joint\010\003\337shape\004\004ou\047rce\037=\313#sm6\227\000Gerv\360@\257\2006\320\000r\365`\276\363\2001tep()\262\204\002s\311 \203h\273\204\002a\213c\323 a \277dict, \336 n\376\231abuffers\367 wi\262@bind\357()th\261`tat\377e <lambd\377a>CCOMMO\377N_SCALARsSC\254\204\002\000\003.__\256\000\337uce_c\211\206\002__\236\017\006setsC\001\021\006F\177ORMATSF\326\204\004\360\000\0051\017\017\0104\016Grou\341p\000\002i\017\017\005\037\023.nu\373mb\351\000_afte9r=\003\376\207\004Int\263C\000\006\360\306\017\017\t\312\016.\007hold\351s=\007\324!_\260\205\002sMo\303ve\000\001\241/\017\004\240.OP\377ENMPPlan\200\000\001\331/\017\004\330.)\002\311A2\002c\337ommit=\002ed/itedH\002m\213\000Q\002\375s\266`TABLET\200\312\207\002\000\003\305O\017\006\306N+\004\313a_?ofWork\000\001\207o|\017\004\206n__Pyx\001\000\377Dict_Nex\277tRef__\323\211\004e\357____\250\212\002_ge\005t\273\000m\r\001\300\204\001\025\001\244\211\001\035\001\371g\343e+\000init_\377_.<local\367s>.\275\204\005__ma\373inK\001modul\270T\002\257\002_\000newd\001p\376\205\000checksu|d\000\n\001resulL\000\244\026\001\307\204\003_!\001\247\213\001_\005\002u\005n\243\210\002e\360\204\004\006\014\343\204\005\035\014\277\204\002\346:""\003vt\216\213\001\341\001qua\311l\210\005\314\205\004_\314\205\016\345\205\006ex^\225!set_\274\005s\371\010N\3210tes\224 \346\213\004_\206 \332\364A_\304\"is\335\212\001ou\337tine_\237\205\003_f\177ormats_\365\215\001\375_\263asadded\377algorith\237margs\207\213\002\326\204\003a\343s_\254\214\005\000\010\373\047cal\377lasyncio\357.corf\003sbe\377forebegi\377nbfloat1}6\377\207\001bound\223\210\003\3744\0017\002blesca\237sting\252\215\003\243Be\375d\000\004_param?etercl\302\001\346@\377tracebac\377kcoeffic\374\231\215\002\206\205\003copyto\377decaydef\235a\336Alrd\374\216\001\233\205\003e\377ndentrye\307num\321\217\002\245\216\004\254\216\004._\177kernels\007\006\376\227\216\001filledf\273ir\345 ele\271\220\001f\317lags\322\004\333\00232v\342\00264\333!ula\340\216\005\377ggetgive\225n\303\216\001_\226\221\001e\311\216\005\325\216\001s\265g\361\210\001h\326\207\002ii\232\000x\327isa\210\205\001s\000\002iz\177ekkeeps\200#\277skeykw\235Al\347abe\365 \002\000_of\277letter\000\003s\356\234\217\001edl\341@dem\357aximA\000ml_\342\377\002s\232\205\003\004\000\216\000ame\367_of\247\213\001snby\366\302`nd\376\216\002npnu\271m\304\211\n\246\217\002optG\002r\376\005\001onalord{er\000\002_ofp\241B5_\311\002s\251Fpl\246@\000\002\347spl\237\206\001\304\220\005pop\177refuse_\215b\177_layout\014\004\001c\242`\004\005\365\220\005\272\003-\004\014\006\242\217\002\350B\004\332\215\003\000\n_\263\221\005res\337olves\222\224\004se;ed\262\220\001set\236d\353\217\002}s\353 slows\321\221\001\351d\334\214\002\341\214\002s\304\211\001sto\317rage\003\001:\000ub6\377\214\001ys\365 am\247\222\003\333\217\004\357tune\245`urn\377sunsafeu\237pdate\347\001\256\215\005v\377aluesvie\271w\270\213\010\242\216\001out\264\223\004_\374\267\207\002\306\221\001st *(v\377oid)\000int\355 \004\004\000\000\330\207\002\000fl\377ushes_de\375n\322\206\001l\000fork\377s\000select\377ed\200\001\330\004\005\340\357\004\013\2101\006\001\n\210+\373\220Q\017\001#\2401\240F\373\250!\032\001$\240A\240V\375\250\032\002&\240a""\240v\250\376\036\000\340\004\r\210Q\210h\377\220f\230D\240\007\240z\377\260\031\270!\2707\300\047\377\310\021\330\004\010\210\003\210\377=\230\t\240\021\240!\330\377\010\014\210C\210|\2309\376?\000Q\330\014\020\220\003\220\367:\230YA\000q\330\020\031\377\230\021\230\"\230A\230R\357\230q\240\005]\0004\250r\377\260\033\270J\300j\320P\376[\002\037\230q\320 0\260\377\013\270;\300k\320QR\377\330\004\023\2205\230\010\240\373\001\240`\000\007\200|\2207\375\230\\\000\047\240q\250\010\260o\016\270a\330\273\003\340\004$\020\3276\230\030\210\002\004.\006(\250\177\001\250\031\260.\300\001\033\031\2678\2308\201 A\330-\007*\377\250!\250;\260n\300A\276g\004\360\010\000\n\033\203\001\021\377\220\024\220Z\230t\240=\377\260\004\260M\300\024\300_\377\320TX\320X`\320`\377d\320dj\320jn\320\377no\330\010\020\220\007\220\177q\230\006\230l\250!P\001\377v\210W\220E\230\024\230\337Q\330\010\022\220\247 \027\220\277q\340\010\027\220t\252 G\377\2505\260\003\2604\260|\377\3007\310%\310s\320R\367V\320VG\000k\320kp\377\320ps\320sw\320w\377~\360\000\000\177\001F\002\356\004\000F\002K\003\001K\002N\356\n\001N\002R\021\001R\002X\356\030\001X\002_\037\001_\002`\375\002\304\001q\330\010\017\320\017\377)\250\024\250Q\250g\260\317[\300\007\300q\000\005\n\001\200\375\001\311\n\\\240\024\240\\\260\377\024\260_\300D\310\010\320\373PT\324\002\\\320\\g\320\275g\214\000u\320uy\206\000z\273\001E\205\001E\002I\214\001I\272s\005\\\232\001\\\002k\241\001k\273\002o\250\001o\002v\257\001v{\002z\266\001z\002A\003\305\000wA\003E\003\001E\003N\n\001\367N\003R\021\001R\003S\003\376\212\201\047;\240g\250U\260#\377\260T\270\033\300G\3105\377\320PS\320SW\320W\377e\320el\320lq\320\377qt\320tx\320x{\356\262 |\001C\261!C\002H\252\270!H\264%O\306!O\246,d\256\333!d\002g\342!g\300\005u\356\360!u\002|\367!|\002}\356\315(&\240d\236`7\260+\237\270W\300A\340\346!\010\007Q\376\311,_\240D\320(8\270\177\004\270I\300T\310\031\335B\277b\320bf\320f\251`r\237\320rz\320z\334C\237\004L\336\345AL\002M\002\235\203\047>\250\337\027\260\005""\260S`\000O\310\3677\320R\213 Z\320Z^;\320^a\000m\320ma\000\264F\245B\302aB\265E\277dQ\327aQK\002U\336aU\274`\355``\202%Ul\363al\312Es\201\204\001s\303L\335F\325AF\003I\334AI\003\335M\343AM\003T\352AT\003\335[\361A[\003`\370A`\003\335c\377Ac\003g\206ag\003\335o\215ao\003v\224av\003\335{\233a{\003~\242a~\003\377B\004\360\000\000B\004I\356\003\001I\004P\n\001P\004Q\375\004\317\204\007\047\240t\2501\250\177G\260;\270g\300Q\374\"\376\010\007a\200A\330\010\017\210\377x\220u\230A\230V\240\3731\200\237@\014\210F\220&\377\230\001\330\010\t\330\014\017\377\210t\220<\230q\240\tk\250\037\223@A\234\210\001\034\240\257\210\002\357\n\230!\230\334aQ\340\014\177\020\220\006\220f\230A8\001\377\017\210q\330\014\022\220$\377\220g\230Y\240i\250q\377\260\004\260H\270C\270t\377\320CU\320UV\320V\376\313@c\320ck\320kl\376(\003t\2208\2301\230D\377\240\004\240D\250\014\260I\177\270T\320AQ\320Q(\001|\030\005z\001\007\240s\250!Y\003\375|,\000E\240\021\240$\240\377h\250a\250w\260b\270\377\n\300!\3004\300|\320\257S_\320_Y\000d\277\001\033\377\2304\230q\360\006\000\t\177\014\2106\220\023\220A\341\211\001\375\010\320\000\014\020\220\t\230\021\367\330\014\r\330\002\024\220D\230\237\007\230q\240\001\200\212\001\202\210\001\004\245\230%\002\017\336\211\003\024\000\0245\003\005\373\220U\353\0003\230a\230t\373\2401\240\212\001\030\240\024\240X\377\250Q\250a\340\020\025\220\375W\266\"9\250E\260\026\260\177t\270=\310\001\310\030\226\212\001\376d\005\020\220\013\2301\330\017\335\020t\r\017\210w\243 Q\330_\020\024\220K\230\263 \r\370!\367\035\230X\334 \010\014\210Gs\2201\233\000\202@\016\210a\201@\177?\240#\240T\250\021\217B\337\023\2204\220x\232\213\002U\250\375!\273\213\001\006\220a\220y\240\277\017\250x\260u\270\346\002\005\217\220T\230\021\224A\307\000\276C7o\230\047\240\021d\004\200A\226!\377\r\210D\220\002\220#\220\367R\220r\217 \010\014\210E\217\220\021\220!\214@\344\000\217au\377\220A\220Q\220f\230H\277\240A\240S\250\004\333\000\025\373\260a\335\000>\310\022\3103\357\310a\310qD\000\014\000\t\367""\r\210H&\000S\230\001\230\377\024\230Z\240r\250\023\250\237A\250V\2601\337\214\001\025\001^\377\2401\220\016\230e\2402\377\240Q\320\004@\300\001\340\352\352`y*\000\031\274Bf\260G\003\2701";
-    PyObject *data = __Pyx_DecompressString_LZSS(cstring, 3342, 4856);
+    #elif (CYTHON_COMPRESS_STRINGS) > 0 && (CYTHON_COMPRESS_STRINGS) <= 90 /* compression: lzss (3346 bytes) */
+static const char cstring[] = "\377 of  scaolars\010\001it\004\000\377wn, got \377(tree fr\377agment).\377: it tak\377es ?None\377Note tha\377t Cython\377 is deli\377berately\377 stricte\375r!\001n PEP-\377484 and \337rejeci\000su\177bclassey\002\377builtin \377types. I\377f you ne\177ed to p%\000\375 &\010then s\375e\220\000he \047an\377notation\375_<\000ing\047 d\333irb\000iv\242\000o \377False.ad\373d_%\000edisa\337bleen\002\001fa\377stopt/_c\377hange.px=i\n\006funcQ\001\010\n\377plan.pyx~0\006tensor5\001\177gcgradi\255 \373s:\231 e lis\377t became\337 shor\213!whwile\311!was\210 \377ad; leavV\016\002al\327  \202 a\274 \357epis\236\003dnu\377mpy._cor\357e.mu\244 arr\237ay faH\000\232\"i\363mp[\000\033\tumat\375h\021\016self.c\363 c\254\"\227\000 consve\225\000\340\"a P\306C\373ob\236A for \237pickl\317 4\003,|<\002\276 joint\010\003\337shape\004\004ou\047rce\037=\313#sm6\227\000Gerv\360@\257\2006\320\000r\365`\276\363\2001tep()\262\204\002s\311 \203h\273\204\002a\213c\323 a \277dict, \336 n\376\231abuffers\367 wi\262@bind\357()th\261`tat\377e <lambd\377a>CCOMMO\377N_SCALARsSC\254\204\002\000\003.__\256\000\337uce_c\211\206\002__\236\017\006setsC\001\021\006F\177ORMATSF\326\204\004\360\000\0051\017\017\0104\016Grou\341p\000\002i\017\017\005\037\023.nu\373mb\351\000_afte9r=\003\376\207\004Int\263C\000\006\360\306\017\017\t\312\016.\007hold\351s=\007\324!_\260\205\002sMo\303ve\000\001\241/\017\004\240.OP\377ENMPPlan\200\000\001\331/\017\004\330.)\002\311A2\002c\337ommit=\002ed/itedH\002m\213\000Q\002\375s\266`TABLET\200\312\207\002\000\003\305O\017\006\306N+\004\313a_?ofWork\000\001\207o|\017\004\206n__Pyx\001\000\377Dict_Nex\277tRef__\323\211\004e\357____\250\212\002_ge\005t\273\000m\r\001\300\204\001\025\001\244\211\001\035\001\371g\343e+\000init_\377_.<local\367s>.\275\204\005__ma\373inK\001modul\270T\002\257\002_\000newd\001p\376\205\000checksu|d\000\n\001resulL\000\244\026\001\307\204\003_!\001\247\213\001_\005\002u\005n\243\210\002e\360\204\004\006\014\343\204\005\035\014\277\204\002\346:""\003vt\216\213\001\341\001qua\311l\210\005\314\205\004_\314\205\016\345\205\006ex^\225!set_\274\005s\371\010N\3210tes\224 \346\213\004_\206 \332\364A_\304\"is\335\212\001ou\337tine_\237\205\003_f\177ormats_\365\215\001\375_\263asadded\377algorith\237margs\207\213\002\326\204\003a\343s_\254\214\005\000\010\373\047cal\377lasyncio\357.corf\003sbe\377forebegi\377nbfloat1}6\377\207\001bound\223\210\003\3744\0017\002blesca\237sting\252\215\003\243Be\375d\000\004_param?etercl\302\001\346@\377tracebac\377kcoeffic\374\231\215\002\206\205\003copyto\377decaydef\235a\336Alrd\374\216\001\233\205\003e\377ndentrye\307num\321\217\002\245\216\004\254\216\004._\177kernels\007\006\376\227\216\001filledf\273ir\345 ele\271\220\001f\317lags\322\004\333\00232v\342\00264\333!ula\340\216\005\377ggetgive\225n\303\216\001_\226\221\001e\311\216\005\325\216\001s\265g\361\210\001h\326\207\002ii\232\000x\327isa\210\205\001s\000\002iz\177ekkeeps\200#\277skeykw\235Al\347abe\365 \002\000_of\277letter\000\003s\356\234\217\001edl\341@dem\357aximA\000ml_\342\377\002s\232\205\003\004\000\216\000ame\367_of\247\213\001snby\366\302`nd\376\216\002npnu\271m\304\211\n\246\217\002optG\002r\376\005\001onalord{er\000\002_ofp\241Bj\246B_\316\002s\256Fpl\253@\316\000\002spl\244\206\001\311\220\005po\377prefuse_\376\222b_layout\002\014\004c\247`\004\005\372\220\005\277\003-\004\014\006\320\247\217\002B\004\337\215\003\000\n_\270\221\005re~#\004solves\236\224\004\357seed\276\220\001set\364\252d\367\217\002s\367 slow\245s\335\221\001d\350\214\002\355\214\002s\320\211\001s?torage\003\001:\000\333ub\213\215\001ys\201@am\274\263\222\003\347\217\004tune\261`u\377rnsunsaf\177eupdate\356\001\376\272\215\005valuesv\347iew\304\213\010\256\216\001out\362\300\223\004_\303\207\002\322\221\001st *\377(void)\000i\267nt \004\004\000\000\344\207\002\000\377flushes_\367den\336\206\001l\000fo\377rks\000sele\377cted\200\001\330\004\277\005\340\004\013\2101\006\001\n\357\210+\220Q\017\001#\2401\357\240F\250!\032\001$\240A\367\240V\250""\032\002&\240a\240\373v\250\036\000\340\004\r\210Q\377\210h\220f\230D\240\007\377\240z\260\031\270!\2707\377\300\047\310\021\330\004\010\210\377\003\210=\230\t\240\021\240\377!\330\010\014\210C\210|\373\2309?\000Q\330\014\020\220\337\003\220:\230YA\000q\330\377\020\031\230\021\230\"\230A\277\230R\230q\240\005]\0004\377\250r\260\033\270J\300j\373\320P[\002\037\230q\320 \3770\260\013\270;\300k\320\377QR\330\004\023\2205\230\357\010\240\001\240`\000\007\200|\367\2207\230\\\000\047\240q\250\277\010\260\016\270a\330\273\003\340]\004$\0206\230\030\210\002\004.\006\377(\250\001\250\031\260.\300\335\001\033\0318\2308\201 A\330\376-\007*\250!\250;\260n\373\300Ag\004\360\010\000\n\033\376\203\001\021\220\024\220Z\230t\377\240=\260\004\260M\300\024\377\300_\320TX\320X`\377\320`d\320dj\320j\377n\320no\330\010\020\220\377\007\220q\230\006\230l\250\375!P\001v\210W\220E\230\177\024\230Q\330\010\022\220\247 \377\027\220q\340\010\027\220t\376\252 G\2505\260\003\2604\377\260|\3007\310%\310s\337\320RV\320VG\000k\320\377kp\320ps\320sw\377\320w~\360\000\000\177\001\273F\002\004\000F\002K\003\001K\273\002N\n\001N\002R\021\001R\273\002X\030\001X\002_\037\001_\367\002`\002\304\001q\330\010\017\377\320\017)\250\024\250Q\250?g\260[\300\007\300q\000\005\n\367\001\200\001\311\n\\\240\024\240\377\\\260\024\260_\300D\310\357\010\320PT\324\002\\\320\\\367g\320g\214\000u\320uy\356\206\000z\001E\205\001E\002I\352\214\001Is\005\\\232\001\\\002k\356\241\001k\002o\250\001o\002v\356\257\001v\002z\266\001z\002A\335\003\305\000A\003E\003\001E\003\335N\n\001N\003R\021\001R\003\373S\003\212\201\047;\240g\250U\377\260#\260T\270\033\300G\377\3105\320PS\320SW\377\320We\320el\320l\377q\320qt\320tx\320\273x{\262 |\001C\261!C\253\002H\270!H\264%O\306!O\272\246,d\333!d\002g\342!g\272\300\005u\360!u\002|\367!|\273\002}\315(&\240d\236`7\177\260+\270W\300A\340\346!\372\010\007Q\311,_\240D\320(\3778\270\004\270I\300T\310\375\031\335Bb\320bf\320f~\251`r\320rz\320z\334Cz\237\004L\345AL\002M\002\235\203\047\177>\250""\027\260\005\260S`\000\337O\3107\320R\213 Z\320\357Z^\320^a\000m\320m\224a\000\264FB\302aB\265E\277dQ.\327aQ\002U\336aU\274`\355`U`\202%l\363al\312Es\201\204\001us\303LF\325AF\003I\334AwI\003M\343AM\003T\352AwT\003[\361A[\003`\370Aw`\003c\377Ac\003g\206awg\003o\215ao\003v\224awv\003{\233a{\003~\242a\377~\003B\004\360\000\000B\273\004I\003\001I\004P\n\001P\367\004Q\004\317\204\007\047\240t\250\3771\250G\260;\270g\300\371Q\374\"\010\007a\200A\330\010\377\017\210x\220u\230A\230\357V\2401\200\237@\014\210F\377\220&\230\001\330\010\t\330\377\014\017\210t\220<\230q\257\240\t\250\037\223@A\234\210\001\034\275\240\257\210\002\n\230!\230\334aQ\377\340\014\020\220\006\220f\230\375A8\001\017\210q\330\014\022\377\220$\220g\230Y\240i\377\250q\260\004\260H\270C\377\270t\320CU\320UV\373\320V\313@c\320ck\320\373kl(\003t\2208\2301\377\230D\240\004\240D\250\014\377\260I\270T\320AQ\320\361Q(\001\030\005z\001\007\240s\250\365!Y\003|,\000E\240\021\240\377$\240h\250a\250w\260\377b\270\n\300!\3004\300\277|\320S_\320_Y\000d\376\277\001\033\2304\230q\360\006\377\000\t\014\2106\220\023\220\365A\341\211\001\010\320\000\014\020\220\t\337\230\021\330\014\r\330\002\024\220\177D\230\007\230q\240\001\200\212\001\226\202\210\001\004\230%\002\017\336\211\003\024\000\024\3565\003\005\220U\353\0003\230a\357\230t\2401\240\212\001\030\240\024\377\240X\250Q\250a\340\020\367\025\220W\266\"9\250E\260\377\026\260t\270=\310\001\310\371\030\226\212\001d\005\020\220\013\2301w\330\017\020t\r\017\210w\243 \177Q\330\020\024\220K\230\263 \335\r\370!\035\230X\334 \010\014\317\210G\2201\233\000\202@\016\210\375a\201@?\240#\240T\250}\021\217B\023\2204\220x\232\213\002\367U\250!\273\213\001\006\220a\220\377y\240\017\250x\260u\270>\346\002\005\220T\230\021\224A\307\000\276\276C7\230\047\240\021d\004\200\375A\226!\r\210D\220\002\220\337#\220R\220r\217 \010\014?\210E\220\021\220!\214@\344\000\376\217au\220A\220Q\220f\377\230H\240A\240S\250\004\356\333\000\025\260a\335\000>\310\022\277\3103\310a\310qD\000\014\337\000\t""\r\210H&\000S\230\377\001\230\024\230Z\240r\250\177\023\250A\250V\2601\337\214\001\376\025\001^\2401\220\016\230e\377\2402\240Q\320\004@\300\253\001\340\352`y*\000\031\274Bf\017\260G\2701";
+    PyObject *data = __Pyx_DecompressString_LZSS(cstring, 3346, 4868);
     #define __Pyx_DecompressString_UNUSED
     if (unlikely(!data)) __PYX_ERR(0, 1, __pyx_L1_error)
     const char* const bytes = __Pyx_PyBytes_AsString(data);
     #if !CYTHON_ASSUME_SAFE_MACROS
     if (likely(bytes)); else { Py_DECREF(data); __PYX_ERR(0, 1, __pyx_L1_error) }
     #endif
-    #else /* compression: none (4856 bytes) */
-static const char bytes[] = " of  scalars of its own, got (tree fragment).: it takes ?NoneNote that Cython is deliberately stricter than PEP-484 and rejects subclasses of builtin types. If you need to pass subclasses then set the \047annotation_typing\047 directive to False.add_notedisableenablefastopt/_change.pxifastopt/_function.pxifastopt/_plan.pyxfastopt/_tensor.pxigcgradients: the list became shorter while it was read; leave it alone in a stepisenablednumpy._core.multiarray failed to importnumpy._core.umath failed to importself.c cannot be converted to a Python object for picklingself.c,self.disjoint,self.shape,self.source cannot be converted to a Python object for picklingself.c,self.tensors cannot be converted to a Python object for picklingself.intervals cannot be converted to a Python object for picklingself.shared cannot be converted to a Python object for picklingstep() needs gradients: pass a list or a dict, or name buffers with bind()the state <lambda>CCOMMON_SCALARSChangeChange.__reduce_cython__Change.__setstate_cython__FORMATSFunctionFunction.__reduce_cython__Function.__setstate_cython__GroupGroup.__reduce_cython__Group.__setstate_cython__Group.numbers_afterGroup.scalarsIntervalsIntervals.__reduce_cython__Intervals.__setstate_cython__Intervals.holdsIntervals.with_arraysMoveMove.__reduce_cython__Move.__setstate_cython__OPENMPPlanPlan.__reduce_cython__Plan.__setstate_cython__Plan.bindPlan.commitPlan.editedPlan.movePlan.stepTABLETensorTensor.__reduce_cython__Tensor.__setstate_cython__Tensor.name_ofWorkWork.__reduce_cython__Work.__setstate_cython____Pyx_PyDict_NextRef__annotate____class_getitem____dict____func____getstate____init__.<locals>.<lambda>__main____module____name____new____pyx_checksum__pyx_result__pyx_state__pyx_type__pyx_unpickle_Change__pyx_unpickle_Function__pyx_unpickle_Group__pyx_vtable____qualname____reduce____reduce_cython____reduce_ex____set_name____setstate____setstate_cython____test___change_in_step_dict_is_coroutine_number_formats_take_editsaddedalgorithmargsarr""ayarraysas_functionas_function.<locals>.callasyncio.coroutinesbeforebeginbfloat16bindboundbuffercallcallablescastingchangecheckedchecked_parametercline_in_tracebackcoefficientscommitcopytodecaydefault_lrdtypeeditedendentryenumeratefastoptfastopt._kernelsfastopt._planfilledfirst_elementflagsfloat16float32float64formulafunctionggetgivengrad_scalegradientgradsgrouphholdsiindexisaitemsitemsizekkeeps_paramskeykwargslabellabel_ofletterletterslistedlrmademaximizeml_dtypesmodulesmovename_ofnamesnbytesndarraynpnumnumbers_afternumpyoptimizeroptionalorderorder_ofpparam_groupsparameterplaceplacesplain_gradientpoprefuse_bound_layoutrefuse_countrefuse_gradient_dtyperefuse_gradient_shaperefuse_sharedrefuse_shared_gradientresolvesscalarsseedselfsetdefaultshapesizeslowsortedstatestatesstepstoragestoredsubsetsystteamtensortensorstunersturnsunsafeupdateuse_setstatevaluesviewwith_arrayswithoutfastopt_table const *(void)\000int (void)\000\000\000table\000flushes_denormal\000forks\000selected\200\001\330\004\005\340\004\013\2101\200\001\330\004\n\210+\220Q\200\001\330\004#\2401\240F\250!\200\001\330\004$\240A\240V\2501\200\001\330\004&\240a\240v\250Q\200\001\340\004\r\210Q\210h\220f\230D\240\007\240z\260\031\270!\2707\300\047\310\021\330\004\010\210\003\210=\230\t\240\021\240!\330\010\014\210C\210|\2309\240A\240Q\330\014\020\220\003\220:\230Y\240a\240q\330\020\031\230\021\230\"\230A\230R\230q\240\005\240V\2504\250r\260\033\270J\300j\320PQ\200\001\340\004\037\230q\320 0\260\013\270;\300k\320QR\330\004\023\2205\230\010\240\001\240\021\330\004\007\200|\2207\230!\330\010\047\240q\250\010\260\016\270a\330\004\013\2101\200\001\340\004\037\230q\320 0\260\013\270;\300k\320QR\330\004\023\2206\230\030\240\021\240!\330\004\007\200|\2207\230!\330\010(\250\001\250\031\260.\300\001\330\004\013\2101\200\001\340\004\037\230q\320 0\260\013\270;\300k\320QR\330\004\023\2208\2308\2401\240A\330\004\007\200|\2207\230!\330\010*\250!\250;\260n\300A\330\004\013\2101\200\001\360\010\000\n\033\230!\330\010\021""\220\024\220Z\230t\240=\260\004\260M\300\024\300_\320TX\320X`\320`d\320dj\320jn\320no\330\010\020\220\007\220q\230\006\230l\250!\330\004\007\200v\210W\220E\230\024\230Q\330\010\022\220!\330\010\027\220q\340\010\027\220t\2309\240G\2505\260\003\2604\260|\3007\310%\310s\320RV\320Vd\320dk\320kp\320ps\320sw\320w~\360\000\000\177\001F\002\360\000\000F\002K\002\360\000\000K\002N\002\360\000\000N\002R\002\360\000\000R\002X\002\360\000\000X\002_\002\360\000\000_\002`\002\330\004\007\200q\330\010\017\320\017)\250\024\250Q\250g\260[\300\007\300q\340\010\017\320\017)\250\024\250Q\250g\260[\300\001\200\001\360\010\000\n\033\230!\330\010\021\220\024\220\\\240\024\240\\\260\024\260_\300D\310\010\320PT\320TX\320X\\\320\\g\320gk\320ku\320uy\360\000\000z\001E\002\360\000\000E\002I\002\360\000\000I\002X\002\360\000\000X\002\\\002\360\000\000\\\002k\002\360\000\000k\002o\002\360\000\000o\002v\002\360\000\000v\002z\002\360\000\000z\002A\003\360\000\000A\003E\003\360\000\000E\003N\003\360\000\000N\003R\003\360\000\000R\003S\003\330\010\020\220\007\220q\230\006\230l\250!\330\004\007\200v\210W\220E\230\024\230Q\330\010\022\220!\330\010\027\220q\340\010\027\220t\230;\240g\250U\260#\260T\270\033\300G\3105\320PS\320SW\320We\320el\320lq\320qt\320tx\320x{\360\000\000|\001C\002\360\000\000C\002H\002\360\000\000H\002K\002\360\000\000K\002O\002\360\000\000O\002X\002\360\000\000X\002_\002\360\000\000_\002d\002\360\000\000d\002g\002\360\000\000g\002k\002\360\000\000k\002u\002\360\000\000u\002|\002\360\000\000|\002}\002\330\004\007\200q\330\010\017\320\017&\240d\250!\2507\260+\270W\300A\340\010\017\320\017&\240d\250!\2507\260+\270Q\200\001\360\010\000\n\033\230!\330\010\021\220\024\220_\240D\320(8\270\004\270I\300T\310\031\320RV\320Vb\320bf\320fn\320nr\320rz\320z~\360\000\000\177\001H\002\360\000\000H\002L\002\360\000\000L\002M\002\330\010\020\220\007\220q\230\006\230l\250!\330\004\007\200v\210W\220E\230\024\230Q\330\010\022\220!\330\010\027\220q\340\010\027\220t\230>\250\027\260\005\260S\270\004""\270O\3107\320RW\320WZ\320Z^\320^f\320fm\320mr\320ru\320uy\360\000\000z\001B\002\360\000\000B\002I\002\360\000\000I\002N\002\360\000\000N\002Q\002\360\000\000Q\002U\002\360\000\000U\002`\002\360\000\000`\002g\002\360\000\000g\002l\002\360\000\000l\002o\002\360\000\000o\002s\002\360\000\000s\002z\002\360\000\000z\002A\003\360\000\000A\003F\003\360\000\000F\003I\003\360\000\000I\003M\003\360\000\000M\003T\003\360\000\000T\003[\003\360\000\000[\003`\003\360\000\000`\003c\003\360\000\000c\003g\003\360\000\000g\003o\003\360\000\000o\003v\003\360\000\000v\003{\003\360\000\000{\003~\003\360\000\000~\003B\004\360\000\000B\004I\004\360\000\000I\004P\004\360\000\000P\004Q\004\330\004\007\200q\330\010\017\320\017\047\240t\2501\250G\260;\270g\300Q\340\010\017\320\017\047\240t\2501\250G\260;\270a\200A\330\010\017\210x\220u\230A\230V\2401\200A\340\010\014\210F\220&\230\001\330\010\t\330\014\017\210t\220<\230q\240\t\250\037\270\004\270A\330\020\031\230\034\240Q\330\014\020\220\n\230!\230;\240g\250Q\340\014\020\220\006\220f\230A\200A\340\010\017\210q\330\014\022\220$\220g\230Y\240i\250q\260\004\260H\270C\270t\320CU\320UV\320Vb\320bc\320ck\320kl\200A\340\010\017\210t\2208\2301\230D\240\004\240D\250\014\260I\270T\320AQ\320QU\320UV\200A\340\010\017\210t\220<\230q\240\007\240s\250!\200A\340\010\017\210|\2301\230E\240\021\240$\240h\250a\250w\260b\270\n\300!\3004\300|\320S_\320_c\320cd\200A\340\010\033\2304\230q\360\006\000\t\014\2106\220\023\220A\330\014\020\220\010\230\001\330\014\020\220\t\230\021\330\014\r\330\010\t\330\014\024\220D\230\007\230q\240\001\330\014\020\220\007\220q\230\004\230A\330\014\020\220\017\230q\320 0\260\001\330\014\024\220A\330\014\020\220\005\220U\230!\2303\230a\230t\2401\330\020\031\230\030\240\024\240X\250Q\250a\340\020\025\220W\230A\230V\2409\250E\260\026\260t\270=\310\001\310\030\320QR\330\014\020\220\t\230\021\330\014\020\220\013\2301\330\017\020\330\014\020\220\010\230\001\330\014\020\220\t\230\021\330\014\017\210w\220g\230Q\330\020\024\220K\230q\330\014""\r\200A\340\010\035\230X\240Q\330\010\014\210G\2201\220D\230\001\330\010\016\210a\210t\220?\240#\240T\250\021\330\010\t\330\014\023\2204\220x\230q\240\005\240U\250!\330\014\020\220\006\220a\220y\240\017\250x\260u\270A\330\014\020\220\005\220T\230\021\340\014\020\220\017\230q\330\014\017\210t\2207\230\047\240\021\330\020\024\220K\230q\200A\360\006\000\t\r\210D\220\002\220#\220R\220r\230\021\330\010\014\210E\220\021\220!\2208\2303\230a\330\010\017\210u\220A\220Q\220f\230H\240A\240S\250\004\250E\260\025\260a\260t\270>\310\022\3103\310a\310q\200A\360\014\000\t\r\210H\220A\220S\230\001\230\024\230Z\240r\250\023\250A\250V\2601\330\010\014\210H\220A\220^\2401\220\016\230e\2402\240Q\320\004@\300\001\340\010\017\210y\230\001\230\031\240$\240h\250f\260G\2701";
+    #else /* compression: none (4868 bytes) */
+static const char bytes[] = " of  scalars of its own, got (tree fragment).: it takes ?NoneNote that Cython is deliberately stricter than PEP-484 and rejects subclasses of builtin types. If you need to pass subclasses then set the \047annotation_typing\047 directive to False.add_notedisableenablefastopt/_change.pxifastopt/_function.pxifastopt/_plan.pyxfastopt/_tensor.pxigcgradients: the list became shorter while it was read; leave it alone in a stepisenablednumpy._core.multiarray failed to importnumpy._core.umath failed to importself.c cannot be converted to a Python object for picklingself.c,self.disjoint,self.shape,self.source cannot be converted to a Python object for picklingself.c,self.tensors cannot be converted to a Python object for picklingself.intervals cannot be converted to a Python object for picklingself.shared cannot be converted to a Python object for picklingstep() needs gradients: pass a list or a dict, or name buffers with bind()the state <lambda>CCOMMON_SCALARSChangeChange.__reduce_cython__Change.__setstate_cython__FORMATSFunctionFunction.__reduce_cython__Function.__setstate_cython__GroupGroup.__reduce_cython__Group.__setstate_cython__Group.numbers_afterGroup.scalarsIntervalsIntervals.__reduce_cython__Intervals.__setstate_cython__Intervals.holdsIntervals.with_arraysMoveMove.__reduce_cython__Move.__setstate_cython__OPENMPPlanPlan.__reduce_cython__Plan.__setstate_cython__Plan.bindPlan.commitPlan.editedPlan.movePlan.stepTABLETensorTensor.__reduce_cython__Tensor.__setstate_cython__Tensor.name_ofWorkWork.__reduce_cython__Work.__setstate_cython____Pyx_PyDict_NextRef__annotate____class_getitem____dict____func____getstate____init__.<locals>.<lambda>__main____module____name____new____pyx_checksum__pyx_result__pyx_state__pyx_type__pyx_unpickle_Change__pyx_unpickle_Function__pyx_unpickle_Group__pyx_vtable____qualname____reduce____reduce_cython____reduce_ex____set_name____setstate____setstate_cython____test___change_in_step_dict_is_coroutine_number_formats_take_editsaddedalgorithmargsarr""ayarraysas_functionas_function.<locals>.callasyncio.coroutinesbeforebeginbfloat16bindboundbuffercallcallablescastingchangecheckedchecked_parametercline_in_tracebackcoefficientscommitcopytodecaydefault_lrdtypeeditedendentryenumeratefastoptfastopt._kernelsfastopt._planfilledfirst_elementflagsfloat16float32float64formulafunctionggetgivengrad_scalegradientgradsgrouphholdsiindexisaitemsitemsizekkeeps_paramskeykwargslabellabel_ofletterletterslistedlrmademaximizeml_dtypesmodulesmovename_ofnamesnbytesndarraynpnumnumbers_afternumpyoptimizeroptionalorderorder_ofpparamparam_groupsparameterplaceplacesplain_gradientpoprefuse_bound_layoutrefuse_countrefuse_gradient_dtyperefuse_gradient_shaperefuse_sharedrefuse_shared_gradientreshaperesolvesscalarsseedselfsetdefaultshapesizeslowsortedstatestatesstepstoragestoredsubsetsystteamtensortensorstunersturnsunsafeupdateuse_setstatevaluesviewwith_arrayswithoutfastopt_table const *(void)\000int (void)\000\000\000table\000flushes_denormal\000forks\000selected\200\001\330\004\005\340\004\013\2101\200\001\330\004\n\210+\220Q\200\001\330\004#\2401\240F\250!\200\001\330\004$\240A\240V\2501\200\001\330\004&\240a\240v\250Q\200\001\340\004\r\210Q\210h\220f\230D\240\007\240z\260\031\270!\2707\300\047\310\021\330\004\010\210\003\210=\230\t\240\021\240!\330\010\014\210C\210|\2309\240A\240Q\330\014\020\220\003\220:\230Y\240a\240q\330\020\031\230\021\230\"\230A\230R\230q\240\005\240V\2504\250r\260\033\270J\300j\320PQ\200\001\340\004\037\230q\320 0\260\013\270;\300k\320QR\330\004\023\2205\230\010\240\001\240\021\330\004\007\200|\2207\230!\330\010\047\240q\250\010\260\016\270a\330\004\013\2101\200\001\340\004\037\230q\320 0\260\013\270;\300k\320QR\330\004\023\2206\230\030\240\021\240!\330\004\007\200|\2207\230!\330\010(\250\001\250\031\260.\300\001\330\004\013\2101\200\001\340\004\037\230q\320 0\260\013\270;\300k\320QR\330\004\023\2208\2308\2401\240A\330\004\007\200|\2207\230!\330\010*\250!\250;\260n\300A\330\004\013\2101\200\001\360\010\000\n\033\230!""\330\010\021\220\024\220Z\230t\240=\260\004\260M\300\024\300_\320TX\320X`\320`d\320dj\320jn\320no\330\010\020\220\007\220q\230\006\230l\250!\330\004\007\200v\210W\220E\230\024\230Q\330\010\022\220!\330\010\027\220q\340\010\027\220t\2309\240G\2505\260\003\2604\260|\3007\310%\310s\320RV\320Vd\320dk\320kp\320ps\320sw\320w~\360\000\000\177\001F\002\360\000\000F\002K\002\360\000\000K\002N\002\360\000\000N\002R\002\360\000\000R\002X\002\360\000\000X\002_\002\360\000\000_\002`\002\330\004\007\200q\330\010\017\320\017)\250\024\250Q\250g\260[\300\007\300q\340\010\017\320\017)\250\024\250Q\250g\260[\300\001\200\001\360\010\000\n\033\230!\330\010\021\220\024\220\\\240\024\240\\\260\024\260_\300D\310\010\320PT\320TX\320X\\\320\\g\320gk\320ku\320uy\360\000\000z\001E\002\360\000\000E\002I\002\360\000\000I\002X\002\360\000\000X\002\\\002\360\000\000\\\002k\002\360\000\000k\002o\002\360\000\000o\002v\002\360\000\000v\002z\002\360\000\000z\002A\003\360\000\000A\003E\003\360\000\000E\003N\003\360\000\000N\003R\003\360\000\000R\003S\003\330\010\020\220\007\220q\230\006\230l\250!\330\004\007\200v\210W\220E\230\024\230Q\330\010\022\220!\330\010\027\220q\340\010\027\220t\230;\240g\250U\260#\260T\270\033\300G\3105\320PS\320SW\320We\320el\320lq\320qt\320tx\320x{\360\000\000|\001C\002\360\000\000C\002H\002\360\000\000H\002K\002\360\000\000K\002O\002\360\000\000O\002X\002\360\000\000X\002_\002\360\000\000_\002d\002\360\000\000d\002g\002\360\000\000g\002k\002\360\000\000k\002u\002\360\000\000u\002|\002\360\000\000|\002}\002\330\004\007\200q\330\010\017\320\017&\240d\250!\2507\260+\270W\300A\340\010\017\320\017&\240d\250!\2507\260+\270Q\200\001\360\010\000\n\033\230!\330\010\021\220\024\220_\240D\320(8\270\004\270I\300T\310\031\320RV\320Vb\320bf\320fn\320nr\320rz\320z~\360\000\000\177\001H\002\360\000\000H\002L\002\360\000\000L\002M\002\330\010\020\220\007\220q\230\006\230l\250!\330\004\007\200v\210W\220E\230\024\230Q\330\010\022\220!\330\010\027\220q\340\010\027\220t\230>\250\027\260\005\260S""\270\004\270O\3107\320RW\320WZ\320Z^\320^f\320fm\320mr\320ru\320uy\360\000\000z\001B\002\360\000\000B\002I\002\360\000\000I\002N\002\360\000\000N\002Q\002\360\000\000Q\002U\002\360\000\000U\002`\002\360\000\000`\002g\002\360\000\000g\002l\002\360\000\000l\002o\002\360\000\000o\002s\002\360\000\000s\002z\002\360\000\000z\002A\003\360\000\000A\003F\003\360\000\000F\003I\003\360\000\000I\003M\003\360\000\000M\003T\003\360\000\000T\003[\003\360\000\000[\003`\003\360\000\000`\003c\003\360\000\000c\003g\003\360\000\000g\003o\003\360\000\000o\003v\003\360\000\000v\003{\003\360\000\000{\003~\003\360\000\000~\003B\004\360\000\000B\004I\004\360\000\000I\004P\004\360\000\000P\004Q\004\330\004\007\200q\330\010\017\320\017\047\240t\2501\250G\260;\270g\300Q\340\010\017\320\017\047\240t\2501\250G\260;\270a\200A\330\010\017\210x\220u\230A\230V\2401\200A\340\010\014\210F\220&\230\001\330\010\t\330\014\017\210t\220<\230q\240\t\250\037\270\004\270A\330\020\031\230\034\240Q\330\014\020\220\n\230!\230;\240g\250Q\340\014\020\220\006\220f\230A\200A\340\010\017\210q\330\014\022\220$\220g\230Y\240i\250q\260\004\260H\270C\270t\320CU\320UV\320Vb\320bc\320ck\320kl\200A\340\010\017\210t\2208\2301\230D\240\004\240D\250\014\260I\270T\320AQ\320QU\320UV\200A\340\010\017\210t\220<\230q\240\007\240s\250!\200A\340\010\017\210|\2301\230E\240\021\240$\240h\250a\250w\260b\270\n\300!\3004\300|\320S_\320_c\320cd\200A\340\010\033\2304\230q\360\006\000\t\014\2106\220\023\220A\330\014\020\220\010\230\001\330\014\020\220\t\230\021\330\014\r\330\010\t\330\014\024\220D\230\007\230q\240\001\330\014\020\220\007\220q\230\004\230A\330\014\020\220\017\230q\320 0\260\001\330\014\024\220A\330\014\020\220\005\220U\230!\2303\230a\230t\2401\330\020\031\230\030\240\024\240X\250Q\250a\340\020\025\220W\230A\230V\2409\250E\260\026\260t\270=\310\001\310\030\320QR\330\014\020\220\t\230\021\330\014\020\220\013\2301\330\017\020\330\014\020\220\010\230\001\330\014\020\220\t\230\021\330\014\017\210w\220g\230Q\330\020\024\220K\230q""\330\014\r\200A\340\010\035\230X\240Q\330\010\014\210G\2201\220D\230\001\330\010\016\210a\210t\220?\240#\240T\250\021\330\010\t\330\014\023\2204\220x\230q\240\005\240U\250!\330\014\020\220\006\220a\220y\240\017\250x\260u\270A\330\014\020\220\005\220T\230\021\340\014\020\220\017\230q\330\014\017\210t\2207\230\047\240\021\330\020\024\220K\230q\200A\360\006\000\t\r\210D\220\002\220#\220R\220r\230\021\330\010\014\210E\220\021\220!\2208\2303\230a\330\010\017\210u\220A\220Q\220f\230H\240A\240S\250\004\250E\260\025\260a\260t\270>\310\022\3103\310a\310q\200A\360\014\000\t\r\210H\220A\220S\230\001\230\024\230Z\240r\250\023\250A\250V\2601\330\010\014\210H\220A\220^\2401\220\016\230e\2402\240Q\320\004@\300\001\340\010\017\210y\230\001\230\031\240$\240h\250f\260G\2701";
     PyObject *data = NULL;
     #define __Pyx_DecompressString_UNUSED
     #define __Pyx_DecompressString_LZSS_UNUSED
     #endif
     PyObject **stringtab = __pyx_mstate->__pyx_string_tab;
     Py_ssize_t pos = 0;
-    for (int i = 0; i < 225; i++) {
+    for (int i = 0; i < 227; i++) {
       Py_ssize_t bytes_length = str_length_index[i].length;
       PyObject *string = PyUnicode_DecodeUTF8(bytes + pos, bytes_length, NULL);
       if (likely(string) && i >= 27) PyUnicode_InternInPlace(&string);
@@ -37222,8 +37261,8 @@ static const char bytes[] = " of  scalars of its own, got (tree fragment).: it t
       stringtab[i] = string;
       pos += bytes_length;
     }
-    for (int i = 225; i < 250; i++) {
-      Py_ssize_t bytes_length = bytes_length_index[i-225].length;
+    for (int i = 227; i < 252; i++) {
+      Py_ssize_t bytes_length = bytes_length_index[i-227].length;
       PyObject *string = PyBytes_FromStringAndSize(bytes + pos, bytes_length);
       stringtab[i] = string;
       pos += bytes_length;
@@ -37233,14 +37272,14 @@ static const char bytes[] = " of  scalars of its own, got (tree fragment).: it t
       }
     }
     Py_XDECREF(data);
-    for (Py_ssize_t i = 0; i < 250; i++) {
+    for (Py_ssize_t i = 0; i < 252; i++) {
       if (unlikely(PyObject_Hash(stringtab[i]) == -1)) {
         __PYX_ERR(0, 1, __pyx_L1_error)
       }
     }
     #if CYTHON_IMMORTAL_CONSTANTS
     {
-      PyObject **table = stringtab + 225;
+      PyObject **table = stringtab + 227;
       for (Py_ssize_t i=0; i<25; ++i) {
         #if PY_VERSION_HEX >= 0x030F0000
         PyUnstable_SetImmortal(table[i]);
@@ -37334,7 +37373,7 @@ static int __Pyx_CreateCodeObjects(__pyx_mstatetype *__pyx_mstate) {
     __pyx_mstate_global->__pyx_codeobj_tab[0] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_fastopt__tensor_pxi, __pyx_mstate->__pyx_n_u_lambda, __pyx_mstate->__pyx_kp_b_iso88591_e2Q, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[0])) goto bad;
   }
   {
-    const __Pyx_PyCode_New_function_description descr = {0, 0, 0, 2, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS|CO_VARARGS|CO_VARKEYWORDS), 137};
+    const __Pyx_PyCode_New_function_description descr = {0, 0, 0, 2, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS|CO_VARARGS|CO_VARKEYWORDS), 138};
     PyObject* const varnames[] = {__pyx_mstate->__pyx_n_u_args, __pyx_mstate->__pyx_n_u_kwargs};
     __pyx_mstate_global->__pyx_codeobj_tab[1] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_fastopt__function_pxi, __pyx_mstate->__pyx_n_u_call, __pyx_mstate->__pyx_kp_b_iso88591_A_xuAV1, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[1])) goto bad;
   }
@@ -37439,7 +37478,7 @@ static int __Pyx_CreateCodeObjects(__pyx_mstatetype *__pyx_mstate) {
     __pyx_mstate_global->__pyx_codeobj_tab[21] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_tree_fragment, __pyx_mstate->__pyx_n_u_setstate_cython, __pyx_mstate->__pyx_kp_b_iso88591_avQ, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[21])) goto bad;
   }
   {
-    const __Pyx_PyCode_New_function_description descr = {1, 0, 0, 3, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 136};
+    const __Pyx_PyCode_New_function_description descr = {1, 0, 0, 3, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 137};
     PyObject* const varnames[] = {__pyx_mstate->__pyx_n_u_function, __pyx_mstate->__pyx_n_u_call, __pyx_mstate->__pyx_n_u_call};
     __pyx_mstate_global->__pyx_codeobj_tab[22] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_fastopt__function_pxi, __pyx_mstate->__pyx_n_u_as_function, __pyx_mstate->__pyx_kp_b_iso88591_1, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[22])) goto bad;
   }

@@ -92,8 +92,8 @@ cdef class Plan:
     def commit(self, object param_groups, Change change):
         """Makes a change: no Python code runs in here, and nothing is refused.
 
-        param_groups: the user's list. His dicts get the options in their plain form, but for what he has edited since
-        they were read.
+        param_groups: the user's list of dicts. An option whose plain form is another object is replaced there,
+        unless the user has edited it since it was read.
         """
         self.reserve(len(self.tensors) + len(change.added_tensors))
         self._commit(param_groups, change)
@@ -111,7 +111,7 @@ cdef class Plan:
                 mine = (<list>param_groups)[index]
                 if type(mine) is dict:
                     for name, value in checked.items():
-                        if (<dict>mine).get(name) is seen.get(name):
+                        if seen is None or value is not seen.get(name) and (<dict>mine).get(name) is seen.get(name):
                             (<dict>mine)[name] = value
         for checked, group in change.added_groups:
             (<list>param_groups).append(dict(checked))
@@ -411,7 +411,9 @@ cdef class Plan:
                     tensor = <Tensor>self.selected[i]
                     used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)
                     states = [tensor.states[x] if x in used else None for x in tensor.letters]
-                    run_twin(self.algorithm, tensor, tensor.gradient, states, tensor.c.call.coefficients)
+                    # a callable may have given it another shape since it was checked
+                    grad = tensor.gradient.reshape(tensor.param.shape)
+                    run_twin(self.algorithm, tensor, grad, states, tensor.c.call.coefficients)
             for move in moves or ():
                 run_twin(move.algorithm, move.tensor, move.tensor.states[move.letter], [None], &move.coefficients)
         finally:

@@ -242,20 +242,22 @@ cdef class Tensor:
                 arrays.refuse_gradient_shape(self.label, self.param.shape, grad)
         if cnp.PyArray_CHKFLAGS(grad, self.contiguity | cnp.NPY_ARRAY_ALIGNED) or not self.c.count:
             if cnp.PyArray_DATA(grad) != self.disjoint:
-                intervals.refuse_gradient(self, grad)
-                if call_intervals is not None:
-                    call_intervals.refuse_gradient(self, grad)
+                self.refuse_shared(grad, intervals, call_intervals)
                 self.disjoint = cnp.PyArray_DATA(grad)
             self.c.source = NULL
         else:
+            self.refuse_shared(grad, intervals, call_intervals)
             if is_bound:
                 arrays.refuse_bound_layout(self.label, self.order)
-            intervals.refuse_gradient(self, grad)
-            if call_intervals is not None:
-                call_intervals.refuse_gradient(self, grad)
             self.take_source(grad)
         self.gradient = grad
         self.c.call.buffers[1] = cnp.PyArray_DATA(grad)
+        return 0
+
+    cdef int refuse_shared(self, cnp.ndarray grad, Intervals intervals, Intervals call_intervals) except -1:
+        intervals.refuse_gradient(self, grad)
+        if call_intervals is not None:
+            call_intervals.refuse_gradient(self, grad)
         return 0
 
     cdef int take_gradient_storage(self, object given, cnp.ndarray grad, int storage) except -1:

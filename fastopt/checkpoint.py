@@ -99,8 +99,8 @@ def read(
     now: Sequence[Hyper],
     cls: type[Optimizer],
     checked_group: Callable[[int, Hyper], Hyper],
-) -> tuple[list[tuple[Hyper, Hyper]], list[dict[str, Array]], list[int]]:
-    """For each group its dict of ``now`` and its checked options, and for each parameter its states and its steps.
+) -> tuple[list[Hyper], list[dict[str, Array]], list[int]]:
+    """For each group its checked options, and for each parameter its states and its steps.
 
     Refuses what does not fit. now: copies of the groups that the optimizer has.
     """
@@ -116,7 +116,7 @@ def read(
             f"it has {len(saved_groups)} parameter groups, the optimizer {len(now)}; make the optimizer with "
             "the same groups"
         )
-    groups: list[tuple[Hyper, Hyper]] = []
+    groups: list[Hyper] = []
     order: list[int] = []  # the saved numbers of the parameters
     for index, (saved, mine) in enumerate(zip(saved_groups, now, strict=True)):
         order += _saved_numbers(f"group {index}", saved, [t.key for t in tensors if t.group == index])
@@ -124,7 +124,7 @@ def read(
         new = {name: value for name, value in saved.items() if name not in skipped}
         if callable(mine["lr"]):
             new.pop("lr", None)
-        groups.append((mine, checked_group(index, {**mine, **new})))
+        groups.append(checked_group(index, {**mine, **new}))
     if len(set(order)) != len(order):
         raise ValueError("param_groups: two parameters have one number; give each its own")
     by_order = [tensor for index in range(len(now)) for tensor in tensors if tensor.group == index]
@@ -136,7 +136,7 @@ def read(
         _expect(tensor.label, entry, Mapping, "a dict of its state")
         with within(tensor.label):
             arrays, made = _saved_state(cls, tensor.param, entry)
-            needed = cls.algorithm.letters(groups[tensor.group][1]) if made else []
+            needed = cls.algorithm.letters(groups[tensor.group]) if made else []
             for letter in needed:
                 if letter not in arrays:
                     raise ValueError(f"{cls.algorithm.states[letter]}: missing; its group's options need it")

@@ -46,33 +46,34 @@ def _defaults_of(cls: type[Optimizer]) -> Hyper:
 def _group(cls: type[Optimizer], options: Hyper) -> Group:
     """The group for options that were given by name."""
     if "state_dtype" in options:
-        raise ValueError("state_dtype: a function has no such option; its states have the dtype of their arrays")
+        raise ValueError("state_dtype: no option of a function, whose states have the dtype of their arrays; leave it out")
     h = check_all(cls, {**_defaults_of(cls), "state_dtype": None, **options}) | cls.algorithm.flags
     cls.algorithm.check(h)
     return cls._group_of("", h)
 
 
 def _slow(
-    cls: type[Optimizer], name: str, names: tuple[str, ...], defaults: Hyper, args: tuple[Any, ...], kwargs: Hyper
+    cls: type[Optimizer], name: str, names: tuple[str, ...], args: tuple[Any, ...], kwargs: Hyper
 ) -> None:
     """A call by way of a plan: for everything that is not the usual case, and to say what is wrong with a call."""
-    if "step" not in kwargs:
-        raise TypeError(f"{name}: step is missing; pass the number of this step, 1 first")
-    if len(args) < 2:
-        raise TypeError(f"{name}: expected param and grad, and then the states {', '.join(names) or '(none)'}")
-    (param, grad, *states), options = args, dict(kwargs)
-    step, grad_scale = options.pop("step"), options.pop("grad_scale", 1.0)
-    if len(states) > len(names):
-        raise TypeError(f"{name}: got {len(states)} states, it takes {', '.join(names) or 'none'}")
-    given = dict(zip(names, states, strict=False))
-    for other in names[len(states) :]:
+    if len(args) > len(names):
+        raise TypeError(f"{name}: got {len(args) - 2} states, it takes {', '.join(names[2:]) or 'none'}")
+    options = dict(kwargs)
+    given: dict[str, Any] = dict(zip(names, args, strict=False))
+    for other in names[len(args) :]:
         given[other] = options.pop(other, None)
+    for array in names[len(args) : 2]:
+        if array not in kwargs:
+            raise TypeError(f"{array}: missing; pass it first, or by its name")
+    if "step" not in options:
+        raise TypeError(f"{name}: step is missing; pass the number of this step, 1 for the first")
+    step, grad_scale = options.pop("step"), options.pop("grad_scale", 1.0)
     group = _group(cls, options)
     if isinstance(step, bool) or not isinstance(step, int | np.integer):
         raise TypeError(f"step: expected a whole number, 1 for the first step, got {shown(step)}")
     if not 1 <= step <= MOST_STEPS:
         raise ValueError(f"step: {shown(step)} is out of range; it must be 1 for the first step, then 2")
-    if grad is None:
+    if given["grad"] is None:
         raise TypeError("grad: expected an array, got None; without a gradient there is no step to make")
     algorithm = cls.algorithm
     needed: dict[str, Any] = {}
@@ -83,7 +84,7 @@ def _slow(
                 f"{algorithm.states[letter]}: missing; pass an array of param's shape and dtype, at first zeros"
             )
         needed[letter] = array
-    tensor = Tensor(algorithm, 0, "param", param, 0, 0)
+    tensor = Tensor(algorithm, 0, "param", given["param"], 0, 0)
     found = arrays.checked_states(tensor.label, tensor.param, needed, algorithm.states)
     owner = _Owner()
     plan = Plan(algorithm, Turns(), _thread.tuners)
@@ -94,7 +95,7 @@ def _slow(
     written += [(tensor, 2 + tensor.letters.index(letter), array) for letter, array in found.items()]
     change.intervals = plan.intervals.with_arrays([tensor], written)
     plan.commit(owner.param_groups, change)
-    plan.step(owner, [grad], check_grad_scale(grad_scale))
+    plan.step(owner, [given["grad"]], check_grad_scale(grad_scale))
 
 
 class _Owner:
@@ -109,7 +110,8 @@ class _Owner:
 
 def _make(cls: type[Optimizer]) -> Callable[..., None]:
     row = TABLE[cls.algorithm.formula]
-    names = tuple(cls.algorithm.states[letter] for letter in (*row["state"], *row["optional"]))
+    names = ("param", "grad", *(cls.algorithm.states[letter] for letter in (*row["state"], *row["optional"])))
+    required = 2 + len(row["state"])
     defaults = _defaults_of(cls)
     name = cls.__name__.lower()
     function = as_function(
@@ -118,15 +120,15 @@ def _make(cls: type[Optimizer]) -> Callable[..., None]:
             names,
             defaults["lr"],
             lambda options: _group(cls, options),
-            lambda args, kwargs: _slow(cls, name, names, defaults, args, kwargs),
+            lambda args, kwargs: _slow(cls, name, names, args, kwargs),
         )
     )
     parameter = inspect.Parameter
     either, keyword = parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY
     function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
-            *(parameter(x, either) for x in ("param", "grad", *names[: len(row["state"])])),
-            *(parameter(x, either, default=None) for x in names[len(row["state"]) :]),
+            *(parameter(x, either) for x in names[:required]),
+            *(parameter(x, either, default=None) for x in names[required:]),
             parameter("step", keyword),
             *(parameter(x, keyword, default=value) for x, value in defaults.items()),
             parameter("grad_scale", keyword, default=1.0),

@@ -113,8 +113,8 @@ class Optimizer:
             state_dict, self._plan.tensors, self._groups_now(), type(self), self._checked_group
         )
         change = Change()
-        for index, (seen, h) in enumerate(groups):
-            change.groups.append((index, seen, h, self._group_of(f"group {index}: ", h)))
+        for index, h in enumerate(groups):
+            change.groups.append((index, None, h, self._group_of(f"group {index}: ", h)))
         change.steps = list(zip(self._plan.tensors, steps, strict=True))
         self._need_states(change, dict(zip(self._plan.tensors, states, strict=True)))
         self._commit(change)
