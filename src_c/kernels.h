@@ -1,7 +1,7 @@
 /* THE MAP. All that is compiled once for each instruction set starts here.
  *
  *   isa_<name>.c           names an instruction set, switches the compiler to it, and includes
- *   compile.h              this file. It reads the table of optimizers twice:
+ *   kernels.h              this file. It reads the table of optimizers twice:
  *     formulas.def           one row for each optimizer; every row includes EACH_ROW, which is
  *     row.h                  in the first reading the row's kernels, in the second its entry in the table
  *       formats.def            one entry for each format; every entry includes EACH_FORMAT, which is
