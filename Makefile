@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help demo paths test bench bench-full check clean
+.PHONY: help demo paths test nightly bench bench-full check clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -21,8 +21,11 @@ demo: $(VENV)/demo  ## train a network on real images with every classic optimiz
 paths: $(VENV)/demo  ## draw the paths that the optimizers take
 	$(BIN)/python examples/paths.py
 
-test: $(VENV)/test  ## all tests that every user can run
+test: $(VENV)/test  ## the tests, in minutes
 	$(BIN)/pytest -n 2 tests
+
+nightly:  ## what takes hours: all tests in full, long fuzzing, sanitizers, compilers, emulators; as root on Debian
+	.ci/nightly
 
 bench: $(VENV)/bench  ## time steps against what is installed, in minutes: a page in build/bench
 	$(BIN)/python bench/report.py
