@@ -71,13 +71,13 @@ def cosine_warm_restarts(
 
         return undamped if gamma == 1.0 else equal
 
-    growth, log_mult = (mult - 1.0) / steps, math.log(mult)
+    log_mult = math.log(mult)
 
     def begin_of(wave: int) -> float:
-        return (power(mult, wave) - 1.0) / growth  # the sum of a geometric series
+        return steps * ((power(mult, wave) - 1.0) / (mult - 1.0))  # the sum of a geometric series
 
     def wave_at(step: int) -> tuple[float, float, float, float]:
-        wave = int(math.log1p(step * growth) / log_mult)
+        wave = int(math.log1p(step / steps * (mult - 1.0)) / log_mult)
         while step < begin_of(wave):  # rounding may have missed by one
             wave -= 1
         while step >= begin_of(wave + 1):

@@ -159,7 +159,9 @@ def _bounded(value: float, gamma: float, end: float | None, curve: Curve) -> Cur
             )
         return lambda step: max(curve(step), end)
     if end < value:
-        raise ValueError(f"end: {end!r} is below value, {value!r}, which does not fall; pass gamma below 1")
+        raise ValueError(
+            f"end: {end!r} is below value, {value!r}, which does not fall; pass gamma below 1 or a higher end"
+        )
     return lambda step: min(curve(step), end)
 
 
@@ -253,11 +255,9 @@ def multiplicative(value: Value, function: Function) -> Curve:
     def curve(step: int) -> float:
         nonlocal last
         at, product = last
-        if at > step or at < step - step % 256:
-            at = step - step % 256
-            while at not in marks:
-                at -= 256
-            product = marks[at]
+        mark = step - step % 256
+        if at > step or (at < mark and mark in marks):
+            at, product = mark, marks[mark]
         while at < step:
             at += 1
             product = float(product * function(at))

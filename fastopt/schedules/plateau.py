@@ -232,8 +232,6 @@ class ReduceLROnPlateau:
         checked = {
             name: kind(f"state_dict[{name!r}]", state_dict[name]) for name, kind in {**_SETTINGS, **_STATE}.items()
         }
-        one = or_none(at_least(0))("state_dict['default_min_lr']", state_dict.get("default_min_lr"))
-        min_lr = self._checked_min_lr(elements("state_dict['min_lrs']", state_dict["min_lrs"], "numbers"))
         value = self.value
         if self.optimizer is None:
             lrs = elements("state_dict['_last_lr']", state_dict["_last_lr"], "numbers")
@@ -243,6 +241,8 @@ class ReduceLROnPlateau:
                     "that was made of the optimizer"
                 )
             value = at_least(0)("state_dict['_last_lr'][0]", lrs[0])
+        one = or_none(at_least(0))("state_dict['default_min_lr']", state_dict.get("default_min_lr"))
+        min_lr = self._checked_min_lr(elements("state_dict['min_lrs']", state_dict["min_lrs"], "numbers"))
         for name, plain in checked.items():
             setattr(self, name, plain)
         self.min_lr = min_lr if one is None else one
