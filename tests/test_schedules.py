@@ -3,11 +3,11 @@
 # ruff: noqa: E501 - what is refused stands in a table, one case a line
 
 import copy
+import importlib
 import inspect
 import itertools
 import json
 import math
-import operator
 import pickle
 import re
 import subprocess
@@ -504,18 +504,59 @@ def test_every_number_is_a_float_and_finite_for_ever(schedule: Schedule) -> None
         assert 0 <= number <= 3.0
 
 
-def test_a_call_takes_less_than_a_microsecond() -> None:
-    """The best of many short spells, so that other work on the machine does not count."""
-    times = {}
-    for schedule in SAMPLES:
-        spells = []
-        for begin in range(0, 12_000, 40):
-            start = time.perf_counter()
-            for k in range(begin, begin + 40):
-                schedule(k)
-            spells.append((time.perf_counter() - start) / 40)
-        times[repr(schedule)] = min(spells)
-    assert max(times.values()) < 1e-6, sorted(times.items(), key=operator.itemgetter(1))[-5:]
+@every_sample
+def test_a_call_takes_less_than_a_microsecond(schedule: Schedule) -> None:
+    """In one of many short spells: other work on the machine slows most of them, but not all."""
+    best = math.inf
+    for begin in range(0, 40 * 10_000, 40):
+        start = time.perf_counter()
+        for k in range(begin, begin + 40):
+            schedule(k)
+        best = min(best, (time.perf_counter() - start) / 40)
+        if best < 1e-6:
+            break
+    assert best < 1e-6
+
+
+# -- The page and the picture --
+
+PAGE = (Path(__file__).parent.parent / "docs" / "schedules.md").read_text()
+
+
+def test_the_page_has_every_signature() -> None:
+    page = dict(re.findall(r"^\| `(\w+)\((.*)\)` \|", PAGE.partition("## From other libraries")[0], re.MULTILINE))
+    assert page.keys() == {*schedules.__all__} - {"Schedule"}
+    for name, arguments in page.items():
+        function = eval(f"lambda {arguments}: 0")
+        shown = [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+        signature = inspect.signature(getattr(schedules, name))
+        assert shown == [(p.name, p.kind, p.default) for p in signature.parameters.values()], name
+
+
+def test_the_page_names_every_schedule_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    for name in torch.optim.lr_scheduler.__all__:
+        assert name == "LRScheduler" or f"`{name}(" in PAGE
+
+
+def test_every_argument_has_a_line_of_its_own() -> None:
+    for name in {*schedules.__all__} - {"Schedule"}:
+        maker = getattr(schedules, name)
+        lines = [line.strip() for line in inspect.getdoc(maker).splitlines()]
+        for argument in inspect.signature(maker).parameters:
+            assert any(re.match(rf"([\w, ]+, )?{argument}[,:]", line) for line in lines), (name, argument)
+
+
+def test_the_picture_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "examples")
+    script = importlib.import_module("schedules")
+    script.main(["--output", str(tmp_path)])
+    assert (tmp_path / "schedules.png").stat().st_size > 0
+    drawn = {
+        schedule.name for _, panels in script.KINDS.values() for panel in panels for schedule in panel.values()
+    }
+    assert drawn == MAKERS.keys()
 
 
 # -- Every argument counts --
@@ -1084,7 +1125,7 @@ def test_a_state_for_another_number_of_groups_is_refused_and_changes_nothing() -
 
 def test_an_assignment_to_a_plateau_is_checked() -> None:
     plateau = ReduceLROnPlateau(0.1)
-    with pytest.raises(ValueError, match="factor: 2.0 is out of range"):
+    with pytest.raises(ValueError, match=r"factor: 2\.0 is out of range"):
         plateau.factor = 2.0
     with pytest.raises(AttributeError):
         plateau.patients = 3  # type: ignore[attr-defined]
