@@ -22,7 +22,7 @@ paths: $(VENV)/demo  ## draw the paths that the optimizers take
 	$(BIN)/python examples/paths.py
 
 test: $(VENV)/test  ## the tests, in minutes
-	$(BIN)/pytest -n 2 tests
+	$(BIN)/pytest -n 2 --dist worksteal tests
 
 nightly:  ## what takes hours: all tests in full, long fuzzing, sanitizers, compilers, emulators; as root on Debian
 	.ci/nightly

@@ -451,11 +451,13 @@ BY_KERNEL = [(v, f) for v in RUNS.values() for f in FORMATS]
 BY_OPTION = [(v, dtype) for v in VARIANTS for dtype in v.dtypes]
 BY_OPTION += [(v, f) for v, f in BY_KERNEL if f not in DTYPES]
 """Every option in formats of one dtype, every kernel in the others."""
-FEW_KERNELS = [(v, f) for v, f in BY_KERNEL if v is LARGEST or (v in KIND_RUNS and f in DTYPES)]
-"""The kernels of a few rows in formats of one dtype, and one of them in all formats."""
+FEW_KERNELS = [(v, f) for v, f in BY_KERNEL if v is LARGEST or (v in KIND_RUNS and f == DTYPES[0])]
+"""The kernels of a few rows in one format, and one of them in all formats."""
 BY_CLASS = [(v, f) for v in BASES for f in FORMATS]
-FEW_CLASSES = [(v, f) for v in [*KIND_BASES, LARGEST] for f in (FORMATS if v is LARGEST else DTYPES[:1])]
-"""A few classes in the first format, and one in all of them."""
+GATHERED = [*{FORMATS[f][:2]: f for f in reversed(FORMATS)}.values()]
+"""A format for each pair of dtypes of a parameter and its gradient."""
+FEW_CLASSES = [(LARGEST, f) for f in GATHERED] + [(v, DTYPES[0]) for v in KIND_BASES if v is not LARGEST]
+"""A few classes in one format, and one in those that differ in how a gradient is read."""
 
 
 # -- Numbers ---------------------------------------------------------------------------------------

@@ -22,9 +22,12 @@ from table import Variant
 import fastopt
 
 SIZE = 70_001  # enough for a parallel step
-every_optimizer = table.cases(
-    "name", [cls.__name__ for cls in table.OPTIMIZERS], [v.cls.__name__ for v in table.KIND_BASES]
+NAMES = [cls.__name__ for cls in table.OPTIMIZERS]
+KINDS = [v.cls.__name__ for v in table.KIND_BASES]
+every_optimizer = pytest.mark.parametrize(
+    "names", [KINDS, pytest.param([n for n in NAMES if n not in KINDS], marks=table.nightly)], ids=["few", "rest"]
 )
+"""In one process of their own."""
 
 
 def base(name: str) -> Variant:
@@ -59,7 +62,13 @@ def whole(arrays: Sequence[Any]) -> None:
 
 @every_optimizer
 @own_process
-def test_an_optimizer_each(name: str) -> None:
+def test_an_optimizer_each(names: list[str]) -> None:
+    for name in names:
+        with table.named(name):
+            an_optimizer_each(name)
+
+
+def an_optimizer_each(name: str) -> None:
     grads = [[table.plain_values(SIZE, "float32", seed)] for seed in range(3)]
 
     def trained(found: list[Any]) -> None:
@@ -70,6 +79,7 @@ def test_an_optimizer_each(name: str) -> None:
         found.append(table.bits(optimizer, params))
 
     serial: list[Any] = []
+    fastopt.set_num_threads(1)
     trained(serial)
     fastopt.set_num_threads(2)
     found: list[Any] = []
@@ -115,9 +125,15 @@ def test_a_copy_is_of_one_moment() -> None:
 
 @every_optimizer
 @own_process
-def test_any_calls_of_one_optimizer(name: str) -> None:
-    """All elements are equal at first and have equal gradients: a torn update would tell them apart."""
+def test_any_calls_of_one_optimizer(names: list[str]) -> None:
     sys.setswitchinterval(1e-4)
+    for name in names:
+        with table.named(name):
+            any_calls_of_one_optimizer(name)
+
+
+def any_calls_of_one_optimizer(name: str) -> None:
+    """All elements are equal at first and have equal gradients: a torn update would tell them apart."""
     fastopt.set_num_threads(2)
     params, grads = [np.ones(SIZE, np.float32)], [np.full(SIZE, 0.5, np.float32)]
     optimizer = base(name).make(params)
@@ -155,7 +171,7 @@ def test_any_calls_of_one_optimizer(name: str) -> None:
     start = time.monotonic()
 
     def work(k: int) -> None:
-        while time.monotonic() < start + (20 if made[k] == 0 else 1):
+        while time.monotonic() < start + (20 if made[k] == 0 else 0.5):
             try:
                 calls[k]()
                 made[k] += 1
@@ -204,7 +220,7 @@ def test_a_callable_cannot_change_its_own_optimizer() -> None:
 def test_ctrl_c_during_a_kernel_of_nag(call: str, watched: int) -> None:
     """It waits for the kernel, and for those that follow: the parameters stand where the optimizer says."""
     fastopt.set_num_threads(1)
-    size = 2**23
+    size = 2**22
     grads = [np.ones(size, np.float32), None]
     signal.signal(signal.SIGALRM, signal.default_int_handler)
 

@@ -32,7 +32,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 EXAMPLES = int(os.environ.get("FASTOPT_FUZZ", "0"))
 
 fuzzed = settings(
-    max_examples=EXAMPLES or 200,
+    max_examples=EXAMPLES or 150,
     derandomize=not EXAMPLES,
     database=None,
     deadline=None,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import table
 
-STEPS = 1000
+STEPS = 500
 
 
 def resident_bytes() -> int:
@@ -20,15 +20,16 @@ def resident_bytes() -> int:
 
 
 FEWEST = min(table.RUNS.values(), key=lambda v: len(table.states_in_use(v.cls, v.hyper)))
-FORMATS = [(table.LARGEST, f) for f in table.FORMATS]
-NARROW = [case for case in FORMATS if "float32" not in table.FORMATS[case[1]]][-1:]
-"""Where the most elements are stored in 16 bits."""
-CASES = [(v, table.DTYPES[0]) for v in [table.LARGEST, FEWEST]] + NARROW
+NARROW = min(table.FORMATS, key=lambda f: sum(table.dtype_of(dtype).itemsize for dtype in table.FORMATS[f]))
+"""A format with as many 16-bit numbers as there are."""
+FORMATS = [*((v, "float32") for v in table.BASES), *((table.LARGEST, f) for f in table.FORMATS)]
+MANY, LARGE = (100, (8, 8)), (1, (100, 1000))
+CASES = [(*of, *array, way) for of in FORMATS for array in (MANY, LARGE) for way in (False, True)]
+FEW = [(table.LARGEST, "float32", *array, way) for array in (MANY, LARGE) for way in (False, True)]
+FEW += [(FEWEST, "float32", *MANY, False), (table.LARGEST, NARROW, *MANY, True)]
 
 
-@table.cases("variant, format", [*((v, "float32") for v in table.BASES), *FORMATS], CASES)
-@pytest.mark.parametrize(("count", "shape"), [(100, (8, 8)), (1, (100, 1000))])
-@pytest.mark.parametrize("transposed", [False, True])
+@table.cases("variant, format, count, shape, transposed", CASES, FEW)
 def test_memory_stays_flat(
     variant: table.Variant, format: str, count: int, shape: tuple[int, int], transposed: bool
 ) -> None:

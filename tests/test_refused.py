@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import table
-from table import Array
+from table import Array, named
 
 import fastopt
 from fastopt import functional
@@ -80,13 +80,13 @@ class Scene:
         )
 
 
-def refused(scene: Scene, call: Call, named: str, *kinds: type[Exception]) -> str:
+def refused(scene: Scene, call: Call, says: str, *kinds: type[Exception]) -> str:
     """Makes a wrong call: an exception that names it, and no byte changed. Returns the message."""
     before = scene.everything()
     with pytest.raises(kinds or (TypeError, ValueError)) as caught:
         call(scene)
     message = str(caught.value)
-    assert re.search(named, message), f"{message!r} does not name {named!r}"
+    assert re.search(says, message), f"{message!r} does not name {says!r}"
     assert ADVICE.search(message), f"{message!r} does not say what to do"
     assert scene.everything() == before, f"{message!r}, but something has changed"
     return message
@@ -227,12 +227,12 @@ WRONG_PARAMS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG_PARAMS)
-def test_wrong_parameters(case: str) -> None:
-    params, named = WRONG_PARAMS[case]
+def test_wrong_parameters() -> None:
     before = base.tobytes()
-    refused(Scene(), lambda _: fastopt.Adam(params), named)
-    assert base.tobytes() == before
+    for case, (params, message) in WRONG_PARAMS.items():
+        with named(case):
+            refused(Scene(), lambda _, params=params: fastopt.Adam(params), message)
+            assert base.tobytes() == before
 
 
 WRONG_GROUPS: dict[str, tuple[Callable[[Scene], Any], str]] = {
@@ -253,13 +253,14 @@ WRONG_GROUPS: dict[str, tuple[Callable[[Scene], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG_GROUPS)
-def test_wrong_groups(case: str) -> None:
-    group, named = WRONG_GROUPS[case]
-    scene, before = Scene(), base.tobytes()
-    refused(scene, lambda s: s.optimizer.add_param_group(group(s)), named)
-    assert base.tobytes() == before
-    goes_on(scene)
+def test_wrong_groups() -> None:
+    before = base.tobytes()
+    for case, (group, message) in WRONG_GROUPS.items():
+        with named(case):
+            scene = Scene()
+            refused(scene, lambda s, group=group: s.optimizer.add_param_group(group(s)), message)
+            assert base.tobytes() == before
+            goes_on(scene)
 
 
 # -- Gradients -------------------------------------------------------------------------------------
@@ -315,19 +316,23 @@ def name_of(named: bool, i: int) -> str:
 
 
 @pytest.mark.parametrize("way", ["list", "dict", "bind", "bind again", "list while bound"])
-@pytest.mark.parametrize("case", WRONG_GRADIENTS)
-def test_wrong_gradients(case: str, way: str) -> None:
-    wrong, message = WRONG_GRADIENTS[case]
+def test_wrong_gradients(way: str) -> None:
+    for case, (wrong, message) in WRONG_GRADIENTS.items():
+        with named(case):
+            gradient_is_refused(wrong, message, way)
+
+
+def gradient_is_refused(wrong: Callable[[Scene], Any], message: str, way: str) -> None:
     scene = Scene(named=way == "dict")
     last, first = (name_of(scene.named, i) for i in (LAST, 0))
-    named = f"^{last}: .*{message.format(last=last, first=first)}"
+    message = f"^{last}: .*{message.format(last=last, first=first)}"
     bound = way in {"bind again", "list while bound"}
     if bound:
         scene.optimizer.bind(scene.grads)
     if way.startswith("b"):
-        refused(scene, lambda s: s.optimizer.bind(s.with_last(wrong(s))), named)
+        refused(scene, lambda s: s.optimizer.bind(s.with_last(wrong(s))), message)
     else:
-        refused(scene, lambda s: s.optimizer.step(s.with_last(wrong(s)), grad_scale=2.0), named)
+        refused(scene, lambda s: s.optimizer.step(s.with_last(wrong(s)), grad_scale=2.0), message)
     if bound:
         scene.optimizer.step()  # with what was bound before
         scene.optimizer.bind(None)
@@ -751,16 +756,20 @@ WRONG_STATE_DICTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 
 
 @pytest.mark.parametrize("bound", [False, True])
-@pytest.mark.parametrize("case", WRONG_STATE_DICTS)
-def test_wrong_state_dicts(case: str, bound: bool) -> None:
-    change, named = WRONG_STATE_DICTS[case]
+def test_wrong_state_dicts(bound: bool) -> None:
+    for case, (change, message) in WRONG_STATE_DICTS.items():
+        with named(case):
+            state_dict_is_refused(change, message, bound)
+
+
+def state_dict_is_refused(change: Callable[[dict[str, Any]], None], message: str, bound: bool) -> None:
     scene = Scene()
     if bound:
         scene.optimizer.bind(scene.grads)
     saved = Scene(steps=5).optimizer.state_dict()  # all of it differs from what is there
     saved["param_groups"][0]["lr"] = 0.01
     change(saved)
-    refused(scene, lambda s: s.optimizer.load_state_dict(saved), f"^state_dict: .*{named}")
+    refused(scene, lambda s: s.optimizer.load_state_dict(saved), f"^state_dict: .*{message}")
     if bound:
         scene.optimizer.step()
         scene.optimizer.bind(None)
@@ -919,16 +928,17 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[Functional], dict[str, Any]], str]] =
 }
 
 
-@pytest.mark.parametrize("case", WRONG_ARGUMENTS)
-def test_wrong_arguments_of_a_function(case: str) -> None:
-    changes, named = WRONG_ARGUMENTS[case]
-    call, before = Functional(), base.tobytes()
-    refused(call, lambda f: f.call(**changes(f)), rf"^(the state )?{named}")
-    assert base.tobytes() == before
-    other = Functional()
-    call.call()
-    other.call()
-    assert call.everything() == other.everything()
+def test_wrong_arguments_of_a_function() -> None:
+    before = base.tobytes()
+    for case, (changes, message) in WRONG_ARGUMENTS.items():
+        with named(case):
+            call = Functional()
+            refused(call, lambda f, changes=changes: f.call(**changes(f)), rf"^(the state )?{message}")
+            assert base.tobytes() == before
+            other = Functional()
+            call.call()
+            other.call()
+            assert call.everything() == other.everything()
 
 
 @each_option
@@ -1103,9 +1113,14 @@ def all_of(scene: Scene) -> Any:
     return table.bits(scene.optimizer, scene.params), repr(scene.optimizer)
 
 
-@pytest.mark.parametrize("way", RE_ENTERING)
 @pytest.mark.parametrize("place", PLACES)
-def test_a_call_within_a_call(place: str, way: str) -> None:
+def test_a_call_within_a_call(place: str) -> None:
+    for way in RE_ENTERING:
+        with named(way):
+            call_within_a_call_is_refused(place, way)
+
+
+def call_within_a_call_is_refused(place: str, way: str) -> None:
     scene, plain = Scene(), Scene()
     refusals = []
 
@@ -1200,8 +1215,13 @@ MEDDLING: dict[str, Callable[[Scene, list[Any]], Any]] = {
 
 @pytest.mark.parametrize("cls", [fastopt.Adam, fastopt.NAG], ids=lambda cls: cls.__name__)
 @pytest.mark.parametrize("isa", fastopt.available_isas())
-@pytest.mark.parametrize("way", MEDDLING)
-def test_no_callable_meddles_with_the_step_that_asks_it(way: str, isa: str, cls: Any) -> None:
+def test_no_callable_meddles_with_the_step_that_asks_it(isa: str, cls: Any) -> None:
+    for way in MEDDLING:
+        with named(way):
+            callable_does_not_meddle(way, isa, cls)
+
+
+def callable_does_not_meddle(way: str, isa: str, cls: Any) -> None:
     fastopt.set_isa(isa)
     scene, plain = Scene(cls), Scene(cls)
     if cls is fastopt.NAG:
