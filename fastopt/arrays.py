@@ -66,9 +66,7 @@ def plain(label: str, array: Any) -> Array:
             f"{label}: expected a NumPy array, got {type(array).__name__}; make one of it with numpy.asarray"
         )
     if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(
-            f"{label}: the array is masked, and a step knows no mask; pass its data (array.data)"
-        )
+        raise TypeError(f"{label}: the array is masked, and a step knows no mask; pass its data (array.data)")
     return np.ndarray.view(array, np.ndarray)
 
 
@@ -109,7 +107,9 @@ def refuse_read_only(label: str) -> NoReturn:
     raise ValueError(f"{label}: the array is read-only; pass a writable one (array.copy())")
 
 
-def checked_states(label: str, param: Array, states: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Array]:
+def checked_states(
+    label: str, param: Array, states: Mapping[str, Any], names: Mapping[str, str]
+) -> dict[str, Array]:
     """Plain views of a parameter's states, by their letters; names: what the user calls each."""
     found: dict[str, Array] = {}
     for letter, given in states.items():
@@ -166,9 +166,7 @@ def refuse_gradient_dtype(label: str, param_dtype: np.dtype[Any], grad: Any, giv
 
 
 def refuse_gradient_shape(label: str, shape: tuple[int, ...], grad: Array) -> NoReturn:
-    raise ValueError(
-        f"{label}: its gradient has shape {grad.shape}, the parameter {shape}; they must be the same"
-    )
+    raise ValueError(f"{label}: its gradient has shape {grad.shape}, the parameter {shape}; they must be the same")
 
 
 def refuse_bound_layout(label: str, order: str) -> NoReturn:

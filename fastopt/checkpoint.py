@@ -172,9 +172,7 @@ def _saved_numbers(place: str, saved: Any, keys: Sequence[Key]) -> list[int]:
     return found
 
 
-def _saved_state(
-    cls: type[Optimizer], param: Array, entry: Mapping[str, Any]
-) -> tuple[dict[str, Array], int]:
+def _saved_state(cls: type[Optimizer], param: Array, entry: Mapping[str, Any]) -> tuple[dict[str, Array], int]:
     """State arrays by their letters, and the steps made."""
     letters = {name: letter for letter, name in cls.algorithm.states.items()}
     entry = {name: value for name, value in entry.items() if value is not None}
@@ -186,9 +184,7 @@ def _saved_state(
     arrays = {}
     for name, value in entry.items():
         if name not in letters:
-            raise ValueError(
-                f"{name}: no state of {cls.__name__}; it has {', '.join(letters) or 'none'}"
-            )
+            raise ValueError(f"{name}: no state of {cls.__name__}; it has {', '.join(letters) or 'none'}")
         array = _as_array(name, value)
         if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
             raise TypeError(f"{name}: it has dtype {array.dtype}; convert it to {param.dtype}")

@@ -28,6 +28,7 @@ from fastopt.optimizer import Optimizer
 from fastopt.options import check_all, check_grad_scale, options_of, shown
 from fastopt.thread_tuner import ThreadTuners
 
+
 class _Thread(threading.local):
     """What each Python thread has of its own."""
 
@@ -46,15 +47,15 @@ def _defaults_of(cls: type[Optimizer]) -> Hyper:
 def _group(cls: type[Optimizer], options: Hyper) -> Group:
     """The group for options that were given by name."""
     if "state_dtype" in options:
-        raise ValueError("state_dtype: no option of a function, whose states have the dtype of their arrays; leave it out")
+        raise ValueError(
+            "state_dtype: no option of a function, whose states have the dtype of their arrays; leave it out"
+        )
     h = check_all(cls, {**_defaults_of(cls), "state_dtype": None, **options}) | cls.algorithm.flags
     cls.algorithm.check(h)
     return cls._group_of("", h)
 
 
-def _slow(
-    cls: type[Optimizer], name: str, names: tuple[str, ...], args: tuple[Any, ...], kwargs: Hyper
-) -> None:
+def _slow(cls: type[Optimizer], name: str, names: tuple[str, ...], args: tuple[Any, ...], kwargs: Hyper) -> None:
     """A call by way of a plan: for everything that is not the usual case, and to say what is wrong with a call."""
     if len(args) > len(names):
         raise TypeError(f"{name}: got {len(args) - 2} states, it takes {', '.join(names[2:]) or 'none'}")

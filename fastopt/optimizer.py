@@ -258,7 +258,9 @@ class Optimizer:
             h = groups[tensor.group].h
             values = None if loaded is None else loaded[tensor]
             needed = self.algorithm.letters(h)
-            letters = [x for x in tensor.letters if x in needed or x in (tensor.states if values is None else values)]
+            letters = [
+                x for x in tensor.letters if x in needed or x in (tensor.states if values is None else values)
+            ]
             dtype = arrays.state_dtype_of(tensor.label, tensor.param, h["state_dtype"])
             stays = all(state.dtype == dtype for state in tensor.states.values())
             missing = [x for x in letters if not stays or x not in tensor.states]

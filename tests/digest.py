@@ -107,7 +107,9 @@ class Driver:
         subset = given >> 2 + len(table.TABLE[name]["state"])
         stored = [storage_of(p), storage_of(grad), storage_of(next((x for x in states if x is not None), p))]
         format = [*table.FORMATS.values()].index(tuple(stored))
-        call = struct.pack("=32s4I3Q", name.encode(), subset, format, given, len(scalars), p.size, random_key, first_element)
+        call = struct.pack(
+            "=32s4I3Q", name.encode(), subset, format, given, len(scalars), p.size, random_key, first_element
+        )
         there = [buffer for buffer in buffers if buffer is not None]
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(b"".join([call, *(x.tobytes() for x in (np.array(scalars, float), *there))]))

@@ -348,7 +348,7 @@ def right_values(cls: Class, name: str) -> list[Any]:
     if isinstance(default, bool):
         return [True, False, np.True_] + ([0.0, 1e-3] if name == "eps_hat" else [])
     high = highest(cls, name)
-    good = [x for x in (0.0, 0, 1e-3, 0.3, np.float32(0.5), 0.9, 1.0, 3, 1e-300, 1e40) if x <= high]
+    good = [x for x in (0.0, 0, 1e-3, 0.3, np.float32(0.5), 0.9, 1.0, 3, 1e-300, 1e40) if float(x) <= high]
     if isinstance(default, tuple):
         return [form((x, y)) for form in (tuple, list) for x, y in zip(good, good[::-1], strict=True)]
     if name == "lr":

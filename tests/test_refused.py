@@ -1091,9 +1091,12 @@ PLACES: dict[str, Callable[[Scene, Callable[[], Any]], None]] = {
 """Calls that run code of the caller's in their middle."""
 
 READING: dict[str, Call] = {
-    "state_dict": lambda s: [{k: np.asarray(v).tobytes() for k, v in one.items()} for one in
-                             s.optimizer.state_dict()["state"].values()],
-    "state": lambda s: [{k: np.asarray(v).tobytes() for k, v in one.items()} for one in s.optimizer.state.values()],
+    "state_dict": lambda s: [
+        {k: np.asarray(v).tobytes() for k, v in one.items()} for one in s.optimizer.state_dict()["state"].values()
+    ],
+    "state": lambda s: [
+        {k: np.asarray(v).tobytes() for k, v in one.items()} for one in s.optimizer.state.values()
+    ],
     "repr": lambda s: repr(s.optimizer),
 }
 """Calls that succeed inside any other."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 import fastopt
 from fastopt import _kernels, machine, optimizers, reference
+from fastopt.options import options_of
 
 Array: TypeAlias = npt.NDArray[Any]
 Hyper: TypeAlias = dict[str, Any]
@@ -37,7 +38,7 @@ def formula_of(cls: OptimizerClass) -> str:
 
 def hyper_of(cls: OptimizerClass, options: Hyper) -> Hyper:
     """All hyper-parameters: the class's defaults and the options that differ from them."""
-    return cls.defaults_of() | options
+    return {**{name: option.default for name, option in options_of(cls).items()}, **cls.algorithm.flags, **options}
 
 
 def state_letters(cls: OptimizerClass, hyper: Hyper) -> list[str]:
