@@ -43,6 +43,7 @@ def known(*flags: str) -> list[str]:
 # Flags of the environment (CFLAGS=-Ofast, -march=native, …) come before these on the command line, and of two
 # flags that contradict each other the last one counts.
 LINK_FLAGS = [
+    "-pthread",
     "-O3",  # after -Ofast, for which gcc links code that changes the floating-point mode of the process
     "-fno-fast-math",  # likewise, after -ffast-math
     "-fno-unsafe-math-optimizations",  # likewise
@@ -50,9 +51,9 @@ LINK_FLAGS = [
 ]
 FLAGS = [
     "-O3",  # turns on the vectoriser
+    "-pthread",  # tasks.c asks whether threads can be made
     "-std=gnu11",  # designated initialisers, and the GNU builtins that ask for CPU features
     "-fno-fast-math",  # the same bits everywhere, whatever part of -ffast-math was asked for
-    "-fno-unsafe-math-optimizations",  # likewise
     "-fno-associative-math",  # likewise
     "-fno-reciprocal-math",  # likewise
     "-fno-finite-math-only",  # likewise

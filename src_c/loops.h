@@ -134,8 +134,10 @@ static ALWAYS_INLINE void SUM_LOOP(
         const size_t block_end = end - block < FASTOPT_SUM_BLOCK ? end : block + FASTOPT_SUM_BLOCK;
         double lanes[COUNT(SUMS)][NUMBER_OF_LANES] = {0};
         size_t i = block;
-        for (; i + NUMBER_OF_LANES <= block_end; i += NUMBER_OF_LANES)
+        for (; i + NUMBER_OF_LANES <= block_end; i += NUMBER_OF_LANES) {
+            __asm__("" : "+r"(i)); /* keeps gcc from vectorising this loop in place of the one over lanes */
             SUM_LANES(subset, call, i, NUMBER_OF_LANES, lanes, PASS_BUFFERS);
+        }
         SUM_LANES(subset, call, i, block_end - i, lanes, PASS_BUFFERS);
         double *const sums = call->sums + block / FASTOPT_SUM_BLOCK * COUNT(SUMS);
         for (size_t k = 0; k < COUNT(SUMS); k++) {
