@@ -1,16 +1,19 @@
-cdef extern from "pythread.h" nogil:
-    ctypedef void *PyThread_type_lock
+from libc.stdint cimport uint64_t
+
+cdef struct Waiter
 
 cdef class Turns:
-    cdef bint is_taken, owner_is_known, owner_is_gone
-    cdef unsigned long owner
-    cdef Py_ssize_t waiting
+    cdef bint is_taken, is_handed, owner_is_gone
+    cdef uint64_t owner
+    cdef Waiter *first
     cdef int forks_seen
-    cdef PyThread_type_lock gate
 
     cdef bint is_mine(self) noexcept
-    cdef void _take(self) noexcept
+    cdef bint _is_waiting(self) noexcept
     cdef void _after_fork(self) noexcept
     cdef int enter(self) except -1
-    cdef int _wait(self) except -1
+    cdef int enter_to_read(self) except -1
+    cdef int _take(self, bint first) except -1
+    cdef bint _wait(self, bint first) except -1
+    cdef void _stop_waiting(self, Waiter *waiter) noexcept
     cdef void leave(self) noexcept
