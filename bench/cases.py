@@ -71,7 +71,7 @@ def kernel_of(variant: Variant) -> tuple[str, int]:
 
 def kernels_of(cls: OptimizerClass) -> Iterator[Variant]:
     """For each kernel of a class a variant that runs it, with as few changed options as possible."""
-    options = {name: EFFECTIVE.get(name, another_value(v)) for name, v in options_of(cls).items()}
+    options = {name: EFFECTIVE.get(name, another_value(cls, name)) for name in options_of(cls)}
     found = set()
     for count in range(len(options) + 1):
         for names in itertools.combinations(options, count):

@@ -46,6 +46,7 @@
 /* -- For formulas -- */
 
 #define SQRT(x) _Generic((x), float: __builtin_sqrtf, double: __builtin_sqrt)(x)
+#define ABS(x)  _Generic((x), float: __builtin_fabsf, double: __builtin_fabs)(x)
 
 /* -- The kernels of every row, then the table -- */
 

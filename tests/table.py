@@ -127,16 +127,28 @@ def another_twin(update: Callable[..., None]) -> Iterator[None]:
         fastopt.set_isa(isa)
 
 
-def highest(cls: Class, name: str) -> float:
-    """The largest number that an option, or an element of it, may have."""
+def kinds(cls: Class, name: str) -> list[Any]:
+    """What an option may be; for a tuple, what each of its elements may be."""
     kind = declared(cls)[name].kind
-    return min(one.interval.most for one in getattr(kind, "kinds", [kind]))
+    return list(getattr(kind, "kinds", [kind]))
+
+
+def choices_of(cls: Class, name: str) -> Sequence[str | None]:
+    """The strings that an option may be, if it is one of some strings."""
+    return getattr(declared(cls)[name].kind, "choices", ())
+
+
+def lies_within(kind: Any, number: Any) -> bool:
+    """Whether a number of any type lies in the range of an option."""
+    try:
+        return bool(kind.interval.least <= float(number) <= kind.interval.most)
+    except OverflowError:
+        return False
 
 
 def kind_of_option(cls: Class, name: str) -> Hashable:
     """Equal for options of two classes that are checked in the same way."""
-    default = defaults_of(cls)[name]
-    return name, type(default), len(default) if isinstance(default, tuple) else 0
+    return name, type(defaults_of(cls)[name]), str(declared(cls)[name].kind) if name in declared(cls) else ""
 
 
 def plain_value(cls: Class, name: str, value: Any) -> Any:
@@ -201,24 +213,34 @@ def base(cls: Class) -> Variant:
     return Variant(cls, {k: v for k, v in EFFECTIVE.items() if k in options_of(cls)})
 
 
-def another_value(default: Any) -> Any:
+def another_value(cls: Class, name: str) -> Any:
     """A value of an option that is not its default, and valid."""
+    default = options_of(cls)[name]
     if isinstance(default, bool):
         return not default
-    if default is None:
+    if name == "state_dtype":
         return "bfloat16"
+    of_element = kinds(cls, name)
+    if choices := choices_of(cls, name):
+        return next(x for x in choices if x != default)
     if isinstance(default, int):
         return default + 1
     if isinstance(default, tuple):
-        return tuple(0.5 + 0.2 * i for i in range(len(default)))
-    return 0.3
+        tried = [(0.5 + 0.2 * i, 1.5 * x) for i, x in enumerate(default)]
+        return tuple(
+            next(x for x in some if lies_within(kind, x)) for kind, some in zip(of_element, tried, strict=True)
+        )
+    if not hasattr(of_element[0], "boolean"):  # a whole number, or none
+        return 5
+    return next(x for x in (0.3, 0.6, 1.5, -0.5) if x != default and lies_within(of_element[0], x))
 
 
 def one_option_changed(start: Variant) -> Iterator[Variant]:
     """`start`, and for each option of its class one that differs in that option alone."""
     yield start
-    for name, default in options_of(start.cls).items():
-        yield Variant(start.cls, start.options | NEEDED.get(name, {}) | {name: another_value(default)}, name)
+    for name in options_of(start.cls):
+        other = {name: another_value(start.cls, name)}
+        yield Variant(start.cls, start.options | NEEDED.get(name, {}) | other, name)
 
 
 def accepted(variant: Variant) -> bool:
@@ -282,13 +304,15 @@ OUT_OF_RANGE = [
 ]
 
 
-def wrong_numbers(cls: Class, name: str) -> list[Any]:
-    found = [*NO_NUMBERS, *OUT_OF_RANGE]
-    if highest(cls, name) <= 1:
-        found += [np.nextafter(highest(cls, name), 2), 1.5]
-    if name != "eps_hat":  # where True makes it of eps
+def wrong_numbers(kind: Any) -> list[Any]:
+    found = [*NO_NUMBERS, *(x for x in OUT_OF_RANGE if not lies_within(kind, x))]
+    if kind.interval.least > -math.inf:
+        found.append(np.nextafter(kind.interval.least, -math.inf))
+    if kind.interval.most <= 1:
+        found += [np.nextafter(kind.interval.most, 2), 1.5]
+    if not kind.boolean:
         found += [True, np.False_]
-    return found
+    return [x for x in found if not (x is None and kind.none)]
 
 
 def wrong_values(cls: Class, name: str) -> list[Any]:
@@ -328,10 +352,13 @@ def wrong_values(cls: Class, name: str) -> list[Any]:
     if isinstance(default, bool):
         return [1, 0, 0.5, np.nan, "yes", None, [], [True], np.ones(2, bool), np.array(True), Tensor()]
     if isinstance(default, tuple):
-        right = (0.5,) * (len(default) - 1)
-        lengths = [None, 0.9, (), right, (*right, 0.5, 0.5), "ab", np.ones(2), {0.5, 0.6}, iter((0.5, 0.6)), {}]
-        return [*lengths, *((*right, x) for x in wrong_numbers(cls, name)), *((x, *right) for x in (-1.0, "x"))]
-    return wrong_numbers(cls, name)
+        first, *_, last = kinds(cls, name)
+        lengths = [None, 0.9, (), default[1:], (*default, 0.5), "ab", np.ones(len(default)), {*default}, iter(default), {}]
+        wrong = [(*default[:-1], x) for x in wrong_numbers(last)]
+        return [*lengths, *wrong, *((x, *default[1:]) for x in wrong_numbers(first)[::7])]
+    if isinstance(default, int) or not hasattr(kinds(cls, name)[0], "boolean"):
+        return [-1, -(10**400), 0.5, 1.0, np.float32(1), "1", True, np.True_, [1], np.ones(1, int), Tensor()]
+    return wrong_numbers(kinds(cls, name)[0])
 
 
 WRONG_NUMBERS = [-1.0, -1e-300, math.nan, math.inf, -math.inf, 10**400, "0.1", None, 1j, (0.1,), True]
@@ -347,13 +374,22 @@ def right_values(cls: Class, name: str) -> list[Any]:
         return [0, 1, np.int64(7), 2**32 - 1]
     if isinstance(default, bool):
         return [True, False, np.True_] + ([0.0, 1e-3] if name == "eps_hat" else [])
-    high = highest(cls, name)
-    good = [x for x in (0.0, 0, 1e-3, 0.3, np.float32(0.5), 0.9, 1.0, 3, 1e-300, 1e40) if float(x) <= high]
+    if choices := choices_of(cls, name):
+        return [*choices]
+    if isinstance(default, int) or not hasattr(kinds(cls, name)[0], "boolean"):
+        return [1, 2, np.int64(7), 2**40] + [None] * (default is None)
+
+    def good(kind: Any) -> list[Any]:
+        numbers = (0.0, 0, 1e-3, 0.3, np.float32(0.5), 0.9, 1.0, 3, 1e-300, 1e40)
+        return [x for x in numbers if lies_within(kind, x)]
+
     if isinstance(default, tuple):
-        return [form((x, y)) for form in (tuple, list) for x, y in zip(good, good[::-1], strict=True)]
+        by_place = [good(kind)[:: (-1) ** i] for i, kind in enumerate(kinds(cls, name))]
+        return [form(each) for form in (tuple, list) for each in zip(*by_place, strict=False)]
+    kind, found = kinds(cls, name)[0], good(kinds(cls, name)[0])
     if name == "lr":
-        return [*good, *(lambda t, x=x: x for x in (0.0, 0.3, 1)), *(lambda t, x=x: x for x in WRONG_NUMBERS[::4])]
-    return [*good, True, False] if name == "eps_hat" else good
+        return [*found, *(lambda t, x=x: x for x in (0.0, 0.3, 1)), *(lambda t, x=x: x for x in WRONG_NUMBERS[::4])]
+    return [*found, *[True, False] * kind.boolean, *[None] * kind.none]
 
 
 def some_wrong_values(cls: Class, name: str) -> list[Any]:
@@ -364,11 +400,15 @@ def some_wrong_values(cls: Class, name: str) -> list[Any]:
     if name == "seed":
         return [-1, 2**32, 1.0, "1", None, True]
     if isinstance(default, bool):
-        return ["yes", None] if name == "eps_hat" else [1, None, "yes"]
-    bad = [x for x in WRONG_NUMBERS if not (name == "eps_hat" and x is True)]
-    bad += [1.5] if highest(cls, name) <= 1 else []
+        return [1, None, "yes"]
+    *_, kind = kinds(cls, name)
+    if not hasattr(kind, "boolean"):
+        return [-1, 1.5, "1", True]
+    bad = [x for x in WRONG_NUMBERS if type(x) not in (float, int) or not lies_within(kind, x)]
+    bad = [x for x in bad if not ((x is True and kind.boolean) or (x is None and kind.none))]
+    bad += [1.5] if kind.interval.most <= 1 else []
     if isinstance(default, tuple):
-        return [*((0.5, x) for x in bad), 0.5, (0.5,), (), None]
+        return [*((*default[:-1], x) for x in bad), 0.5, default[1:], (), None]
     return bad
 
 

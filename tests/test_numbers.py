@@ -82,8 +82,9 @@ STEADY = 0.85
 def idle(cls: type[fastopt.Optimizer]) -> Variant:
     """The class with all its averages, and nothing but gradients to move them."""
     options = {name: STEADY for name in ("momentum", "alpha", "rho") if name in table.options_of(cls)}
-    pairs = {"betas": (STEADY, STEADY)} if "betas" in table.options_of(cls) else {}
-    return Variant(cls, options | pairs | {"weight_decay": 0.0})
+    if betas := table.options_of(cls).get("betas"):
+        options["betas"] = (STEADY,) * len(betas)
+    return Variant(cls, options | {"weight_decay": 0.0})
 
 
 IDLE = [idle(cls) for cls in table.OPTIMIZERS]

@@ -493,7 +493,7 @@ def test_options_that_do_not_go_together(cls: type[fastopt.Optimizer], options: 
     goes_on(scene)
 
 
-RUBBISH_RATES = [*table.wrong_numbers(fastopt.Adam, "lr"), len, {}, table.Tensor]
+RUBBISH_RATES = [*table.wrong_numbers(*table.kinds(fastopt.Adam, "lr")), len, {}, table.Tensor]
 
 
 @pytest.mark.parametrize("way", ["step", "state_dict"])

@@ -41,16 +41,16 @@ def torch_class(cls: type[fastopt.Optimizer]) -> Any:
     return found
 
 
-def shared_options(variant: table.Variant) -> dict[str, Any]:
-    """The options that torch has too; skips where the variant changes one that it has not."""
+def shared(variant: table.Variant) -> table.Variant:
+    """With the options that torch has too; skips where the variant changes one that it has not."""
     theirs = inspect.signature(torch_class(variant.cls)).parameters
     if variant.changed and variant.changed not in theirs:
         pytest.skip(f"torch's {variant.cls.__name__} has no {variant.changed}")
-    return {name: value for name, value in variant.options.items() if name in theirs}
+    return table.Variant(variant.cls, {name: value for name, value in variant.options.items() if name in theirs})
 
 
 def in_torch(variant: table.Variant, params: list[Array]) -> tuple[Any, list[Any]]:
-    options = shared_options(variant)
+    options = shared(variant).options
     import torch
 
     tensors = [torch.from_numpy(p.copy()).requires_grad_() for p in params]
@@ -83,7 +83,7 @@ def compare(ours: fastopt.Optimizer, params: list[Array], theirs: Any, tensors: 
 def test_ten_steps_as_torch(variant: table.Variant) -> None:
     params = parameters()
     theirs, tensors = in_torch(variant, params)
-    ours = variant.make(params)
+    ours = shared(variant).make(params)
     for step in range(10):
         grads: list[Array | None] = list(gradients(step))
         if step == 4:
@@ -94,6 +94,20 @@ def test_ten_steps_as_torch(variant: table.Variant) -> None:
         step_in_torch(theirs, tensors, grads)
         ours.step(grads)
         compare(ours, params, theirs, tensors)
+
+
+@pytest.mark.parametrize("cls", table.OPTIMIZERS, ids=lambda cls: cls.__name__)
+def test_a_hundred_steps_with_defaults_as_torch(cls: type[fastopt.Optimizer]) -> None:
+    params = parameters()
+    theirs, tensors = in_torch(table.Variant(cls, {}), params)
+    ours = table.Variant(cls, {}).make(params)
+    for step in range(100):
+        grads: list[Array | None] = list(gradients(step))
+        if step % 9 == 4:
+            grads[step % 4] = None
+        step_in_torch(theirs, tensors, grads)
+        ours.step(grads)
+    compare(ours, params, theirs, tensors)
 
 
 @pytest.mark.parametrize("variant", table.BASES, ids=str)
@@ -107,7 +121,7 @@ def test_a_state_dict_of_torch_goes_on(variant: table.Variant) -> None:
         for name, value in entry.items():
             entry[name] = value.numpy() if hasattr(value, "numpy") else value
     params = [tensor.detach().numpy().copy() for tensor in tensors]
-    ours = variant.make(params)
+    ours = shared(variant).make(params)
     ours.load_state_dict(saved)
     for step in range(3, 6):
         step_in_torch(theirs, tensors, list(gradients(step)))
@@ -119,7 +133,7 @@ def test_a_state_dict_of_torch_goes_on(variant: table.Variant) -> None:
 # -- Options ---------------------------------------------------------------------------------------
 
 
-def after(variant: table.Variant, dtype: str, steps: int = 3) -> list[Array]:
+def after(variant: table.Variant, dtype: str, steps: int = 30) -> list[Array]:
     params = [p.astype(dtype) for p in parameters()]
     optimizer = variant.make(params)
     for step in range(steps):

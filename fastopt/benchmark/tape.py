@@ -1,4 +1,4 @@
-"""Records the ufuncs that the NumPy twin calls, to replay them with ``out=`` or to write them as one loop.
+"""Records the ufuncs (and np.where) that the NumPy twin calls, to replay them with ``out=`` or to write them as one loop.
 
 Benchmarks need no second copy of a formula this way. A replay allocates nothing: each ufunc writes into a
 buffer whose old content is not read again, that of its own input where it can.
@@ -13,8 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
-Tape: TypeAlias = list[tuple[np.ufunc, tuple[Any, ...], Any]]
+Tape: TypeAlias = list[tuple[Any, tuple[Any, ...], Any]]
 """For each call: the ufunc, its inputs, and its result."""
+
+
+def where(condition: Array, yes: Any, no: Any, *, out: Array) -> None:
+    """``np.where`` with ``out``, which may be one of the inputs; NumPy has none, so this allocates."""
+    out[...] = np.where(condition, yes, no)
 
 
 class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
@@ -38,6 +43,13 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
             raise TypeError(f"{ufunc.__name__}: only plain calls are recorded")
         result = out[0] if out else Recorded(self.tape)
         self.tape.append((ufunc, inputs, result))
+        return result
+
+    def __array_function__(self, function: Any, types: Any, inputs: Any, options: Any) -> Recorded:
+        if function is not np.where or len(inputs) != 3 or options:
+            raise TypeError(f"{function.__name__}: only ufuncs and np.where are recorded")
+        result = Recorded(self.tape)
+        self.tape.append((where, inputs, result))
         return result
 
     def __bool__(self) -> bool:
