@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import table
@@ -91,21 +92,24 @@ class Driver:
 
     def update(
         self,
-        name: str,
+        algorithm: Any,
         p: Array,
         grad: Array,
         states: Sequence[Array | None],
         scalars: Sequence[float],
-        key: int,
-        first: int,
+        random_key: int,
+        first_element: int,
     ) -> None:
         """As `table.another_twin` calls it."""
+        name = algorithm.formula
         buffers = [p, grad, *states]
         given = sum(1 << i for i, buffer in enumerate(buffers) if buffer is not None)
         subset = given >> 2 + len(table.TABLE[name]["state"])
         stored = [storage_of(p), storage_of(grad), storage_of(next((x for x in states if x is not None), p))]
         format = [*table.FORMATS.values()].index(tuple(stored))
-        call = struct.pack("=32s4I3Q", name.encode(), subset, format, given, len(scalars), p.size, key, first)
+        call = struct.pack(
+            "=32s4I3Q", name.encode(), subset, format, given, len(scalars), p.size, random_key, first_element
+        )
         there = [buffer for buffer in buffers if buffer is not None]
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(b"".join([call, *(x.tobytes() for x in (np.array(scalars, float), *there))]))

@@ -15,6 +15,7 @@ import decimal
 import fractions
 import inspect
 import math
+import textwrap
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ import numpy.typing as npt
 import pytest
 
 import fastopt
-from fastopt import _kernels, optimizers, reference, storage
-from fastopt.optimizer import HIGHEST, check_hyper
+from fastopt import _kernels, optimizers, storage
+from fastopt.options import options_of as declared
 
 Array: TypeAlias = npt.NDArray[Any]
 Class: TypeAlias = type[fastopt.Optimizer]
@@ -37,7 +38,7 @@ Class: TypeAlias = type[fastopt.Optimizer]
 
 OPTIMIZERS: list[Class] = [getattr(optimizers, n) for n in optimizers.__all__]
 TABLE = _kernels.TABLE
-"""By their names, the rows of src_c/optimizers.def."""
+"""By their names, the rows of src_c/formulas.def."""
 FORMATS = _kernels.FORMATS
 """By its name, how a format stores parameter, gradient and states."""
 DTYPES = [name for name in FORMATS if FORMATS[name] == (name, name, name)]
@@ -53,37 +54,37 @@ random_bits = storage.random_bits
 
 def formula_of(cls: Class) -> str:
     """The row that a class runs."""
-    return cls.kernel
+    return cls.algorithm.formula
 
 
 def subset_of(cls: Class, h: dict[str, Any]) -> int:
     """The subset of the row's optional states that hyper-parameters need, as bits."""
-    return cls.subset(h)
+    return cls.algorithm.subset(h)
 
 
 def states_of(cls: Class) -> dict[str, str]:
     """What users call the state buffers, by the formula's letters."""
-    return cls.state_names
+    return cls.algorithm.states
 
 
 def states_in_use(cls: Class, h: dict[str, Any]) -> list[str]:
     """What users call the state buffers that hyper-parameters need."""
-    return [states_of(cls)[letter] for letter in cls.letters(h)]
+    return [states_of(cls)[letter] for letter in cls.algorithm.letters(h)]
 
 
 def flags_of(cls: Class) -> dict[str, Any]:
     """What a parameter group has besides options, with its first values."""
-    return cls.flags
+    return cls.algorithm.flags
 
 
 def defaults_of(cls: Class) -> dict[str, Any]:
     """All options and flags with their defaults."""
-    return cls.defaults_of()
+    return {name: option.default for name, option in declared(cls).items()} | flags_of(cls)
 
 
 def check_together(cls: Class, h: dict[str, Any]) -> None:
     """Raises ValueError for options that are right by themselves but not together."""
-    cls.check(h)
+    cls.algorithm.check(h)
 
 
 def is_bound(optimizer: fastopt.Optimizer) -> bool:
@@ -96,27 +97,26 @@ def bound_gradients(optimizer: fastopt.Optimizer) -> list[Any] | None:
 
 def take_edits(optimizer: fastopt.Optimizer) -> None:
     """What a step does first with the edits of the groups, and what holds though the step is refused."""
-    with optimizer._alone():
-        optimizer._take_edits()
+    optimizer._take_edits()
 
 
 def tuner_of(optimizer: fastopt.Optimizer, elements: int) -> Any:
     """What chooses the number of threads for steps of so many elements."""
-    return optimizer._choices.of(elements)
+    return optimizer._plan.work.tuners.tuner(elements)
 
 
-ARENA = "fastopt.optimizer._arena"
+ARENA = "fastopt.arrays.arena"
 """The function that makes the arrays of states."""
 
 
 def twin_of(row: str) -> Callable[..., Any]:
     """The formula as NumPy writes it."""
-    return getattr(reference, row)  # type: ignore[no-any-return]
+    return next(cls.algorithm.twin for cls in OPTIMIZERS if formula_of(cls) == row)
 
 
 @contextmanager
 def another_twin(update: Callable[..., None]) -> Iterator[None]:
-    """``update(row, p, grad, states, scalars, key, first)`` computes what the twin would have computed."""
+    """``update(algorithm, p, grad, states, scalars, random_key, first_element)`` computes what the twin would have computed."""
     before, isa = storage.update, fastopt.get_isa()
     fastopt.set_isa("numpy")
     storage.update = update
@@ -127,9 +127,10 @@ def another_twin(update: Callable[..., None]) -> Iterator[None]:
         fastopt.set_isa(isa)
 
 
-def highest(name: str) -> float:
-    """The largest number that an option may have."""
-    return HIGHEST.get(name, math.inf)
+def highest(cls: Class, name: str) -> float:
+    """The largest number that an option, or an element of it, may have."""
+    kind = declared(cls)[name].kind
+    return min(one.interval.most for one in getattr(kind, "kinds", [kind]))
 
 
 def kind_of_option(cls: Class, name: str) -> Hashable:
@@ -140,7 +141,7 @@ def kind_of_option(cls: Class, name: str) -> Hashable:
 
 def plain_value(cls: Class, name: str, value: Any) -> Any:
     """An option as the package stores it."""
-    return check_hyper(name, value, defaults_of(cls)[name])
+    return declared(cls)[name].check(value)
 
 
 # -- Variants --------------------------------------------------------------------------------------
@@ -272,8 +273,8 @@ class Tensor:
 
 
 NO_NUMBERS = [
-    *("0.1", b"0.1", None, 1j, np.complex64(1), decimal.Decimal("0.1"), object, Tensor(), datetime.timedelta(1)),
-    *([0.1], (0.1,), {}, {0.1}, range(3), np.ones(2), np.array(0.1), np.array([0.1])),
+    *("0.1", b"0.1", None, 1j, np.complex64(1), decimal.Decimal("0.1"), Tensor(), datetime.timedelta(1)),
+    *([0.1], (0.1,), {}, {0.1}, range(3), np.ones(2), np.array([0.1])),
 ]
 OUT_OF_RANGE = [
     *(-1.0, -1, -1e-300, np.nan, np.inf, -np.inf, 10**400, -(10**400), fractions.Fraction(-1, 3)),
@@ -281,13 +282,13 @@ OUT_OF_RANGE = [
 ]
 
 
-def wrong_numbers(name: str) -> list[Any]:
+def wrong_numbers(cls: Class, name: str) -> list[Any]:
     found = [*NO_NUMBERS, *OUT_OF_RANGE]
-    if highest(name) < math.inf:
-        found += [np.nextafter(highest(name), 2), 1.5]
+    if highest(cls, name) <= 1:
+        found += [np.nextafter(highest(cls, name), 2), 1.5]
     if name != "eps_hat":  # where True makes it of eps
         found += [True, np.False_]
-    return [x for x in found if name != "lr" or not callable(x)]
+    return found
 
 
 def wrong_values(cls: Class, name: str) -> list[Any]:
@@ -329,8 +330,8 @@ def wrong_values(cls: Class, name: str) -> list[Any]:
     if isinstance(default, tuple):
         right = (0.5,) * (len(default) - 1)
         lengths = [None, 0.9, (), right, (*right, 0.5, 0.5), "ab", np.ones(2), {0.5, 0.6}, iter((0.5, 0.6)), {}]
-        return [*lengths, *((*right, x) for x in wrong_numbers(name)), *((x, *right) for x in (-1.0, "x"))]
-    return wrong_numbers(name)
+        return [*lengths, *((*right, x) for x in wrong_numbers(cls, name)), *((x, *right) for x in (-1.0, "x"))]
+    return wrong_numbers(cls, name)
 
 
 WRONG_NUMBERS = [-1.0, -1e-300, math.nan, math.inf, -math.inf, 10**400, "0.1", None, 1j, (0.1,), True]
@@ -346,8 +347,8 @@ def right_values(cls: Class, name: str) -> list[Any]:
         return [0, 1, np.int64(7), 2**32 - 1]
     if isinstance(default, bool):
         return [True, False, np.True_] + ([0.0, 1e-3] if name == "eps_hat" else [])
-    high = 1.0 if cls is fastopt.Signum and name == "momentum" else highest(name)
-    good = [x for x in (0.0, 0, 1e-3, 0.3, np.float32(0.5), 0.9, 1.0, 3, 1e-300, 1e40) if x <= high]
+    high = highest(cls, name)
+    good = [x for x in (0.0, 0, 1e-3, 0.3, np.float32(0.5), 0.9, 1.0, 3, 1e-300, 1e40) if float(x) <= high]
     if isinstance(default, tuple):
         return [form((x, y)) for form in (tuple, list) for x, y in zip(good, good[::-1], strict=True)]
     if name == "lr":
@@ -365,7 +366,7 @@ def some_wrong_values(cls: Class, name: str) -> list[Any]:
     if isinstance(default, bool):
         return ["yes", None] if name == "eps_hat" else [1, None, "yes"]
     bad = [x for x in WRONG_NUMBERS if not (name == "eps_hat" and x is True)]
-    bad += [1.5] if highest(name) <= 1 or (cls is fastopt.Signum and name == "momentum") else []
+    bad += [1.5] if highest(cls, name) <= 1 else []
     if isinstance(default, tuple):
         return [*((0.5, x) for x in bad), 0.5, (0.5,), (), None]
     return bad
@@ -378,7 +379,7 @@ def traits(row: str) -> set[Hashable]:
     """What tells one kind of row from another: its buffers, and what its formula does with them."""
     buffers = TABLE[row]
     count = len(buffers["state"])
-    tree = [*ast.walk(ast.parse(inspect.getsource(twin_of(row)).lstrip()))]
+    tree = [*ast.walk(ast.parse(textwrap.dedent(inspect.getsource(twin_of(row)))))]
     functions = {node.attr for node in tree if isinstance(node, ast.Attribute)}
     classes = [cls for cls in OPTIMIZERS if formula_of(cls) == row]
     return {

@@ -312,7 +312,7 @@ def test_a_state_is_converted_to_the_nearest() -> None:
     now = wide.state[0]["exp_avg_sq"].astype(np.float32)
     wide.param_groups[0]["state_dtype"] = None
     np.testing.assert_array_equal(wide.state_dict()["state"][0]["exp_avg_sq"], now)
-    assert wide.state[0]["exp_avg_sq"].dtype == np.float32
+    assert wide.state_dict()["state"][0]["exp_avg_sq"].dtype == np.float32
 
 
 # -- Refused ---------------------------------------------------------------------------------------

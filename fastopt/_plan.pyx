@@ -1,0 +1,629 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""One step: fetch the gradients, prepare what the kernels need, run them.
+
+A `Plan` belongs to one optimizer. It holds the parameter groups as they were last checked and a `Tensor` for each
+parameter. `Plan.step` checks all that it needs before the first write; from then on no Python code runs, so that an
+exception, an interrupt or a signal handler finds a step that was made or was not made. All other changes are put
+together in a `Change` first, by code that may fail, and take effect in `Plan.commit`, which cannot.
+"""
+
+from cpython.dict cimport PyDict_CheckExact, PyDict_GetItem, PyDict_Next
+from cpython.ref cimport PyObject
+from cpython.tuple cimport PyTuple_GET_ITEM
+from cpython.unicode cimport PyUnicode_CheckExact
+from cython.parallel cimport prange
+from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, qsort
+from libc.string cimport memcpy, memset
+
+cimport numpy as cnp
+
+import sys
+
+import numpy as np
+
+from fastopt import arrays, storage
+from fastopt._kernels import COMMON_SCALARS, FORMATS, OPENMP, TABLE
+
+from fastopt._kernels cimport (
+    FASTOPT_MAX_BUFFERS, fastopt_call, fastopt_coefficients, fastopt_kernel, fastopt_optimizer, flushes_denormal, forks, selected, table,
+)
+from fastopt._turns cimport Turns
+
+cnp.import_array()
+
+include "_work.pxi"
+include "_tensor.pxi"
+include "_change.pxi"
+include "_function.pxi"
+
+
+cdef struct Shared:  # by the tensors of one group that have made equally many steps
+    fastopt_coefficients coefficients
+    int64_t group, steps
+
+
+cdef class Plan:
+    """The steps of one optimizer. algorithm: what its class says of its formula. bounds: the least and the largest
+    value of each option that is a number."""
+
+    cdef:
+        readonly object algorithm
+        readonly list groups, tensors
+        readonly dict place  # of each key among the tensors
+        readonly list bound  # the gradients that `bind` was given, or None
+        readonly Intervals intervals
+        readonly bint keeps_params  # else they are handed over at each call of `update`
+        readonly Change last_move  # what `move` made, until a step or a state that is loaded takes its place
+        readonly Work work
+        dict bounds  # of the options that are numbers, by name
+        list items  # the groups' dicts as they were last checked, for `is_unchanged`
+        Turns turns
+        bint has_flags
+        int64_t calls
+        size_t row  # of the formula, in every instruction set's table
+        # what the last step left for the next one
+        list selected  # the tensors of the step
+        char *has_gradient  # of the selected ones
+        bint is_assigned  # whether coefficients, kernels and tasks are those for the selected gradients
+        int assigned_isa
+        Shared *shared
+        Py_ssize_t shared_count, capacity
+        Intervals call_intervals  # the parameters that the last call of `update` was handed, else None
+        Intervals handed_over  # for `call_intervals`
+
+    def __init__(self, algorithm, Turns turns, tuners, bint keeps_params=True, dict bounds={}):
+        self.bounds = bounds
+        self.algorithm, self.turns, self.work, self.keeps_params = algorithm, turns, Work(tuners), keeps_params
+        self.groups, self.tensors, self.items, self.place = [], [], [], {}
+        self.bound = None
+        self.selected = self.tensors
+        self.has_flags = bool(algorithm.flags)
+        self.intervals = Intervals([], algorithm.states)
+        self.handed_over = Intervals([], algorithm.states)
+        self.row = list(TABLE).index(algorithm.formula)
+
+    def __dealloc__(self):
+        free(self.has_gradient)
+        free(self.shared)
+
+    # -- Changes: prepared in Python, made here --
+
+    def edited(self, list param_groups):
+        """The numbers of the groups that were edited since they were last checked."""
+        return [
+            index for index, items in enumerate(self.items) if not is_group_unchanged(param_groups[index], items)
+        ]
+
+    def commit(self, object param_groups, Change change):
+        """Makes a change: no Python code runs in here, and nothing is refused.
+
+        param_groups: the user's list of dicts. An option whose plain form is another object is replaced there,
+        unless the user has edited it since it was read.
+        """
+        self.reserve(len(self.tensors) + len(change.added_tensors))
+        self._commit(param_groups, change)
+
+    cdef int _commit(self, object param_groups, Change change) except -1:
+        cdef Tensor tensor
+        cdef dict known, seen, checked
+        cdef Py_ssize_t index
+        for array, values in change.copies:
+            np.copyto(array, values, casting="unsafe")
+        for index, seen, checked, group in change.groups:
+            self.groups[index] = group
+            self.items[index] = items_of(checked)
+            if type(param_groups) is list and index < len(<list>param_groups):
+                mine = (<list>param_groups)[index]
+                if type(mine) is dict:
+                    for name, value in checked.items():
+                        if seen is None or value is not seen.get(name) and (<dict>mine).get(name) is seen.get(name):
+                            (<dict>mine)[name] = value
+        for checked, group in change.added_groups:
+            (<list>param_groups).append(dict(checked))
+            self.groups.append(group)
+            self.items.append(items_of(checked))
+        for tensor in change.added_tensors:
+            self.place[tensor.key] = len(self.tensors)
+            self.tensors.append(tensor)
+        for tensor, states in change.states:
+            tensor.take_states(states)
+        for tensor, steps in change.steps:
+            tensor.steps = steps
+        if change.steps or change.moves:
+            self.last_move = change if change.moves and not change.steps else None
+        if change.intervals is not None:
+            self.intervals = change.intervals
+            for tensor in self.tensors:
+                tensor.disjoint = NULL
+        if change.added_tensors:
+            self.release()
+            self.bound = None
+        elif change.states and self.bound is not None:
+            self.take_bound()  # the formats may be others
+        self.is_assigned = False
+        return 0
+
+    cdef int reserve(self, Py_ssize_t count) except -1:
+        """Makes room for so many tensors."""
+        cdef char *has_gradient
+        cdef Shared *shared
+        if count <= self.capacity:
+            return 0
+        count = max(count, 2 * self.capacity)
+        has_gradient = <char *>calloc(count, sizeof(char))
+        shared = <Shared *>calloc(count, sizeof(Shared))
+        if has_gradient == NULL or shared == NULL:
+            free(has_gradient)
+            free(shared)
+            raise MemoryError
+        memcpy(has_gradient, self.has_gradient, self.capacity)
+        free(self.has_gradient)
+        free(self.shared)
+        self.has_gradient, self.shared, self.capacity = has_gradient, shared, count
+        self.is_assigned = False
+        return 0
+
+    # -- Gradients --
+
+    cdef list listed(self, object grads):
+        """Gradients in the parameters' order."""
+        cdef list found
+        cdef Tensor tensor
+        if type(grads) is list:
+            return grads
+        if PyDict_CheckExact(grads) and len(<dict>grads) == len(self.tensors):
+            found = []
+            for tensor in self.tensors:
+                if tensor.key not in <dict>grads:
+                    break
+                found.append((<dict>grads)[tensor.key])
+            else:
+                return found
+        return arrays.listed(grads, [t.key for t in self.tensors], [t.label for t in self.tensors])
+
+    cdef int select(self, list tensors) except -1:
+        """Records whose gradients come next."""
+        cdef Py_ssize_t i, n = len(tensors)
+        if self.selected is tensors:
+            return 0
+        if len(self.selected) == n:
+            for i in range(n):
+                if <PyObject *>self.selected[i] != <PyObject *>tensors[i]:
+                    break
+            else:
+                return 0
+        self.reserve(n)
+        self.selected = tensors
+        self.is_assigned = False
+        return 0
+
+    cdef int take_gradients(self, list grads, bint is_bound=False) except -1:
+        """Checks the gradients of the selected tensors and takes their pointers."""
+        cdef Py_ssize_t i
+        cdef Tensor tensor
+        cdef bint has_gradient
+        if len(grads) != len(self.selected):
+            arrays.refuse_count(len(grads), len(self.selected))
+        for i in range(len(self.selected)):
+            if i >= len(grads):  # it is the user's own
+                raise ValueError("gradients: the list became shorter while it was read; leave it alone in a step")
+            grad = grads[i]
+            tensor = <Tensor>self.selected[i]
+            has_gradient = grad is not None
+            if has_gradient != self.has_gradient[i]:
+                self.has_gradient[i] = has_gradient
+                self.is_assigned = False
+            if has_gradient:
+                tensor.take_gradient(grad, is_bound, self.intervals, self.call_intervals)
+                if tensor.c.kernel == NULL:
+                    self.is_assigned = False
+        return 0
+
+    cdef int take_bound(self) except -1:
+        """Takes the bound gradients again, which were checked when they were bound."""
+        self.select(self.tensors)
+        return self.take_gradients(self.bound)
+
+    cdef void release(self) noexcept:
+        """Lets go of the gradients."""
+        cdef Tensor tensor
+        for tensor in self.selected:
+            tensor.gradient = None
+
+    def bind(self, grads):
+        """Takes gradients for every step to come; None lets go of them. On an error, what was bound stays."""
+        cdef list before = self.bound, bound
+        cdef Tensor tensor
+        cdef Py_ssize_t i
+        if not self.keeps_params:
+            arrays.refuse_step_without_params()
+        if grads is None:
+            self.release()
+            self.bound = None
+            return
+        try:
+            grads = self.listed(grads)
+            self.select(self.tensors)
+            self.take_gradients(grads, is_bound=True)
+            bound = []
+            for i in range(len(self.tensors)):
+                tensor = <Tensor>self.tensors[i]
+                # views: nobody else can give them another shape
+                bound.append(tensor.gradient.view() if self.has_gradient[i] else None)
+            self.bound = bound
+            self.take_bound()
+        except BaseException:
+            self.release()
+            self.bound = before
+            if before is not None:
+                self.take_bound()
+            raise
+
+    # -- Preparing a step --
+
+    cdef int assign(self, int isa, list moves=None) except -1:
+        """Finds out which tensors share coefficients and the kernel of each, and cuts the work into tasks."""
+        cdef Py_ssize_t i, place
+        cdef size_t subset = 0
+        cdef int format
+        cdef const fastopt_kernel *const *kernels = NULL  # stays so for the NumPy twin
+        cdef Tensor tensor
+        cdef Move move
+        cdef Shared *shared = NULL
+        cdef dict places = None
+        self.is_assigned = False
+        self.work.begin(len(self.selected) + (len(moves) if moves is not None else 0))
+        if table().isas[isa].name != NULL:
+            kernels = table().isas[isa].optimizers[self.row].kernels
+        self.shared_count = 0
+        for i in range(len(self.selected)):
+            if not self.has_gradient[i]:
+                continue
+            tensor = <Tensor>self.selected[i]
+            if shared == NULL or shared.group != tensor.group or shared.steps != tensor.steps:
+                place = self.shared_count
+                if place:  # a model of one group whose parameters all have gradients needs no dict
+                    if places is None:
+                        places = {(shared.group, shared.steps): 0}
+                    place = places.setdefault((tensor.group, tensor.steps), place)
+                shared = &self.shared[place]
+                if place == self.shared_count:
+                    self.shared_count += 1
+                    shared.group, shared.steps = tensor.group, tensor.steps
+                subset = (<Group>self.groups[tensor.group]).subset
+            tensor.c.call.coefficients = &shared.coefficients
+            tensor.c.kernel = NULL
+            if kernels != NULL:
+                tensor.c.kernel = kernels[tensor.format][subset]
+                if tensor.c.kernel == NULL:  # its states are not in use: their storage does not matter
+                    format = format_of[tensor.storage][tensor.gradient_storage][tensor.storage]
+                    tensor.c.kernel = kernels[format][subset]
+            self.work.add(&tensor.c)
+        if moves is not None:
+            for move in moves:
+                move.find_kernel(isa)
+                self.work.add(&move.c)
+        self.work.cut()
+        self.is_assigned, self.assigned_isa = moves is None, isa
+        return 0
+
+    cdef int fill_coefficients(self, double grad_scale) except -1:
+        cdef Py_ssize_t k, i
+        cdef Shared *shared
+        cdef Group group
+        cdef int64_t clock = -1
+        self.calls += 1
+        for k in range(self.shared_count):
+            shared = &self.shared[k]
+            group = <Group>self.groups[shared.group]
+            if group.callables:
+                if clock < 0:
+                    # the most steps that any of the parameters has made: a schedule needs no counter of its own
+                    for i in range(self.shared_count):
+                        clock = max(clock, self.shared[i].steps)
+                group.ask(self.calls, clock)
+            group.fill(&shared.coefficients, shared.steps + 1, grad_scale)
+        return 0
+
+    # -- A step --
+
+    cdef int take_edits(self, optimizer) except -1:
+        """Checks groups that were edited since the last call."""
+        cdef Py_ssize_t i
+        cdef list changed
+        param_groups = optimizer.param_groups
+        if is_unchanged(param_groups, self.items):
+            return 0
+        if type(param_groups) is list and len(<list>param_groups) == len(self.items) and not self.has_flags:
+            changed = []
+            for i in range(len(self.items)):
+                mine = (<list>param_groups)[i]
+                if not is_group_unchanged(mine, <tuple>self.items[i]):
+                    group = (<Group>self.groups[i]).with_numbers(mine, <tuple>self.items[i], self.bounds)
+                    if group is None:  # more than a number has changed
+                        optimizer._take_edits()
+                        return 0
+                    changed.append((i, group, items_of(<dict>mine)))
+            for i, group, items in changed:
+                self.groups[i], self.items[i] = group, items
+            return 0
+        optimizer._take_edits()
+        return 0
+
+    def step(self, optimizer, object grads, double grad_scale):
+        """One update of every parameter that has a gradient; grads: a list or dict, or None for the bound ones."""
+        self.turns.enter()
+        try:
+            self.take_edits(optimizer)
+            self.make_step(optimizer, grads, grad_scale)
+        finally:
+            self.turns.leave()
+
+    cdef int make_step(self, optimizer, object grads, double grad_scale) except -1:
+        cdef Change change = None
+        cdef int team, isa = selected()
+        cdef bint is_made = False
+        try:
+            if grads is not None:
+                grads = self.listed(grads)
+                self.select(self.tensors)
+                self.take_gradients(grads)
+            elif self.bound is None:
+                raise TypeError("step() needs gradients: pass a list or a dict, or name buffers with bind()")
+            if not self.keeps_params:
+                arrays.refuse_step_without_params()
+            if self.has_flags:
+                change = optimizer._change_in_step(
+                    [self.has_gradient[i] != 0 for i in range(len(self.tensors))]
+                )
+            team = self.prepare(isa, grad_scale, change)
+            param_groups = optimizer.param_groups
+            is_made = True
+            self.write(param_groups, change, isa, team)
+            if grads is not None:
+                self.bound = None
+            self.work.end()
+        except BaseException:
+            if not is_made and grads is not None and self.bound is not None:
+                self.take_bound()
+            raise
+        finally:
+            if self.bound is None:
+                self.release()
+        return 0
+
+    cdef int prepare(self, int isa, double grad_scale, Change change) except -1:
+        """Everything that may still be refused; returns the number of threads."""
+        if change is not None or not self.is_assigned or self.assigned_isa != isa:
+            self.assign(isa, None if change is None else change.moves)
+        self.fill_coefficients(grad_scale)
+        return 0 if table().isas[isa].name == NULL else self.work.choose_team()
+
+    cdef int write(self, object param_groups, Change change, int isa, int team) except -1:
+        """Makes the prepared step. No Python code runs in here, but for the twins'."""
+        cdef Py_ssize_t i
+        if change is not None:
+            self._commit(param_groups, change)
+        for i in range(len(self.selected)):
+            if self.has_gradient[i]:
+                (<Tensor>self.selected[i]).steps += 1
+        for i in range(self.shared_count):
+            self.shared[i].steps += 1
+        if table().isas[isa].name == NULL:
+            self.run_twins(None if change is None else change.moves)
+        else:
+            self.work.run(team)
+        return 0
+
+    # -- A step on arrays that are handed over --
+
+    def update(self, optimizer, object params, object grads, double grad_scale):
+        """One update of the parameters of this call; see `fastopt.Optimizer.update`."""
+        self.turns.enter()
+        try:
+            self.take_edits(optimizer)
+            self.make_update(optimizer, params, grads, grad_scale)
+        finally:
+            self.turns.leave()
+
+    cdef int make_update(self, optimizer, object params, object grads, double grad_scale) except -1:
+        cdef Change change = None
+        cdef Tensor tensor
+        cdef int team, isa = selected()
+        cdef bint is_made = False, is_by_name = PyDict_CheckExact(params) and PyDict_CheckExact(grads)
+        cdef Py_ssize_t i
+        try:
+            if not is_by_name and not (type(params) is list and type(grads) is list):
+                params, grads = arrays.handed_over(params, grads)
+                is_by_name = type(params) is dict
+            arrays_in_order = self.take_params(params, is_by_name, None)
+            if arrays_in_order is None:  # there are new names
+                change = optimizer._joining(params)
+                arrays_in_order = self.take_params(params, is_by_name, change.added_tensors)
+            if is_by_name:
+                grads = self.gradients_by_name(grads)
+            self.take_gradients(grads)
+            team = self.prepare(isa, grad_scale, change)
+            param_groups = optimizer.param_groups
+            is_made = True
+            self.write(param_groups, change, isa, team)
+            if self.keeps_params:
+                self.keep_params(param_groups, arrays_in_order, change is not None)
+            self.bound = None
+            self.work.end()
+        finally:
+            for tensor in self.selected:
+                tensor.gradient = None
+                tensor.release_param(self.keeps_params)
+            self.call_intervals = None
+            if not is_made and change is not None:
+                self.select([])  # names that have not joined
+            if not is_made and self.bound is not None:
+                self.take_bound()
+        return 0
+
+    cdef object take_params(self, object params, bint is_by_name, list joining):
+        """Selects the tensors of the arrays that are handed over, and takes these. Returns the arrays in order, or
+        None if there is a name that is not known; joining: the tensors that were made for such names."""
+        cdef list chosen = self.selected, given
+        cdef Tensor tensor
+        cdef Py_ssize_t i = 0, place = 0, n = len(params)
+        cdef PyObject *key = NULL
+        cdef PyObject *value = NULL
+        cdef PyObject *found
+        cdef bint is_other = len(chosen) != n, has_moved = False
+        cdef dict joined = {t.key: t for t in joining} if joining is not None else None
+        if is_by_name:
+            given = []
+            if is_other:
+                chosen = []
+            while PyDict_Next(params, &place, &key, &value):
+                if not PyUnicode_CheckExact(<object>key) and type(<object>key) is not int:
+                    arrays.refuse_name(<object>key)
+                given.append(<object>value)
+                if not is_other and <PyObject *>(<Tensor>chosen[i]).key == key:
+                    i += 1
+                    continue
+                if not is_other:
+                    is_other = True
+                    chosen = chosen[:i]
+                found = PyDict_GetItem(self.place, <object>key)
+                if found != NULL:
+                    chosen.append(self.tensors[<object>found])
+                elif joined is not None:
+                    chosen.append(joined[<object>key])
+                else:
+                    return None
+                i += 1
+        else:
+            given = <list>params
+            if n < len(self.tensors):
+                arrays.refuse_fewer(n, len(self.tensors))
+            if n > len(self.tensors) and joined is None:
+                return None
+            chosen = self.tensors if joined is None else [*self.tensors, *joining]
+        if len(self.tensors) + (len(joining) if joining is not None else 0) > self.capacity:
+            self.reserve(len(self.tensors) + len(joining))
+        is_other = self.selected is not chosen
+        self.select(chosen)
+        for i in range(n):
+            tensor = <Tensor>chosen[i]
+            if tensor.take_param(given[i]):
+                has_moved = True
+        if not self.keeps_params or has_moved:
+            self.call_intervals = self.handed_over
+        if is_other or has_moved or joined is not None:
+            self.check_params(chosen)
+        return given
+
+    cdef int check_params(self, list chosen) except -1:
+        """Refuses parameters that share memory, with each other or with what the optimizer holds."""
+        cdef Tensor tensor
+        cdef Interval *other
+        self.is_assigned = False  # where tasks are cut depends on the addresses
+        for tensor in chosen:
+            tensor.disjoint = NULL
+        if self.call_intervals is None:
+            return 0
+        self.handed_over.hold_params(chosen)
+        for tensor in chosen:
+            other = self.intervals.shared_with(tensor.handed)
+            if other != NULL and other.buffer == 0 and self.selected.count(<object>other.tensor):
+                other = NULL  # the array that it takes the place of, or that another one does
+            if other != NULL:
+                arrays.refuse_shared([(
+                    (tensor.index, 0, tensor.label),
+                    ((<Tensor>other.tensor).index, other.buffer,
+                     (<Tensor>other.tensor).name_of(other.buffer, self.algorithm.states)),
+                )])
+        return 0
+
+    cdef list gradients_by_name(self, dict grads):
+        """The gradients of the selected tensors."""
+        cdef list found = []
+        cdef Tensor tensor
+        cdef PyObject *grad
+        for tensor in self.selected:
+            grad = PyDict_GetItem(grads, tensor.key)
+            if grad == NULL:
+                break
+            found.append(<object>grad)
+        if len(found) != len(self.selected) or len(grads) != len(found):
+            return arrays.listed(grads, [t.key for t in self.selected], [t.label for t in self.selected])
+        return found
+
+    cdef int keep_params(self, object param_groups, list given, bint have_joined) except -1:
+        """Keeps the arrays that were handed over in the place of those that were kept."""
+        cdef Tensor tensor
+        cdef Py_ssize_t i
+        cdef set changed = set()
+        for i in range(len(self.selected)):
+            tensor = <Tensor>self.selected[i]
+            if have_joined or tensor.given is not given[i]:
+                changed.add(tensor.group)
+            tensor.keep_param(given[i])
+        for group in changed:
+            self.replace_params(param_groups, group, tuple([t.given for t in self.tensors if t.group == group]))
+        if changed:
+            self.intervals = self.intervals.with_params_of(self.tensors)
+        return 0
+
+    cdef int replace_params(self, object param_groups, Py_ssize_t index, tuple params) except -1:
+        """Puts the arrays of a group into the group and into the user's dict."""
+        cdef Group group = <Group>self.groups[index]
+        cdef tuple items = <tuple>self.items[index]
+        before = group.h["params"]
+        group.h["params"] = params
+        self.items[index] = tuple([params if item is before else item for item in items])
+        if type(param_groups) is list and index < len(<list>param_groups):
+            mine = (<list>param_groups)[index]
+            if type(mine) is dict and (<dict>mine).get("params") is before:
+                (<dict>mine)["params"] = params
+        return 0
+
+    def move(self, optimizer, Change change):
+        """Makes the moves of a change, and the change, as a step that no parameter has a gradient in."""
+        cdef int team, isa = selected()
+        self.select(self.tensors)
+        memset(self.has_gradient, 0, self.capacity)
+        try:
+            team = self.prepare(isa, 1.0, change)
+            self.write(optimizer.param_groups, change, isa, team)
+            self.work.end()
+        finally:
+            self.is_assigned = False
+            if self.bound is not None:
+                self.take_bound()
+
+    cdef int run_twins(self, list moves) except -1:
+        """The same as the kernels do, by the NumPy twins, tensor by tensor."""
+        cdef Tensor tensor
+        cdef Move move
+        cdef Py_ssize_t i
+        cdef bint flushes = flushes_denormal()
+        cdef uint64_t mode = fastopt_flush_subnormals() if flushes else 0
+        try:
+            for i in range(len(self.selected)):
+                if self.has_gradient[i]:
+                    tensor = <Tensor>self.selected[i]
+                    used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)
+                    states = [tensor.states[x] if x in used else None for x in tensor.letters]
+                    # a callable may have given it another shape since it was checked
+                    grad = tensor.gradient.reshape(tensor.shape)
+                    run_twin(self.algorithm, tensor, grad, states, tensor.c.call.coefficients)
+            for move in moves or ():
+                run_twin(move.algorithm, move.tensor, move.tensor.states[move.letter], [None], &move.coefficients)
+        finally:
+            if flushes:
+                fastopt_set_floating_mode(mode)
+        return 0
+
+
+cdef int run_twin(algorithm, Tensor tensor, grad, list states, const fastopt_coefficients *coefficients) except -1:
+    scalars = [coefficients.scalars[k] for k in range(len(TABLE[algorithm.formula]["scalars"]))]
+    storage.update(
+        algorithm, tensor.param if tensor.handed is None else tensor.handed, grad, states, scalars,
+        coefficients.random_key, tensor.c.call.first_element,
+    )
+    return 0

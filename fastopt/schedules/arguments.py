@@ -1,0 +1,130 @@
+"""What the arguments of a schedule may be: each kind checks one and returns its plain value."""
+
+import math
+import numbers
+import operator
+import reprlib
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, TypeAlias
+
+Kind: TypeAlias = Callable[[str, Any], Any]
+"""Given an argument's name and value, returns the value in its plain form, or raises."""
+
+
+def shown(value: object) -> str:
+    """The value as a message quotes it: short, however long it is, and with its type."""
+    return f"{reprlib.repr(value)} ({type(value).__name__})"
+
+
+def number(name: str, value: Any) -> float:
+    """A real number as a float: Python's, NumPy's, or a 0-d array or tensor; a bool is none."""
+    plain = value.item() if hasattr(value, "item") and getattr(value, "shape", None) == () else value
+    if isinstance(plain, bool) or not isinstance(plain, numbers.Real):
+        raise TypeError(f"{name}: expected a number, got {shown(value)}")
+    try:
+        return float(plain)
+    except OverflowError:
+        return math.inf
+
+
+def at_least(low: float, high: float = math.inf, *, above: bool = False, below: bool = False) -> Kind:
+    """The kind of finite numbers from low to high; above and below leave out low and high themselves."""
+    limits = f"{'above' if above else 'at least'} {low:g}"
+    if math.isfinite(high):
+        limits += f" and {'below' if below else 'at most'} {high:g}"
+
+    def check(name: str, value: Any) -> float:
+        x = number(name, value)
+        # written so that NaN fails
+        fits = (x > low if above else x >= low) and (x < high if below else x <= high)
+        if not fits or math.isinf(x):
+            raise ValueError(f"{name}: {x!r} is out of range; it must be finite, {limits}")
+        return x
+
+    return check
+
+
+def whole(low: int) -> Kind:
+    """The kind of whole numbers from low on."""
+
+    def check(name: str, value: Any) -> int:
+        try:
+            if isinstance(value, bool):
+                raise TypeError
+            count = operator.index(value)
+        except TypeError:
+            advice = ""
+            if isinstance(value, float) and value.is_integer():
+                advice = f"; pass {int(value)}"
+            raise TypeError(f"{name}: expected a whole number, got {shown(value)}{advice}") from None
+        if count < low:
+            raise ValueError(f"{name}: {count} is out of range; it must be at least {low}")
+        return count
+
+    return check
+
+
+def or_none(kind: Kind) -> Kind:
+    return lambda name, value: None if value is None else kind(name, value)
+
+
+def one_of(*choices: str) -> Kind:
+    """The kind of a choice among names."""
+
+    def check(name: str, value: Any) -> str:
+        expected = " or ".join(map(repr, choices))
+        if not isinstance(value, str):
+            raise TypeError(f"{name}: expected {expected}, got {shown(value)}")
+        if value not in choices:
+            raise ValueError(f"{name}: {value!r} is not known; use {expected}")
+        return str(value)
+
+    return check
+
+
+def flag(name: str, value: Any) -> bool:
+    plain = value.item() if hasattr(value, "item") and getattr(value, "shape", None) == () else value
+    if not isinstance(plain, bool):
+        raise TypeError(f"{name}: expected True or False, got {shown(value)}")
+    return plain
+
+
+def function(name: str, value: Any) -> Any:
+    if not callable(value):
+        raise TypeError(f"{name}: expected a function of the step, got {shown(value)}")
+    return value
+
+
+def elements(name: str, value: Any, what: str) -> list[Any]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{name}: expected a list of {what}, got {shown(value)}")
+    return list(value)
+
+
+def increasing(low: int, *, repeated: bool) -> Kind:
+    """The kind of lists of steps in order, from low on, each once or repeated."""
+    step = whole(low)
+
+    def check(name: str, value: Any) -> tuple[int, ...]:
+        steps = [step(f"{name}[{i}]", one) for i, one in enumerate(elements(name, value, "steps"))]
+        for i in range(1, len(steps)):
+            if steps[i] < steps[i - 1]:
+                raise ValueError(f"{name}[{i}]: {steps[i]} comes after {steps[i - 1]}; sort them")
+            if steps[i] == steps[i - 1] and not repeated:
+                raise ValueError(f"{name}[{i}]: {steps[i]} is there twice; leave one of the two schedules out")
+        return tuple(steps)
+
+    return check
+
+
+# The annotations that schedules declare their arguments with.
+
+Value = Annotated[float, at_least(0)]
+Positive = Annotated[float, at_least(0, above=True)]
+UnitInterval = Annotated[float, at_least(0, 1)]
+Bound = Annotated[float | None, or_none(at_least(0))]
+Steps = Annotated[int, whole(1)]
+StepsOrZero = Annotated[int, whole(0)]
+OptionalSteps = Annotated[int | None, or_none(whole(1))]
+Flag = Annotated[bool, flag]
+Function = Annotated[Callable[[int], float], function]
