@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import table
-from table import Array, named
+from table import Array
 
 import fastopt
 from fastopt import functional
@@ -229,7 +229,7 @@ WRONG_PARAMS: dict[str, tuple[Any, str]] = {
 def test_wrong_parameters() -> None:
     before = base.tobytes()
     for case, (params, message) in WRONG_PARAMS.items():
-        with named(case):
+        with table.named(case):
             refused(Scene(), lambda _, params=params: fastopt.Adam(params), message)
             assert base.tobytes() == before
 
@@ -255,7 +255,7 @@ WRONG_GROUPS: dict[str, tuple[Callable[[Scene], Any], str]] = {
 def test_wrong_groups() -> None:
     before = base.tobytes()
     for case, (group, message) in WRONG_GROUPS.items():
-        with named(case):
+        with table.named(case):
             scene = Scene()
             refused(scene, lambda s, group=group: s.optimizer.add_param_group(group(s)), message)
             assert base.tobytes() == before
@@ -317,7 +317,7 @@ def name_of(named: bool, i: int) -> str:
 @pytest.mark.parametrize("way", ["list", "dict", "bind", "bind again", "list while bound"])
 def test_wrong_gradients(way: str) -> None:
     for case, (wrong, message) in WRONG_GRADIENTS.items():
-        with named(case):
+        with table.named(case):
             gradient_is_refused(wrong, message, way)
 
 
@@ -757,7 +757,7 @@ WRONG_STATE_DICTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 @pytest.mark.parametrize("bound", [False, True])
 def test_wrong_state_dicts(bound: bool) -> None:
     for case, (change, message) in WRONG_STATE_DICTS.items():
-        with named(case):
+        with table.named(case):
             state_dict_is_refused(change, message, bound)
 
 
@@ -930,7 +930,7 @@ WRONG_ARGUMENTS: dict[str, tuple[Callable[[Functional], dict[str, Any]], str]] =
 def test_wrong_arguments_of_a_function() -> None:
     before = base.tobytes()
     for case, (changes, message) in WRONG_ARGUMENTS.items():
-        with named(case):
+        with table.named(case):
             call = Functional()
             refused(call, lambda f, changes=changes: f.call(**changes(f)), rf"^(the state )?{message}")
             assert base.tobytes() == before
@@ -1118,7 +1118,7 @@ def all_of(scene: Scene) -> Any:
 @pytest.mark.parametrize("place", PLACES)
 def test_a_call_within_a_call(place: str) -> None:
     for way in RE_ENTERING:
-        with named(way):
+        with table.named(way):
             call_within_a_call_is_refused(place, way)
 
 
@@ -1219,7 +1219,7 @@ MEDDLING: dict[str, Callable[[Scene, list[Any]], Any]] = {
 @pytest.mark.parametrize("isa", fastopt.available_isas())
 def test_no_callable_meddles_with_the_step_that_asks_it(isa: str, cls: Any) -> None:
     for way in MEDDLING:
-        with named(way):
+        with table.named(way):
             callable_does_not_meddle(way, isa, cls)
 
 
