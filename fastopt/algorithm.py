@@ -32,7 +32,7 @@ class Algorithm:
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         """Returns the row's SCALARS in their order, for step ``t``, which is 1 first.
 
-        Here, and in `decay` and `initial_states`, every number of ``h`` is a float: callables have been asked.
+        Here, and in `decay`, every number of ``h`` is a float: callables have been asked.
         """
         raise NotImplementedError
 
@@ -45,7 +45,10 @@ class Algorithm:
 
     @staticmethod
     def initial_states(h: Hyper) -> dict[str, float]:
-        """Returns by their letters the values that new state buffers are filled with, where that is not 0."""
+        """Returns by their letters the values that new state buffers are filled with, where that is not 0.
+
+        They are made of options that take no callables, `fastopt.options.InitialValue`.
+        """
         return {}
 
     @staticmethod
