@@ -7,12 +7,13 @@ exception, an interrupt or a signal handler finds a step that was made or was no
 together in a `Change` first, by code that may fail, and take effect in `Plan.commit`, which cannot.
 """
 
-from cpython.dict cimport PyDict_CheckExact, PyDict_Next
+from cpython.dict cimport PyDict_CheckExact, PyDict_GetItem, PyDict_Next
 from cpython.ref cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM
+from cpython.unicode cimport PyUnicode_CheckExact
 from cython.parallel cimport prange
 from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, qsort
 from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
@@ -43,7 +44,8 @@ cdef struct Shared:  # by the tensors of one group that have made equally many s
 
 
 cdef class Plan:
-    """The steps of one optimizer. algorithm: what its class says of its formula."""
+    """The steps of one optimizer. algorithm: what its class says of its formula. bounds: the least and the largest
+    value of each option that is a number."""
 
     cdef:
         readonly object algorithm
@@ -54,6 +56,7 @@ cdef class Plan:
         readonly bint keeps_params  # else they are handed over at each call of `update`
         readonly Change last_move  # what `move` made, until a step or a state that is loaded takes its place
         readonly Work work
+        dict bounds  # of the options that are numbers, by name
         list items  # the groups' dicts as they were last checked, for `is_unchanged`
         Turns turns
         bint has_flags
@@ -66,15 +69,18 @@ cdef class Plan:
         int assigned_isa
         Shared *shared
         Py_ssize_t shared_count, capacity
-        Intervals call_intervals  # the parameters of the last `update`
+        Intervals call_intervals  # the parameters that the last call of `update` was handed, else None
+        Intervals handed_over  # for `call_intervals`
 
-    def __init__(self, algorithm, Turns turns, tuners, bint keeps_params=True):
+    def __init__(self, algorithm, Turns turns, tuners, bint keeps_params=True, dict bounds={}):
+        self.bounds = bounds
         self.algorithm, self.turns, self.work, self.keeps_params = algorithm, turns, Work(tuners), keeps_params
         self.groups, self.tensors, self.items, self.place = [], [], [], {}
         self.bound = None
         self.selected = self.tensors
         self.has_flags = bool(algorithm.flags)
         self.intervals = Intervals([], algorithm.states)
+        self.handed_over = Intervals([], algorithm.states)
         self.row = list(TABLE).index(algorithm.formula)
 
     def __dealloc__(self):
@@ -230,6 +236,8 @@ cdef class Plan:
         cdef list before = self.bound, bound
         cdef Tensor tensor
         cdef Py_ssize_t i
+        if not self.keeps_params:
+            arrays.refuse_step_without_params()
         if grads is None:
             self.release()
             self.bound = None
@@ -320,12 +328,34 @@ cdef class Plan:
 
     # -- A step --
 
+    cdef int take_edits(self, optimizer) except -1:
+        """Checks groups that were edited since the last call."""
+        cdef Py_ssize_t i
+        cdef list changed
+        param_groups = optimizer.param_groups
+        if is_unchanged(param_groups, self.items):
+            return 0
+        if type(param_groups) is list and len(<list>param_groups) == len(self.items) and not self.has_flags:
+            changed = []
+            for i in range(len(self.items)):
+                mine = (<list>param_groups)[i]
+                if not is_group_unchanged(mine, <tuple>self.items[i]):
+                    group = (<Group>self.groups[i]).with_numbers(mine, <tuple>self.items[i], self.bounds)
+                    if group is None:  # more than a number has changed
+                        optimizer._take_edits()
+                        return 0
+                    changed.append((i, group, items_of(<dict>mine)))
+            for i, group, items in changed:
+                self.groups[i], self.items[i] = group, items
+            return 0
+        optimizer._take_edits()
+        return 0
+
     def step(self, optimizer, object grads, double grad_scale):
         """One update of every parameter that has a gradient; grads: a list or dict, or None for the bound ones."""
         self.turns.enter()
         try:
-            if not is_unchanged(optimizer.param_groups, self.items):
-                optimizer._take_edits()
+            self.take_edits(optimizer)
             self.make_step(optimizer, grads, grad_scale)
         finally:
             self.turns.leave()
@@ -341,6 +371,8 @@ cdef class Plan:
                 self.take_gradients(grads)
             elif self.bound is None:
                 raise TypeError("step() needs gradients: pass a list or a dict, or name buffers with bind()")
+            if not self.keeps_params:
+                arrays.refuse_step_without_params()
             if self.has_flags:
                 change = optimizer._change_in_step(
                     [self.has_gradient[i] != 0 for i in range(len(self.tensors))]
@@ -384,6 +416,172 @@ cdef class Plan:
             self.work.run(team)
         return 0
 
+    # -- A step on arrays that are handed over --
+
+    def update(self, optimizer, object params, object grads, double grad_scale):
+        """One update of the parameters of this call; see `fastopt.Optimizer.update`."""
+        self.turns.enter()
+        try:
+            self.take_edits(optimizer)
+            self.make_update(optimizer, params, grads, grad_scale)
+        finally:
+            self.turns.leave()
+
+    cdef int make_update(self, optimizer, object params, object grads, double grad_scale) except -1:
+        cdef Change change = None
+        cdef Tensor tensor
+        cdef int team, isa = selected()
+        cdef bint is_made = False, is_by_name = PyDict_CheckExact(params) and PyDict_CheckExact(grads)
+        cdef Py_ssize_t i
+        try:
+            if not is_by_name and not (type(params) is list and type(grads) is list):
+                params, grads = arrays.handed_over(params, grads)
+                is_by_name = type(params) is dict
+            arrays_in_order = self.take_params(params, is_by_name, None)
+            if arrays_in_order is None:  # there are new names
+                change = optimizer._joining(params)
+                arrays_in_order = self.take_params(params, is_by_name, change.added_tensors)
+            if is_by_name:
+                grads = self.gradients_by_name(grads)
+            self.take_gradients(grads)
+            team = self.prepare(isa, grad_scale, change)
+            param_groups = optimizer.param_groups
+            is_made = True
+            self.write(param_groups, change, isa, team)
+            if self.keeps_params:
+                self.keep_params(param_groups, arrays_in_order, change is not None)
+            self.bound = None
+            self.work.end()
+        finally:
+            for tensor in self.selected:
+                tensor.gradient = None
+                tensor.release_param(self.keeps_params)
+            self.call_intervals = None
+            if not is_made and change is not None:
+                self.select([])  # names that have not joined
+            if not is_made and self.bound is not None:
+                self.take_bound()
+        return 0
+
+    cdef object take_params(self, object params, bint is_by_name, list joining):
+        """Selects the tensors of the arrays that are handed over, and takes these. Returns the arrays in order, or
+        None if there is a name that is not known; joining: the tensors that were made for such names."""
+        cdef list chosen = self.selected, given
+        cdef Tensor tensor
+        cdef Py_ssize_t i = 0, place = 0, n = len(params)
+        cdef PyObject *key = NULL
+        cdef PyObject *value = NULL
+        cdef PyObject *found
+        cdef bint is_other = len(chosen) != n, has_moved = False
+        cdef dict joined = {t.key: t for t in joining} if joining is not None else None
+        if is_by_name:
+            given = []
+            if is_other:
+                chosen = []
+            while PyDict_Next(params, &place, &key, &value):
+                if not PyUnicode_CheckExact(<object>key) and type(<object>key) is not int:
+                    arrays.refuse_name(<object>key)
+                given.append(<object>value)
+                if not is_other and <PyObject *>(<Tensor>chosen[i]).key == key:
+                    i += 1
+                    continue
+                if not is_other:
+                    is_other = True
+                    chosen = chosen[:i]
+                found = PyDict_GetItem(self.place, <object>key)
+                if found != NULL:
+                    chosen.append(self.tensors[<object>found])
+                elif joined is not None:
+                    chosen.append(joined[<object>key])
+                else:
+                    return None
+                i += 1
+        else:
+            given = <list>params
+            if n < len(self.tensors):
+                arrays.refuse_fewer(n, len(self.tensors))
+            if n > len(self.tensors) and joined is None:
+                return None
+            chosen = self.tensors if joined is None else [*self.tensors, *joining]
+        if len(self.tensors) + (len(joining) if joining is not None else 0) > self.capacity:
+            self.reserve(len(self.tensors) + len(joining))
+        is_other = self.selected is not chosen
+        self.select(chosen)
+        for i in range(n):
+            tensor = <Tensor>chosen[i]
+            if tensor.take_param(given[i]):
+                has_moved = True
+        if not self.keeps_params or has_moved:
+            self.call_intervals = self.handed_over
+        if is_other or has_moved or joined is not None:
+            self.check_params(chosen)
+        return given
+
+    cdef int check_params(self, list chosen) except -1:
+        """Refuses parameters that share memory, with each other or with what the optimizer holds."""
+        cdef Tensor tensor
+        cdef Interval *other
+        self.is_assigned = False  # where tasks are cut depends on the addresses
+        for tensor in chosen:
+            tensor.disjoint = NULL
+        if self.call_intervals is None:
+            return 0
+        self.handed_over.hold_params(chosen)
+        for tensor in chosen:
+            other = self.intervals.shared_with(tensor.handed)
+            if other != NULL and other.buffer == 0 and self.selected.count(<object>other.tensor):
+                other = NULL  # the array that it takes the place of, or that another one does
+            if other != NULL:
+                arrays.refuse_shared([(
+                    (tensor.index, 0, tensor.label),
+                    ((<Tensor>other.tensor).index, other.buffer,
+                     (<Tensor>other.tensor).name_of(other.buffer, self.algorithm.states)),
+                )])
+        return 0
+
+    cdef list gradients_by_name(self, dict grads):
+        """The gradients of the selected tensors."""
+        cdef list found = []
+        cdef Tensor tensor
+        cdef PyObject *grad
+        for tensor in self.selected:
+            grad = PyDict_GetItem(grads, tensor.key)
+            if grad == NULL:
+                break
+            found.append(<object>grad)
+        if len(found) != len(self.selected) or len(grads) != len(found):
+            return arrays.listed(grads, [t.key for t in self.selected], [t.label for t in self.selected])
+        return found
+
+    cdef int keep_params(self, object param_groups, list given, bint have_joined) except -1:
+        """Keeps the arrays that were handed over in the place of those that were kept."""
+        cdef Tensor tensor
+        cdef Py_ssize_t i
+        cdef set changed = set()
+        for i in range(len(self.selected)):
+            tensor = <Tensor>self.selected[i]
+            if have_joined or tensor.given is not given[i]:
+                changed.add(tensor.group)
+            tensor.keep_param(given[i])
+        for group in changed:
+            self.replace_params(param_groups, group, tuple([t.given for t in self.tensors if t.group == group]))
+        if changed:
+            self.intervals = self.intervals.with_params_of(self.tensors)
+        return 0
+
+    cdef int replace_params(self, object param_groups, Py_ssize_t index, tuple params) except -1:
+        """Puts the arrays of a group into the group and into the user's dict."""
+        cdef Group group = <Group>self.groups[index]
+        cdef tuple items = <tuple>self.items[index]
+        before = group.h["params"]
+        group.h["params"] = params
+        self.items[index] = tuple([params if item is before else item for item in items])
+        if type(param_groups) is list and index < len(<list>param_groups):
+            mine = (<list>param_groups)[index]
+            if type(mine) is dict and (<dict>mine).get("params") is before:
+                (<dict>mine)["params"] = params
+        return 0
+
     def move(self, optimizer, Change change):
         """Makes the moves of a change, and the change, as a step that no parameter has a gradient in."""
         cdef int team, isa = selected()
@@ -412,7 +610,7 @@ cdef class Plan:
                     used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)
                     states = [tensor.states[x] if x in used else None for x in tensor.letters]
                     # a callable may have given it another shape since it was checked
-                    grad = tensor.gradient.reshape(tensor.param.shape)
+                    grad = tensor.gradient.reshape(tensor.shape)
                     run_twin(self.algorithm, tensor, grad, states, tensor.c.call.coefficients)
             for move in moves or ():
                 run_twin(move.algorithm, move.tensor, move.tensor.states[move.letter], [None], &move.coefficients)
@@ -425,6 +623,7 @@ cdef class Plan:
 cdef int run_twin(algorithm, Tensor tensor, grad, list states, const fastopt_coefficients *coefficients) except -1:
     scalars = [coefficients.scalars[k] for k in range(len(TABLE[algorithm.formula]["scalars"]))]
     storage.update(
-        algorithm, tensor.param, grad, states, scalars, coefficients.random_key, tensor.c.call.first_element
+        algorithm, tensor.param if tensor.handed is None else tensor.handed, grad, states, scalars,
+        coefficients.random_key, tensor.c.call.first_element,
     )
     return 0
