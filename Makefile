@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help demo paths test nightly bench bench-full check clean
+.PHONY: help demo paths schedules test nightly bench bench-full check clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -20,6 +20,9 @@ demo: $(VENV)/demo  ## train a network on real images with every classic optimiz
 
 paths: $(VENV)/demo  ## draw the paths that the optimizers take
 	$(BIN)/python examples/paths.py
+
+schedules: $(VENV)/demo  ## draw every schedule
+	$(BIN)/python examples/schedules.py
 
 test: $(VENV)/test  ## the tests, in minutes
 	$(BIN)/pytest -n 2 --dist worksteal tests

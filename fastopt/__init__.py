@@ -10,6 +10,9 @@ except ModuleNotFoundError as _error:
         "build here with pip install -e ."
     ) from _error
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fastopt import functional, machine
 from fastopt.machine import (
     available_isas,
@@ -23,6 +26,9 @@ from fastopt.optimizer import Optimizer
 from fastopt.optimizers import *  # noqa: F403  every optimizer, from the list in that module
 from fastopt.optimizers import __all__ as _optimizers
 
+if TYPE_CHECKING:
+    from fastopt import schedules
+
 __version__: str
 __all__ = [
     *_optimizers,
@@ -31,17 +37,25 @@ __all__ = [
     "functional",
     "get_isa",
     "get_num_threads",
+    "schedules",
     "set_flush_denormal",
     "set_isa",
     "set_num_threads",
 ]
 
 
-def __getattr__(name: str) -> str:
-    # The version is read when it is asked for: that takes as long as all the rest of the import.
+def __getattr__(name: str) -> Any:
+    # What takes long to load is loaded when it is asked for: the schedules a third as long as all the rest.
+    if name == "schedules":
+        return import_module("fastopt.schedules")
+    # The version as long as all the rest.
     if name == "__version__":
         version = machine.version("fastopt")
         if version is not None:
             return version
         raise AttributeError("fastopt.__version__ is unknown: the package's metadata is not installed")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -32,7 +32,7 @@ class Algorithm:
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         """Returns the row's SCALARS in their order, for step ``t``, which is 1 first.
 
-        Here, and in `decay` and `initial_states`, every number of ``h`` is a float: callables have been asked.
+        Here, and in `decay`, every number of ``h`` is a float: callables have been asked.
         """
         raise NotImplementedError
 
@@ -55,7 +55,10 @@ class Algorithm:
 
     @staticmethod
     def initial_states(h: Hyper) -> dict[str, float]:
-        """Returns by their letters what new state buffers are filled with, and NUMBERS begin with, where not 0."""
+        """Returns by their letters what new state buffers are filled with, and NUMBERS begin with, where not 0.
+
+        They are made of options that take no callables, `fastopt.options.InitialValue`.
+        """
         return {}
 
     @staticmethod

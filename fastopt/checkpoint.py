@@ -127,9 +127,8 @@ def read(
         order += _saved_numbers(f"group {index}", saved, [t.key for t in tensors if t.group == index])
         skipped = {"params", "param_names"} | IMPLEMENTATION_OPTIONS
         new = {name: value for name, value in saved.items() if name not in skipped}
-        if callable(mine["lr"]):
-            new.pop("lr", None)
-        groups.append(checked_group(index, {**mine, **new}))
+        loaded = {name: _unless_callable(mine.get(name), value) for name, value in new.items()}
+        groups.append(checked_group(index, {**mine, **loaded}))
     if len(set(order)) != len(order):
         raise ValueError("param_groups: two parameters have one number; give each its own")
     by_order = [tensor for index in range(len(now)) for tensor in tensors if tensor.group == index]
@@ -157,6 +156,15 @@ def read(
             "name them all"
         )
     return groups, states, steps
+
+
+def _unless_callable(mine: Any, saved: Any) -> Any:
+    """A saved option, but callables stay: a number saved in the place of one is its number of one step."""
+    if callable(mine):
+        return mine
+    if isinstance(mine, tuple) and isinstance(saved, tuple | list) and len(saved) == len(mine):
+        return tuple(own if callable(own) else value for own, value in zip(mine, saved, strict=True))
+    return saved
 
 
 def _saved_numbers(place: str, saved: Any, keys: Sequence[Key]) -> list[int]:

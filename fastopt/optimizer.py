@@ -124,8 +124,8 @@ class Optimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Puts in place what `state_dict` returned, or torch's does (as arrays); on an error nothing.
 
-        An ``lr`` that is a callable here stays. Options that a dict from torch does not have stay, and
-        its options that only choose an implementation are passed over.
+        Options that are callables here stay, and each callable in ``betas``. Options that a dict from torch does
+        not have stay, and its options that only choose an implementation are passed over.
         """
         groups, states, steps = checkpoint.read(
             state_dict, self._plan.tensors, self._groups_now(), type(self), self._checked_group

@@ -70,6 +70,8 @@ Positive: TypeAlias = Annotated[Number, Interval(0, ends="()")]
 UnitInterval: TypeAlias = Annotated[Number, Interval(0, 1, "[]")]
 Beta: TypeAlias = Annotated[Number, Interval(0, 1)]
 """The weight of the old in a moving average that is corrected for its start."""
+InitialValue: TypeAlias = Annotated[SupportsFloat, Interval(0)]
+"""What a state begins with. It is read once, when the state is made, so it cannot be a callable."""
 Finite: TypeAlias = Annotated[Number, Interval(-math.inf, ends="()")]
 EpsHat: TypeAlias = Annotated[bool | Number, Interval(0)]
 """A number; or True, where another option has it."""

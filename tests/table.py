@@ -151,6 +151,15 @@ def kind_of_option(cls: Class, name: str) -> Hashable:
     return name, type(defaults_of(cls)[name]), str(declared(cls)[name].kind) if name in declared(cls) else ""
 
 
+def takes_callables(cls: Class) -> list[str]:
+    """The options that may be a callable, or may have callables as elements."""
+    return [
+        name
+        for name, option in declared(cls).items()
+        if any(getattr(kind, "callable", False) for kind in getattr(option.kind, "kinds", [option.kind]))
+    ]
+
+
 def plain_value(cls: Class, name: str, value: Any) -> Any:
     """An option as the package stores it."""
     return declared(cls)[name].check(value)

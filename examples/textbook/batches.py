@@ -1,7 +1,7 @@
 """What the size of a batch does: all samples at once, mini-batches of 16 to 1,024, single samples.
 
-Every size trains the same network from the same start, with the same learning rate, for the same time. Small batches
-learn most from an epoch, large ones compute fastest, single samples never come to rest: the middle wins.
+Every size trains the same network from the same start, with the same learning rate, for the same time. Small
+batches learn most from an epoch, large ones compute fastest, single samples never come to rest: the middle wins.
 """
 
 from dataclasses import dataclass, field

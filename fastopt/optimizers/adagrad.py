@@ -6,7 +6,7 @@ import numpy as np
 
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Optimizer, Params
-from fastopt.options import NonNegative, Seed, StateDtype
+from fastopt.options import InitialValue, NonNegative, Seed, StateDtype
 
 
 class Adagrad(Optimizer):
@@ -33,7 +33,7 @@ class Adagrad(Optimizer):
         lr: NonNegative = 1e-2,
         lr_decay: NonNegative = 0.0,
         weight_decay: NonNegative = 0.0,
-        initial_accumulator_value: NonNegative = 0.0,
+        initial_accumulator_value: InitialValue = 0.0,
         eps: NonNegative = 1e-10,
         *,
         maximize: bool = False,

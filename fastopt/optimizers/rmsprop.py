@@ -7,7 +7,7 @@ import numpy as np
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Optimizer, Params
 from fastopt.optimizers.sgd import momentum_rates
-from fastopt.options import NonNegative, Seed, StateDtype, UnitInterval
+from fastopt.options import InitialValue, NonNegative, Seed, StateDtype, UnitInterval
 
 
 class RMSprop(Optimizer):
@@ -49,7 +49,7 @@ class RMSprop(Optimizer):
         *,
         maximize: bool = False,
         eps_root: NonNegative = 0.0,
-        initial_accumulator_value: NonNegative = 0.0,
+        initial_accumulator_value: InitialValue = 0.0,
         lr_in_momentum: bool = False,
         state_dtype: StateDtype = None,
         seed: Seed = 0,

@@ -1,47 +1,20 @@
 """What the arguments of a schedule may be: each kind checks one and returns its plain value."""
 
 import math
-import numbers
 import operator
-import reprlib
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, TypeAlias
+
+from fastopt.options import Interval, as_number, check_in, shown
 
 Kind: TypeAlias = Callable[[str, Any], Any]
 """Given an argument's name and value, returns the value in its plain form, or raises."""
 
 
-def shown(value: object) -> str:
-    """The value as a message quotes it: short, however long it is, and with its type."""
-    return f"{reprlib.repr(value)} ({type(value).__name__})"
-
-
-def number(name: str, value: Any) -> float:
-    """A real number as a float: Python's, NumPy's, or a 0-d array or tensor; a bool is none."""
-    plain = value.item() if hasattr(value, "item") and getattr(value, "shape", None) == () else value
-    if isinstance(plain, bool) or not isinstance(plain, numbers.Real):
-        raise TypeError(f"{name}: expected a number, got {shown(value)}")
-    try:
-        return float(plain)
-    except OverflowError:
-        return math.inf
-
-
-def at_least(low: float, high: float = math.inf, *, above: bool = False, below: bool = False) -> Kind:
-    """The kind of finite numbers from low to high; above and below leave out low and high themselves."""
-    limits = f"{'above' if above else 'at least'} {low:g}"
-    if math.isfinite(high):
-        limits += f" and {'below' if below else 'at most'} {high:g}"
-
-    def check(name: str, value: Any) -> float:
-        x = number(name, value)
-        # written so that NaN fails
-        fits = (x > low if above else x >= low) and (x < high if below else x <= high)
-        if not fits or math.isinf(x):
-            raise ValueError(f"{name}: {x!r} is out of range; it must be finite, {limits}")
-        return x
-
-    return check
+def number_in(low: float, high: float = math.inf, ends: str = "[)") -> Kind:
+    """The kind of numbers in an interval, which is written as for `fastopt.options.Interval`."""
+    interval = Interval(low, high, ends)
+    return lambda name, value: check_in(name, as_number(name, value), interval)
 
 
 def whole(low: int) -> Kind:
@@ -119,10 +92,10 @@ def increasing(low: int, *, repeated: bool) -> Kind:
 
 # The annotations that schedules declare their arguments with.
 
-Value = Annotated[float, at_least(0)]
-Positive = Annotated[float, at_least(0, above=True)]
-UnitInterval = Annotated[float, at_least(0, 1)]
-Bound = Annotated[float | None, or_none(at_least(0))]
+Value = Annotated[float, number_in(0)]
+Positive = Annotated[float, number_in(0, ends="()")]
+UnitInterval = Annotated[float, number_in(0, 1, "[]")]
+Bound = Annotated[float | None, or_none(number_in(0))]
 Steps = Annotated[int, whole(1)]
 StepsOrZero = Annotated[int, whole(0)]
 OptionalSteps = Annotated[int | None, or_none(whole(1))]

@@ -5,16 +5,15 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
+from fastopt.options import as_number, shown
 from fastopt.schedules.arguments import (
     Steps,
     StepsOrZero,
     Value,
-    at_least,
     elements,
     increasing,
-    number,
+    number_in,
     one_of,
-    shown,
 )
 from fastopt.schedules.decays import constant
 from fastopt.schedules.schedule import Curve, Schedule, schedule
@@ -26,12 +25,12 @@ def _any_schedule(name: str, value: Any) -> Curve:
         function: Curve = value
         return function
     try:
-        number(name, value)
+        as_number(name, value)
     except TypeError:
         raise TypeError(
             f"{name}: expected a schedule, a function of the step or a number, got {shown(value)}"
         ) from None
-    return constant(at_least(0)(name, value))
+    return constant(number_in(0)(name, value))
 
 
 def _schedules(name: str, value: Any) -> tuple[Curve, ...]:

@@ -11,7 +11,7 @@ from fastopt.schedules.arguments import (
     Steps,
     UnitInterval,
     Value,
-    at_least,
+    number_in,
     one_of,
 )
 from fastopt.schedules.schedule import Curve, power, schedule
@@ -20,7 +20,7 @@ Strategy = Annotated[Literal["cos", "linear"], one_of("cos", "linear")]
 Mode = Annotated[
     Literal["triangular", "triangular2", "exp_range"], one_of("triangular", "triangular2", "exp_range")
 ]
-OneOrMore = Annotated[float, at_least(1)]
+OneOrMore = Annotated[float, number_in(1)]
 
 
 @schedule

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, TypeAlias
 
-from fastopt.schedules.arguments import Kind, at_least, elements, number, one_of, or_none, shown, whole
+from fastopt.options import as_number, shown
+from fastopt.schedules.arguments import Kind, elements, number_in, one_of, or_none, whole
 
 
 class HasGroups(Protocol):
@@ -18,16 +19,16 @@ MinLr: TypeAlias = float | list[float] | tuple[float, ...]
 
 _SETTINGS: dict[str, Kind] = {
     "mode": one_of("min", "max"),
-    "factor": at_least(0, 1, below=True),
+    "factor": number_in(0, 1),
     "patience": whole(0),
-    "threshold": at_least(0),
+    "threshold": number_in(0),
     "threshold_mode": one_of("rel", "abs"),
     "cooldown": whole(0),
-    "eps": at_least(0),
+    "eps": number_in(0),
 }
 
 _STATE: dict[str, Kind] = {
-    "best": number,
+    "best": as_number,
     "num_bad_epochs": whole(0),
     "cooldown_counter": whole(0),
     "last_epoch": whole(0),
@@ -94,7 +95,7 @@ class ReduceLROnPlateau:
             self.optimizer = optimizer
         else:
             try:
-                self.value = at_least(0)("optimizer", optimizer)
+                self.value = number_in(0)("optimizer", optimizer)
             except TypeError:
                 raise TypeError(
                     f"optimizer: expected an optimizer of fastopt or a number, got {shown(optimizer)}"
@@ -144,12 +145,12 @@ class ReduceLROnPlateau:
                     f"optimizer: the lr of group {i} is a function of the step; make a ReduceLROnPlateau of 1.0 "
                     "and give the group lr=chained([schedule, plateau])"
                 )
-            found.append(number(f"optimizer: the lr of group {i}", group["lr"]))
+            found.append(as_number(f"optimizer: the lr of group {i}", group["lr"]))
         return found
 
     def step(self, metrics: float) -> None:
         """Counts an epoch that ended with this measure, and reduces the learning rate if it is time."""
-        measure = number("metrics", metrics)
+        measure = as_number("metrics", metrics)
         lrs = self._lrs()
         floors = self._floors(len(lrs))
         self.last_epoch += 1
@@ -185,7 +186,7 @@ class ReduceLROnPlateau:
             self.optimizer.param_groups[i]["lr"] = lr
 
     def _checked_min_lr(self, min_lr: Any) -> MinLr:
-        check = at_least(0)
+        check = number_in(0)
         if not isinstance(min_lr, list | tuple):
             one: float = check("min_lr", min_lr)
             return one
@@ -240,8 +241,8 @@ class ReduceLROnPlateau:
                     f"state_dict: it has {len(lrs)} learning rates and this plateau one number; load it into one "
                     "that was made of the optimizer"
                 )
-            value = at_least(0)("state_dict['_last_lr'][0]", lrs[0])
-        one = or_none(at_least(0))("state_dict['default_min_lr']", state_dict.get("default_min_lr"))
+            value = number_in(0)("state_dict['_last_lr'][0]", lrs[0])
+        one = or_none(number_in(0))("state_dict['default_min_lr']", state_dict.get("default_min_lr"))
         min_lr = self._checked_min_lr(elements("state_dict['min_lrs']", state_dict["min_lrs"], "numbers"))
         for name, plain in checked.items():
             setattr(self, name, plain)
