@@ -1,7 +1,7 @@
 """What the size of a batch does: all samples at once, mini-batches of 16 to 1,024, single samples.
 
-Every size trains the same network from the same start, with the same learning rate, for the same time. Small batches
-learn most from an epoch, large ones compute fastest, single samples never come to rest: the middle wins.
+Every size trains the same network from the same start, with the same learning rate, for the same time. Small
+batches learn most from an epoch, large ones compute fastest, single samples never come to rest: the middle wins.
 """
 
 from dataclasses import dataclass, field
@@ -65,7 +65,9 @@ def experiment(short: bool) -> Figure:
         by_time.loglog(curve.seconds, curve.losses, **style)
         accuracy.semilogx(curve.seconds, curve.accuracies, **style)
     tidy(by_epochs, "An epoch teaches most in small batches", xlabel="epochs", ylabel="training loss")
-    tidy(by_time, "A second teaches most in the middle", xlabel="seconds", ylabel="training loss", xlim=(1e-3, None))
+    tidy(
+        by_time, "A second teaches most in the middle", xlabel="seconds", ylabel="training loss", xlim=(1e-3, None)
+    )
     tidy(
         accuracy, "… also by what is held out", xlabel="seconds", ylabel="accuracy", xlim=(1e-3, None), ylim=(0, 1)
     )

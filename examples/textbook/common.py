@@ -96,7 +96,7 @@ class Network:
     def gradients(
         self, data: Data, dropout: float = 0.0, rng: np.random.Generator | None = None
     ) -> tuple[float, Params]:
-        """The mean loss of a batch and its gradients; dropout is the part of the hidden units that are left out."""
+        """The mean loss of a batch and its gradients; dropout: the part of the hidden units that is left out."""
         masks: list[Array] = []
         if dropout:
             assert rng is not None

@@ -1,8 +1,8 @@
 """A ravine: 100 times as steep across as along. A fixed learning rate oscillates, or stands still, or bursts.
 
-RMSprop divides every gradient by the root of its own mean square, which makes both directions alike. It has bursts of
-its own: in its first steps, and after a plateau, when the mean square has faded. A learning rate that warms up and
-decays cures both.
+RMSprop divides every gradient by the root of its own mean square, which makes both directions alike. It has bursts
+of its own: in its first steps, and after a plateau, when the mean square has faded. A learning rate that warms up
+and decays cures both.
 """
 
 from collections.abc import Callable
@@ -120,7 +120,7 @@ def experiment(short: bool) -> Figure:
     ax.text(
         steps * 0.98,
         0.043,
-        "too long for the ravine: each step overshoots by more",
+        "too long: each step overshoots by more",
         ha="right",
         color="#555555",
     )
@@ -143,7 +143,7 @@ def experiment(short: bool) -> Figure:
     tidy(
         ax, "Bursts keep it from the minimum", xlabel="step", ylabel="height above the minimum", ylim=(1e-16, 1e6)
     )
-    ax.legend(fontsize=9, loc="upper right", ncols=2)
+    ax.legend(fontsize=8, loc="upper right", ncols=2)
     return figure
 
 
