@@ -3,12 +3,12 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help demo paths test bench bench-full check clean
+.PHONY: help demo paths test nightly bench bench-full check clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # The sources that an installation depends on; a change of any of them builds again.
-SOURCES = $(shell find fastopt src_c -name '*.py' -o -name '*.py[xi]' -o -name '*.[ch]' -o -name '*.def')
+SOURCES = $(shell find fastopt src_c -name '*.py' -o -name '*.p[yx][xid]' -o -name '*.[ch]' -o -name '*.def')
 
 $(VENV)/%: pyproject.toml setup.py $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,17 +21,20 @@ demo: $(VENV)/demo  ## train a network on real images with every classic optimiz
 paths: $(VENV)/demo  ## draw the paths that the optimizers take
 	$(BIN)/python examples/paths.py
 
-test: $(VENV)/test  ## all tests that every user can run
-	$(BIN)/pytest -n 2 tests
+test: $(VENV)/test  ## the tests, in minutes
+	$(BIN)/pytest -n 2 --dist worksteal tests
 
-bench: $(VENV)/bench  ## time steps against what is installed, in minutes: a page in build/bench
+nightly:  ## what takes hours: all tests in full, long fuzzing, sanitizers, compilers, emulators; as root on Debian
+	.ci/nightly
+
+bench: $(VENV)/bench  ## compare with the libraries that are installed, in minutes: a page in build/bench
 	$(BIN)/python bench/report.py
 
-bench-full: $(VENV)/bench-full  ## every optimizer and workload against everything, in an hour: the page in docs, the README
-	$(BIN)/python bench/report.py --full --output docs --results build/bench/full.json --readme README.md
+bench-full: $(VENV)/bench-full  ## compare everything with every library, in hours: docs/benchmark.md, README
+	$(BIN)/python bench/report.py --full --output docs --readme README.md
 
 check: $(VENV)/dev  ## lint and type-check
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 clean:  ## remove what was built
-	rm -rf $(VENV) build dist fastopt/_kernels.c fastopt/*.so *.egg-info
+	rm -rf $(VENV) build dist fastopt/*.c fastopt/*.so *.egg-info

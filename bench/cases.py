@@ -1,8 +1,8 @@
-"""What is measured: the package's own table says which optimizers there are, and which kernels.
+"""The cases of the long benchmark: the shapes of real networks, and every variant of every optimizer.
 
-The cases' parts, the small workloads and the first candidates are those of `python -m fastopt bench`
-(fastopt/benchmark.py). Here are the shapes of real networks and every variant of an optimizer; the other
-candidates are in peers.py and limits.py.
+The small workloads and the first candidates are those of `python -m fastopt bench` (fastopt/benchmark/). The
+package's own table says which optimizers and kernels there are. The other candidates are in peers.py and
+limits.py.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 
 import fastopt
-from fastopt import _kernels, benchmark
-from fastopt.__main__ import facts as fastopt_facts
-from fastopt.benchmark import Case, Shapes, Step, fill
-from fastopt.choice import Choices
-from fastopt.optimizer import Array, Optimizer
+from fastopt.benchmark import internals
+from fastopt.benchmark.cases import WORKLOADS as SMALL_WORKLOADS
+from fastopt.benchmark.cases import Case, Shapes, fill
+from fastopt.benchmark.internals import Array, OptimizerClass, Step
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from table import EFFECTIVE, OPTIMIZERS, Variant, accepted, another_value, options_of
@@ -58,29 +57,34 @@ FLAT = "1 x 64,000"
 """As many elements as `MANY` has."""
 MANY = "1,000 x 64"
 
-_WORKLOADS = {**benchmark.WORKLOADS, FLAT: [(64_000,)], "ResNet-50": resnet50(), "GPT-2 small": gpt2()}
+_WORKLOADS = {**SMALL_WORKLOADS, FLAT: [(64_000,)], "ResNet-50": resnet50(), "GPT-2 small": gpt2()}
 WORKLOADS: dict[str, Shapes] = dict(sorted(_WORKLOADS.items(), key=lambda item: sum(map(prod, item[1]))))
 """By the number of elements."""
 
 # -- Optimizers ------------------------------------------------------------------------------------
 
 
-def kernels_of(cls: type[Optimizer]) -> Iterator[Variant]:
-    """For each kernel of a class the fewest changed options that choose it; the defaults first."""
+def kernel_of(variant: Variant) -> tuple[str, int]:
+    """The kernel that a variant runs: its formula, and which optional state buffers are in use."""
+    return internals.formula_of(variant.cls), internals.optional_states_in_use(variant.cls, variant.hyper)
+
+
+def kernels_of(cls: OptimizerClass) -> Iterator[Variant]:
+    """For each kernel of a class a variant that runs it, with as few changed options as possible."""
     options = {name: EFFECTIVE.get(name, another_value(v)) for name, v in options_of(cls).items()}
-    seen = set()
+    found = set()
     for count in range(len(options) + 1):
         for names in itertools.combinations(options, count):
             variant = Variant(cls, {name: options[name] for name in names})
-            if accepted(variant) and cls.subset(variant.hyper) not in seen:
-                seen.add(cls.subset(variant.hyper))
+            if accepted(variant) and kernel_of(variant) not in found:
+                found.add(kernel_of(variant))
                 yield variant
-        if len(seen) == 2 ** len(_kernels.TABLE[cls.kernel]["optional"]):
+        if len(found) == internals.number_of_kernels(cls):
             return
 
 
 def all_variants() -> list[Variant]:
-    """Every class with its defaults, and its other kernels if they are not its base's."""
+    """Every class with its defaults, and its other kernels unless its base class has them already."""
     return [
         variant
         for cls in OPTIMIZERS
@@ -91,7 +95,7 @@ def all_variants() -> list[Variant]:
 
 def all_kernels() -> list[Variant]:
     """Each kernel once, by the first class that runs it."""
-    found = {(v.cls.kernel, v.cls.subset(v.hyper)): v for v in reversed(all_variants())}
+    found = {kernel_of(variant): variant for variant in reversed(all_variants())}
     return list(reversed(found.values()))
 
 
@@ -105,30 +109,12 @@ def case(variant: Variant, workload: str, dtype: str = "float32") -> Case:
 
 
 def kernel_step(one: Case, placed: Callable[[Array], Array] = np.copy) -> Step:
-    """A kernel alone, with next to nothing of Python around it, on arrays that `placed` copies."""
-    row = _kernels.TABLE[one.cls.kernel]
-    letters = (*row["state"], *row["optional"])
+    """A kernel alone, on copies of the arrays that `placed` makes."""
     plain = one.arrays(), one.arrays()
     for seed, arrays in enumerate(plain):
         fill(arrays, seed)
     params, grads = ([placed(a) for a in arrays] for arrays in plain)
-    states = [
-        {
-            letter: placed(a)
-            for letter, a in zip(letters, one.states(p.shape, one.dtype), strict=True)
-            if a is not None
-        }
-        for p in params
-    ]
-    count = len(params)
-    plan = _kernels.Plan(
-        one.cls.kernel, params, list(range(count)), [0] * count, states, np.zeros(count, np.int64)
-    )
-    lr = one.hyper["lr"]
-    own = one.cls.coefficients(one.hyper, lr, 1)
-    groups = [_kernels.Group(lambda *_: own, one.hyper, lr, one.cls.subset(one.hyper), 0, 1.0, 0.0, 0.0)]
-    plan.bind(grads)
-    return lambda: plan.step(None, 1.0, groups, Choices(), None)
+    return internals.kernel_call(one.cls, one.options, params, grads)
 
 
 # -- Facts -----------------------------------------------------------------------------------------
@@ -138,8 +124,8 @@ PACKAGES = ("numba", "numexpr", "jax", "optax", "torch", "deepspeed", "thinc")
 
 
 def facts() -> dict[str, str]:
-    """What a result depends on."""
-    found = {name: value for name, value in fastopt_facts().items() if name != "kernels"}
+    """The machine, and the versions of everything that takes part."""
+    found = {name: value for name, value in internals.facts().items() if name != "kernels"}
     for package in PACKAGES:
         try:
             found[package] = version(package)

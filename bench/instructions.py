@@ -1,9 +1,9 @@
 """Counts the instructions of a fixed list of steps, and fails when a count grew: `python bench/instructions.py`.
 
-Times on a shared machine cannot be a test; instructions can, because they are nearly the same in every run.
-valgrind counts them (`apt install valgrind`). It knows no AVX-512, so the kernels run under every other
-instruction set. Counts depend on compiler, Python and NumPy: instructions.json has them for each
-combination that somebody stored with `--write`, and any other is passed over with a word.
+Times on a shared machine cannot be a test; instruction counts can, because they are nearly the same in every run.
+valgrind counts them (`apt install valgrind`). It does not support AVX-512, so the kernels run under every other
+instruction set. Counts depend on compiler, Python and NumPy: `--write` stores them in instructions.json for the
+present combination. For a combination without stored counts nothing is compared.
 """
 
 from __future__ import annotations
@@ -29,27 +29,28 @@ from limits import compiled
 from peers import bound_step
 
 import fastopt
-from fastopt import _kernels
-from fastopt.benchmark import Case, Step, fastopt_step, fill
+from fastopt.benchmark import internals
+from fastopt.benchmark.candidates import fastopt_step
+from fastopt.benchmark.cases import Case, fill
+from fastopt.benchmark.internals import Step
 
 STORED = Path(__file__).with_suffix(".json")
 
 GROWTH = 0.03
-"""The part by which a count may grow."""
+"""The part by which a count may grow before the comparison fails."""
 
 ELEMENTS = 60_000
-"""In the arrays of kernels."""
+"""The size of the arrays on which kernels run."""
 
 WARM = 20
-"""Steps before any is counted: Python rewrites a function's code in its first calls."""
+"""Steps before the first that is counted, because Python specialises a function's code in its first calls."""
 
 
 def environment() -> str:
-    """What counts depend on."""
-    cython = type(_kernels.bias_correction).__module__.removeprefix("_cython_").replace("_", ".")
+    """Everything that counts depend on, as one line."""
     return (
-        f"{platform.machine()}, compiler {_kernels.COMPILER}, Cython {cython}, OpenMP {_kernels.OPENMP}, "
-        f"Python {platform.python_version()}, NumPy {np.__version__}"
+        f"{platform.machine()}, compiler {internals.COMPILER}, Cython {internals.cython_version()}, "
+        f"OpenMP {internals.OPENMP}, Python {platform.python_version()}, NumPy {np.__version__}"
     )
 
 
@@ -57,7 +58,7 @@ def environment() -> str:
 
 
 def steps() -> Iterator[tuple[str, str, int, Callable[[], Step]]]:
-    """What is counted: its name, its instruction set, how many steps, and how it is made."""
+    """The steps to count: name, instruction set, how many times to run it, and a function that makes it."""
 
     def step(make: Callable[..., Step], case: Case) -> Step:
         params, grads = case.arrays(), case.arrays()
@@ -78,7 +79,7 @@ def steps() -> Iterator[tuple[str, str, int, Callable[[], Step]]]:
 
 
 def run_steps() -> None:
-    """Dumps valgrind's counter after every number of steps, under a name that says which."""
+    """Runs the steps; after each it writes valgrind's counter to a file under the step's name."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "requests.c")
         source.write_text(
@@ -105,7 +106,7 @@ def run_steps() -> None:
 
 
 def counted() -> dict[str, int]:
-    """Instructions a step: the difference of two runs of different lengths, so of steps alone."""
+    """Instructions a step: the difference of two runs of different lengths, which leaves out all setting up."""
     totals: dict[str, dict[int, int]] = {}
     with tempfile.TemporaryDirectory() as folder:
         command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/counts"]
@@ -133,7 +134,7 @@ def counted() -> dict[str, int]:
 
 
 def compared(counts: Mapping[str, int], stored: Mapping[str, int]) -> tuple[list[str], list[str]]:
-    """Lines on what grew by more than GROWTH, and on what else a reader may want to store."""
+    """Lines about counts that grew by more than GROWTH, and about those that fell, are new or are gone."""
     grown, other = [], []
     for name, count in counts.items():
         if name not in stored:
@@ -150,7 +151,7 @@ def compared(counts: Mapping[str, int], stored: Mapping[str, int]) -> tuple[list
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="store what is counted")
+    parser.add_argument("--write", action="store_true", help="store the counts")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inside:

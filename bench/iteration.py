@@ -1,4 +1,4 @@
-"""Whole iterations of a training loop, of which the optimizer's step is one part."""
+"""Whole iterations of training loops: forward pass, backward pass and the optimizer's step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 import fastopt
-from fastopt.benchmark import library
+from fastopt.benchmark import internals
+from fastopt.benchmark.candidates import library
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from network import Network
@@ -21,14 +22,14 @@ from network import Network
 INPUTS, CLASSES, BATCH = 784, 10, 128
 
 VOCABULARY, WORDS, WIDTH = 20_000, 32, 64
-"""Of the model with an embedding: how many words there are, are in a text, and how long their vectors are."""
+"""The model with an embedding: the number of words, the words in a text, the length of a word's vector."""
 
 Grads = Mapping[str, npt.NDArray[np.float32]]
 
 
 @dataclass
 class Iteration:
-    """One batch: `backward` returns the gradients, then the optimizer steps."""
+    """A training loop: `backward` returns the gradients of a batch, then the optimizer steps."""
 
     optimizer: fastopt.Optimizer
     backward: Callable[[], Grads]
@@ -41,7 +42,7 @@ class Iteration:
         self.optimizer.step(self.backward())
 
     def timed_step(self) -> float:
-        """Runs, and returns the seconds of the step alone."""
+        """Runs an iteration, and returns the seconds of its step alone."""
         grads = self.backward()
         began = perf_counter()
         self.optimizer.step(grads)
@@ -49,8 +50,8 @@ class Iteration:
 
     @property
     def threads(self) -> int:
-        """What the default uses for its steps."""
-        return max((choice.count for choice in self.optimizer._choices.by_size.values()), default=1)
+        """The number of threads that fastopt has chosen for the steps."""
+        return internals.threads_in_use(self.optimizer, sum(p.size for p in self.params))
 
 
 def batch() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.intp]]:
@@ -71,7 +72,7 @@ def texts() -> npt.NDArray[np.intp]:
 
 
 def embedding_gradients(params: Grads, texts: npt.NDArray[np.intp], labels: npt.NDArray[np.intp]) -> Grads:
-    """Of the cross-entropy of a text's classes: the mean of its words' vectors, then a linear layer.
+    """The gradients of a classifier of texts: the mean of the words' vectors, a linear layer, cross-entropy.
 
     Joulin, Grave, Bojanowski, Mikolov 2016, arXiv:1607.01759.
     """
@@ -95,13 +96,13 @@ def embedding_params() -> dict[str, npt.NDArray[np.float32]]:
 
 
 def embedding_iteration() -> Iteration:
-    """The classifier of texts, Adam: most of its parameters are the words' vectors."""
+    """The classifier of texts, Adam; most of its parameters are the words' vectors."""
     params = embedding_params()
     return Iteration(fastopt.Adam(params), partial(embedding_gradients, params, texts(), batch()[1]))
 
 
 def torch_iteration(hidden: int) -> Iteration:
-    """The network by torch, whose tensors share their memory with NumPy's arrays."""
+    """The same network in torch, whose tensors share their memory with NumPy's arrays."""
     torch = library("torch")
     params = Network((INPUTS, hidden, hidden, CLASSES), np.random.default_rng(0)).params
     tensors = {name: torch.from_numpy(p).requires_grad_() for name, p in params.items()}
@@ -120,7 +121,7 @@ def torch_iteration(hidden: int) -> Iteration:
 
 
 def bare_steps(elements: int) -> Iteration:
-    """Nothing but steps, all on the same gradient."""
+    """A loop of steps alone, all with the same gradient."""
     params, grads = ({"w": np.random.default_rng(k).standard_normal(elements, np.float32)} for k in (0, 1))
     return Iteration(fastopt.Adam(params), lambda: grads)
 
@@ -129,7 +130,7 @@ MODELS: dict[str, Callable[[], Iteration]] = {
     **{f"784-{h}-{h}-10": partial(numpy_iteration, h) for h in (64, 256, 512, 1024, 2048, 4096)},
     "embedding 20,000 x 64": embedding_iteration,
 }
-"""Those in plain NumPy."""
+"""The models in plain NumPy."""
 
 SHORT = ("784-512-512-10", "embedding 20,000 x 64")
-"""Those of the short form."""
+"""The models that the short form measures."""

@@ -1,11 +1,11 @@
-/* What no step can go below. From the command line: T, the type; SQRT, its square root; ROOTS and QUOTIENTS,
- * how many of each an element takes; FOR_EACH_WRITTEN(X), which is X(0) X(1) ..., once for each stream that
- * is written. */
+/* Two limits that no step can beat. Defined on the command line: T, the type; SQRT, its square root; ROOTS and
+ * DIVISIONS, how many of each an element takes; FOR_EACH_WRITTEN(X), which is X(0) X(1) ..., once for each
+ * array that is written. */
 
 #include <stddef.h>
 
-/* -- The floor: a step without its arithmetic. One stream is read, the others are read and written. The
- * additions keep the compiler from leaving the loop out. -- */
+/* -- The memory-bandwidth limit: a step without its arithmetic. One array is read, the others are read and
+ * written. The additions keep the compiler from leaving the loop out. -- */
 
 #define PARAMETER(k) , T *restrict written##k
 #define ARGUMENT(k) , written##k
@@ -21,7 +21,7 @@ static __attribute__((noinline)) void part(
     }
 }
 
-void streams(size_t size, const T *restrict read FOR_EACH_WRITTEN(PARAMETER), int threads)
+void bandwidth(size_t size, const T *restrict read FOR_EACH_WRITTEN(PARAMETER), int threads)
 {
     const size_t share = size / threads / 64 * 64;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
@@ -29,23 +29,23 @@ void streams(size_t size, const T *restrict read FOR_EACH_WRITTEN(PARAMETER), in
         part(k * share, k + 1 < threads ? (k + 1) * share : size, read FOR_EACH_WRITTEN(ARGUMENT));
 }
 
-/* -- The divider: roots and quotients alone, on numbers that stay in the nearest cache. -- */
+/* -- The division-and-square-root limit: these alone, on numbers that stay in the nearest cache. -- */
 
 enum { NUMBERS = 1024 };
 
-static __attribute__((noinline)) void divide(const T *restrict a, const T *restrict b, T *restrict out)
+static __attribute__((noinline)) void divide_numbers(const T *restrict a, const T *restrict b, T *restrict out)
 {
     for (int i = 0; i < NUMBERS; i++) {
         T value = a[i];
         for (int k = 0; k < ROOTS; k++)
             value = SQRT(value);
-        for (int k = 0; k < QUOTIENTS; k++)
+        for (int k = 0; k < DIVISIONS; k++)
             value = b[i] / value;
         out[i] = value;
     }
 }
 
-void divider(size_t size, int threads)
+void divide(size_t size, int threads)
 {
     const size_t share = (size / threads + NUMBERS - 1) / NUMBERS;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
@@ -54,8 +54,8 @@ void divider(size_t size, int threads)
         for (int i = 0; i < NUMBERS; i++)
             numbers[0][i] = numbers[1][i] = 1 + (T)i / NUMBERS;
         for (size_t j = 0; j < share; j++) {
-            divide(numbers[0], numbers[1], numbers[2]);
-            __asm__ volatile("" ::"r"(numbers) : "memory"); /* each time anew */
+            divide_numbers(numbers[0], numbers[1], numbers[2]);
+            __asm__ volatile("" ::"r"(numbers) : "memory"); /* so that each pass is computed again */
         }
     }
 }

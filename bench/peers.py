@@ -1,8 +1,8 @@
-"""What users would pick instead, each optional: numexpr, JAX with optax, DeepSpeed, thinc.
+"""Other libraries that users would take, each optional: numexpr, JAX with optax, DeepSpeed, thinc.
 
-`python -m fastopt bench` has NumPy, numba and torch already. The dicts say once what a library calls an
-optimizer and its options. A function there takes the library, the parameters if it wants them, and the
-hyper-parameters, of which it asks for those that it can express: a case that needs another is unavailable.
+`python -m fastopt bench` has NumPy, numba and torch already. The dicts translate our optimizers and options into
+each library's. A function there takes the library, the parameters if it needs them, and the hyper-parameters; it
+looks up those that the library has. A case that changes an option that was not looked up is unavailable.
 """
 
 from __future__ import annotations
@@ -17,25 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from limits import divider_step, floor_step
+from limits import BANDWIDTH, DIVISION, bandwidth_step, division_step
 
-from fastopt import benchmark
-from fastopt.benchmark import (
-    ANY,
-    CPUS,
+from fastopt.benchmark import candidates, internals
+from fastopt.benchmark.candidates import (
     NUMPY_LARGEST,
-    SERIAL,
+    ONE_OR_ALL,
+    ONE_THREAD,
     Candidate,
-    Case,
-    Step,
     Unavailable,
-    empty,
     library,
-    update,
-    with_states,
 )
-from fastopt.optimizer import Array, Hyper
-from fastopt.tape import Recorded, Tape, trace
+from fastopt.benchmark.cases import Case, allocate
+from fastopt.benchmark.internals import CPUS, Array, Hyper, Step
+from fastopt.benchmark.tape import Recorded, Tape, trace
 
 # -- Names and options of other libraries ----------------------------------------------------------
 
@@ -86,30 +81,32 @@ FORMS: dict[str, dict[str, Hyper]] = {
     "optax": {"Adagrad": {"eps": 0.0, "eps_root": 1e-10}},
     "thinc": {"Adam": {"eps": 0.0, "eps_hat": 1e-8}},
 }
-"""Options under which fastopt's formula is the library's, where the defaults' is not."""
+"""Options that give fastopt the library's formula, where fastopt's defaults give another."""
 
 
-class _Asked(dict[str, Any]):
-    """Hyper-parameters that know which of them were asked for."""
+class _Recorder(dict[str, Any]):
+    """Hyper-parameters that record which of them were looked up."""
 
     def __init__(self, hyper: Hyper) -> None:
         super().__init__(hyper)
-        self.asked: set[str] = set()
+        self.looked_up: set[str] = set()
 
     def __getitem__(self, name: str) -> Any:
-        self.asked.add(name)
+        self.looked_up.add(name)
         return super().__getitem__(name)
 
 
-def made(name: str, table: Mapping[str, Callable[..., Any]], case: Case, *arguments: Any) -> tuple[Case, Any]:
+def make_optimizer(
+    name: str, table: Mapping[str, Callable[..., Any]], case: Case, *arguments: Any
+) -> tuple[Case, Any]:
     """A library's optimizer, and the case whose formula it computes."""
     optimizer = case.cls.__name__
     other = FORMS.get(name, {}).get(optimizer)
     form = replace(case, options=case.options | other) if other else case
-    hyper = _Asked(form.hyper)
+    hyper = _Recorder(form.hyper)
     if optimizer in table:
         result = table[optimizer](*arguments, hyper)
-    if optimizer not in table or not case.options.keys() <= hyper.asked:
+    if optimizer not in table or not case.options.keys() <= hyper.looked_up:
         raise Unavailable(f"{name} has no {case.label}")
     return form, result
 
@@ -118,16 +115,16 @@ def made(name: str, table: Mapping[str, Callable[..., Any]], case: Case, *argume
 
 
 def as_expressions(tape: Tape, arrays: Sequence[Array], scalars: Sequence[Array]) -> list[tuple[str, str]]:
-    """What `trace` returned as few expressions, each after the name of what it is assigned to.
+    """A tape as few expressions, each after the name of the array that it is assigned to.
 
-    A temporary stands in the expressions that use it, unless what it is made of changes before; an array
+    A temporary is written into the expressions that use it, unless an array in it changes before; an array
     that is assigned to twice in a row is written once.
     """
     names = {id(a): f"a{k}" for k, a in enumerate(arrays)} | {id(s): f"s{k}" for k, s in enumerate(scalars)}
     last_use = {id(x): at for at, (_, inputs, _) in enumerate(tape) for x in inputs}
     signs = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
-    temporaries: dict[int, str] = {}  # what each is, in terms of the arrays as they are now
-    pending: dict[str, str] = {}  # what is to be assigned to an array, as long as nobody else reads it
+    temporaries: dict[int, str] = {}  # the expression of each, in terms of the current arrays
+    pending: dict[str, str] = {}  # assignments that no other expression has read yet
     done: list[tuple[str, str]] = []
     for at, (ufunc, inputs, result) in enumerate(tape):
         target = names.get(id(result.array))
@@ -158,15 +155,17 @@ def as_expressions(tape: Tape, arrays: Sequence[Array], scalars: Sequence[Array]
 
 
 def numexpr_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
-    """The NumPy twin as expressions for numexpr, as few as it takes."""
+    """The NumPy twin as expressions for numexpr, as few as possible."""
     evaluate = library("numexpr").evaluate
     clock, coefficients, as_scalar = itertools.count(1), case.coefficients(), np.dtype(case.dtype).type
     scalars = [np.array(value, case.dtype) for value in coefficients(1)]
-    tensors = with_states(case, params, grads)
+    tensors = case.with_states(params, grads)
     present = [[a.reshape(-1) for a in arrays if a is not None] for arrays in tensors]
-    tape = trace(partial(update, case.cls.kernel), tensors[0], scalars)
+    tape = trace(partial(internals.twin_update, case.cls), tensors[0], scalars)
     lines = as_expressions(tape, [a for a in tensors[0] if a is not None], scalars)
-    temporaries = {name: empty((max(p.size for p in params),), case.dtype) for name, _ in lines if name[0] == "t"}
+    temporaries = {
+        name: allocate((max(p.size for p in params),), case.dtype) for name, _ in lines if name[0] == "t"
+    }
 
     def step() -> None:
         values = {f"s{k}": as_scalar(value) for k, value in enumerate(coefficients(next(clock)))}
@@ -183,13 +182,13 @@ def numexpr_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
 
 
 class OptaxStep:
-    """A jitted update whose parameters and state are donated: written in place, as far as XLA can."""
+    """A jitted update whose parameters and state are donated: XLA writes them in place where it can."""
 
     def __init__(self, case: Case, params: list[Array], grads: list[Array]) -> None:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         jax, optax = library("jax"), library("optax")
         jax.config.update("jax_enable_x64", True)
-        self.form, transform = made("optax", OPTAX, case, optax)
+        self.form, transform = make_optimizer("optax", OPTAX, case, optax)
         self.jax, self.numpy_params, self.numpy_grads = jax, params, grads
         self.params = [jax.numpy.array(p) for p in params]
         self.state = transform.init(self.params)
@@ -237,7 +236,7 @@ def deepspeed_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     for tensor, grad in zip(tensors, grads, strict=True):
         tensor.grad = torch.from_numpy(grad)
     try:
-        form, optimizer = made("DeepSpeed", DEEPSPEED, case, deepspeed, tensors)
+        form, optimizer = make_optimizer("DeepSpeed", DEEPSPEED, case, deepspeed, tensors)
     except RuntimeError as error:
         raise Unavailable(f"DeepSpeed does not build here: {error}") from error
     return PeerStep(optimizer.step, form)
@@ -247,10 +246,10 @@ def deepspeed_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
 
 
 def thinc_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
-    """thinc's update clears the gradient, which is filled again in time: else it would fade to subnormals."""
+    """thinc clears the gradient, so each timed step copies it back; zeros would make the moments subnormal."""
     if case.dtype != "float32":
         raise Unavailable("thinc has no float64")
-    form, optimizer = made("thinc", THINC, case, library("thinc.optimizers"))
+    form, optimizer = make_optimizer("thinc", THINC, case, library("thinc.optimizers"))
     cleared = [np.empty_like(g) for g in grads]
 
     def step() -> None:
@@ -271,16 +270,16 @@ def bound_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
 
 
 CANDIDATES = {
-    **{name: c for name, c in benchmark.CANDIDATES.items() if name.startswith("NumPy")},
+    **{name: c for name, c in candidates.CANDIDATES.items() if name.startswith("NumPy")},
     "numexpr": Candidate(numexpr_step, largest=NUMPY_LARGEST),
-    "numba": benchmark.CANDIDATES["numba"],
-    "thinc": Candidate(thinc_step, SERIAL, largest=NUMPY_LARGEST),
+    "numba": candidates.CANDIDATES["numba"],
+    "thinc": Candidate(thinc_step, ONE_THREAD, largest=NUMPY_LARGEST),
     "optax": Candidate(OptaxStep, (CPUS,), largest=NUMPY_LARGEST),
-    **{name: c for name, c in benchmark.CANDIDATES.items() if name.startswith("torch")},
+    **{name: c for name, c in candidates.CANDIDATES.items() if name.startswith("torch")},
     "DeepSpeed": Candidate(deepspeed_step),
-    "fastopt": replace(benchmark.CANDIDATES["fastopt"], threads=(*ANY, None)),
+    "fastopt": replace(candidates.CANDIDATES["fastopt"], threads=(*ONE_OR_ALL, None)),
     "fastopt bound": Candidate(bound_step, exact=True, largest=NUMPY_LARGEST),
-    "floor": Candidate(floor_step, checked=False),
-    "divider": Candidate(divider_step, checked=False),
+    BANDWIDTH: Candidate(bandwidth_step, verify=False),
+    DIVISION: Candidate(division_step, verify=False),
 }
-"""Everything that is compared, in the order of the tables' columns."""
+"""Everything that is measured, in the order of the tables' columns."""

@@ -13,16 +13,17 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from cases import FLAT, MANY, WORKLOADS
+from limits import BANDWIDTH, DIVISION
 from matplotlib.colors import to_rgb
-from page import LIMITS, PEERS, Results
+from results import LIMITS, PEERS, Results
 
-from fastopt.benchmark import threads_of
+from fastopt.benchmark.report import number_of_threads
 
 MINE = "fastopt"
 
 
 def colours() -> dict[str, Any]:
-    """One for each library; paler for its other ways."""
+    """A colour for each library; its other forms are paler."""
     libraries: dict[str, list[str]] = {}
     for name in PEERS:
         libraries.setdefault(name.split()[0], []).append(name)
@@ -40,7 +41,7 @@ SIZES = ("1 x 2^20", "1 x 2^24", "1 x 2^26")
 
 
 def apart(places: Sequence[float], distance: float) -> list[float]:
-    """The places, in their order, moved upwards where they would be closer than that."""
+    """The places, moved upwards where two would be closer to each other than the distance."""
     moved: dict[int, float] = {}
     last = float("-inf")
     for k in sorted(range(len(places)), key=places.__getitem__):
@@ -69,10 +70,10 @@ def by_size(results: Results, file: Path) -> None:
             ]
             if points:
                 style = {"linewidth": 3.0, "zorder": 3} if name == MINE else {"linewidth": 1.4}
-                dashes = {"floor": "--", "divider": ":"}.get(name, "-")
+                dashes = {BANDWIDTH: "--", DIVISION: ":"}.get(name, "-")
                 panel.plot(*zip(*points, strict=True), dashes, marker="o", ms=3, color=COLOURS[name], **style)
                 ends.append((panel, name, points[-1]))
-        panel.set(xscale="log", yscale="log", xlabel="elements in one array", title=threads_of(n))
+        panel.set(xscale="log", yscale="log", xlabel="elements in one array", title=number_of_threads(n))
         panel.grid(alpha=0.3)
     low, high = map(log10, panels[0][0].get_ylim())
     for panel in panels[0]:
@@ -90,13 +91,13 @@ def by_size(results: Results, file: Path) -> None:
                 fontweight="bold" if name == MINE else "normal",
                 arrowprops={"arrowstyle": "-", "color": COLOURS[name], "linewidth": 0.6, "relpos": (0, 0.5)},
             )
-    panels[0][0].set_ylabel("nanoseconds an element")
+    panels[0][0].set_ylabel("nanoseconds per element")
     figure.suptitle("One step of Adam, float32: lower is better")
     save(figure, file)
 
 
-def of_floor(results: Results, file: Path) -> None:
-    """The part of the floor's speed that every optimizer reaches in large arrays."""
+def share_of_limit(results: Results, file: Path) -> None:
+    """The share of the memory-bandwidth limit's speed that every optimizer reaches in large arrays."""
     rows = [r for r in results.rows if r.workload in SIZES]
     optimizers = list(dict.fromkeys(r.optimizer for r in rows))[::-1]
     figure, panels = plt.subplots(
@@ -115,7 +116,7 @@ def of_floor(results: Results, file: Path) -> None:
                 points = [
                     (min(100 * part, 119), optimizers.index(r.optimizer) + lift)
                     for r in rows
-                    if (r.workload, r.dtype) == (size, dtype) and (part := r.of_floor(n))
+                    if (r.workload, r.dtype) == (size, dtype) and (part := r.share_of_bandwidth_limit(n))
                 ]
                 if points:
                     label = f"{size.removeprefix('1 x ')}, {dtype}"
@@ -129,17 +130,19 @@ def of_floor(results: Results, file: Path) -> None:
                     )
         panel.axvline(100, color="0.3", linewidth=1)
         panel.axvline(95, color="0.3", linewidth=1, linestyle=":")
-        panel.set(title=threads_of(n), xlabel="per cent of the floor's speed", xlim=(0, 120))
+        panel.set(
+            title=number_of_threads(n), xlabel="per cent of the speed that memory bandwidth allows", xlim=(0, 120)
+        )
         panel.set_yticks(range(len(optimizers)), optimizers)
         panel.grid(axis="y", alpha=0.3)
     handles, labels = panels[0][-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels) or 1, fontsize=9, frameon=False)
-    figure.suptitle("fastopt against the same bytes without arithmetic: 100 is the memory's limit; dotted: 95")
+    figure.suptitle("fastopt's speed; 100: a loop that moves the same bytes without arithmetic; dotted: 95")
     save(figure, file)
 
 
 def speed_ups(results: Results, file: Path) -> None:
-    """How many times fastopt's time every peer takes for Adam, float32, each at its best number of threads."""
+    """How many times as long as fastopt every other library takes, Adam, float32, each at its best."""
     rows = [r for w in WORKLOADS if w != FLAT and (r := results.row("Adam", w))]
     peers = [n for n in COLOURS if n not in (MINE, *LIMITS) and any(r.best(n) for r in rows)][::-1]
     figure, panel = plt.subplots(figsize=(9.5, 1.9 + 0.42 * len(peers)))
@@ -160,15 +163,17 @@ def speed_ups(results: Results, file: Path) -> None:
     panel.axvline(1, color="black", linewidth=1)
     panel.set(
         xscale="log",
-        xlabel="times fastopt's time",
-        title="Adam, float32: a step of others, each at its best number of threads",
+        xlabel="times as long as fastopt takes (1: equally long)",
+        title="How long a step of Adam takes with other libraries, each with its best number of threads",
     )
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     panel.set_yticks(range(len(peers)), peers)
     panel.grid(axis="x", alpha=0.3)
     for y in range(len(peers) - 1):
         panel.axhline(y + 0.5, color="0.85", linewidth=0.8)
-    panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9, frameon=False)
+    panel.legend(
+        loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9, frameon=False, title="arrays x elements"
+    )
     save(figure, file)
 
 
@@ -179,16 +184,16 @@ def save(figure: Any, file: Path) -> None:
 
 
 def draw(results: Results, folder: Path) -> dict[str, Path]:
-    """Writes the pictures; returns the files by what they show."""
+    """Writes the pictures; returns the files by their captions."""
     if not results.rows:
         return {}
     kinds: dict[str, tuple[str, Callable[[Results, Path], None]]] = {
-        "Time an element against the number of elements": ("size", by_size),
-        "How near every optimizer comes to the memory's limit": ("floor", of_floor),
-        "How much longer others take": ("peers", speed_ups),
+        "How many times as long as fastopt other libraries take for a step of Adam": ("peers", speed_ups),
+        "Nanoseconds per element of a step of Adam, against the number of elements": ("size", by_size),
+        "The share of the memory-bandwidth limit's speed that fastopt reaches": ("limit", share_of_limit),
     }
     files = {}
-    for shows, (name, picture) in kinds.items():
-        files[shows] = folder / f"benchmark-{name}.png"
-        picture(results, files[shows])
+    for caption, (name, picture) in kinds.items():
+        files[caption] = folder / f"benchmark-{name}.png"
+        picture(results, files[caption])
     return files

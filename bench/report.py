@@ -1,8 +1,8 @@
 """Measures everything side by side and writes the page of results: `make bench`, `make bench-full`.
 
-All candidates of a row run in turn, round after round in one process (see fastopt/benchmark.py). Each row is
-stored as soon as it is measured, in a JSON file from which page.py writes the Markdown and pictures.py the
-pictures: `--draw` does that alone, `--resume` measures only what is not stored yet.
+All candidates of a row run in turn, round after round in one process (see fastopt/benchmark/). Each row is stored
+as soon as it is measured, in a JSON file from which page.py writes the Markdown and pictures.py the pictures:
+`--draw` does that alone, `--resume` measures only the rows that are not stored yet.
 """
 
 from __future__ import annotations
@@ -26,39 +26,35 @@ import numpy as np
 from cases import WORKLOADS, adam, all_kernels, all_variants, case, facts, kernel_step
 from formats import measured_formats
 from iteration import MODELS, SHORT, Iteration, bare_steps, torch_iteration
-from limits import divider_step
-from page import AGAIN, Results, one_core, page, quoted
+from limits import BANDWIDTH, division_step
+from page import one_core, page, with_summary
 from peers import CANDIDATES
 from pictures import draw
+from results import REPEAT, Results
 
 import fastopt
-from fastopt.benchmark import (
-    CPUS,
-    TOLERANCE,
-    Case,
-    Timing,
-    Unavailable,
-    measure,
-    measure_case,
-    progress,
-    use_threads,
-)
+from fastopt.benchmark.candidates import Unavailable, use_threads
+from fastopt.benchmark.cases import Case
+from fastopt.benchmark.internals import CPUS
+from fastopt.benchmark.report import progress
+from fastopt.benchmark.timing import Timing, measure, measure_case
+from fastopt.benchmark.verify import TOLERANCE
 
 TURN = 0.1
-"""Seconds: so long one way to step iterates at a time: caches and threads are its own most of the time."""
+"""Seconds that one way to step iterates at a time, so that caches and threads are its own most of the time."""
 
 SETTLED = 50
-"""Steps after which the default has chosen its threads."""
+"""Steps after which the default has chosen its number of threads."""
 
 PLACEMENTS = 5
-"""How often the instruction sets are compared, each time with arrays elsewhere."""
+"""How often the instruction sets are compared, each time with arrays at other addresses."""
 
 
 # -- Steps -----------------------------------------------------------------------------------------
 
 
 def step_cases(full: bool) -> list[Case]:
-    """In short: Adam at most sizes, every optimizer at one."""
+    """The short form: Adam on most workloads, every optimizer on one."""
     first = "1 x 2^20"
     if full:
         return [case(v, w, d) for d in TOLERANCE for w in WORKLOADS for v in all_variants()]
@@ -71,11 +67,11 @@ def step_cases(full: bool) -> list[Case]:
 
 
 def measured_steps(one: Case, full: bool, seconds: float) -> dict[str, Any]:
-    candidates = {**CANDIDATES, AGAIN: CANDIDATES["fastopt bound"]}
+    candidates = {**CANDIDATES, REPEAT: CANDIDATES["fastopt bound"]}
     reasons = {}
     if not full and len(one.shapes) > 100:
         del candidates["optax"]
-        reasons["optax"] = "compiles many arrays for long, which is left to the full form"
+        reasons["optax"] = "takes long to compile a step of many arrays; the full form measures it"
     timings, others = measure_case(one, candidates, seconds)
     return {
         "optimizer": one.label,
@@ -105,8 +101,8 @@ def use_arm(name: str) -> None:
     fastopt.set_num_threads(count)
 
 
-def made_in_each(make: Callable[[], Iteration]) -> dict[str, Iteration]:
-    """One loop for every arm, of which the default's has chosen its threads."""
+def loop_for_each_arm(make: Callable[[], Iteration]) -> dict[str, Iteration]:
+    """A training loop for every arm; that of the default has chosen its number of threads."""
     iterations = {}
     for name in ARMS:
         use_arm(name)
@@ -120,12 +116,12 @@ def iteration_cases(full: bool) -> dict[str, Callable[[], Iteration]]:
     models = {f"NumPy, {name}": make for name, make in MODELS.items() if full or name in SHORT}
     if full:
         models |= {f"torch, 784-{h}-{h}-10": partial(torch_iteration, h) for h in (256, 512, 1024, 2048)}
-        models |= {f"nothing but steps, 2^{k}": partial(bare_steps, 2**k) for k in range(16, 25, 2)}
+        models |= {f"steps alone, 2^{k}": partial(bare_steps, 2**k) for k in range(16, 25, 2)}
     return models
 
 
 def measured_iterations(name: str, make: Callable[[], Iteration], seconds: float) -> dict[str, Any]:
-    iterations = made_in_each(make)
+    iterations = loop_for_each_arm(make)
     timings = measure({arm: it.run for arm, it in iterations.items()}, use_arm, seconds, TURN)
     steps: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for _ in range(3):
@@ -141,10 +137,10 @@ def measured_iterations(name: str, make: Callable[[], Iteration], seconds: float
 
 
 def measured_busy(seconds: float) -> dict[str, Any]:
-    """Single steps of a loop while another process keeps one core busy."""
+    """The times of single steps while another process keeps one core busy."""
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
         try:
-            iterations = made_in_each(MODELS["784-512-512-10"])
+            iterations = loop_for_each_arm(MODELS["784-512-512-10"])
             steps: dict[str, list[float]] = {name: [] for name in ARMS}
             end = time.perf_counter() + 5 * seconds
             while time.perf_counter() < end:
@@ -163,10 +159,10 @@ def measured_busy(seconds: float) -> dict[str, Any]:
 
 
 def scattered(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A copy that begins anywhere in a page, at a multiple of 16 bytes and of no more.
+    """A copy that begins at a random place in a page, at a multiple of 16 bytes and of no more.
 
-    Large arrays all begin at the same place of a page, small ones where luck will have it. A load
-    waits for a store to the same place, which says nothing about instruction sets.
+    NumPy's large arrays all begin at the same place in a page. A load waits for a store to the same place of
+    another page, which would hide the difference between instruction sets.
     """
     lines = int(rng.integers(64)) * 64 // array.itemsize
     memory = np.empty(array.size + lines + 4096 // array.itemsize, array.dtype)
@@ -186,7 +182,7 @@ def isa_cases(full: bool) -> list[Case]:
 
 
 def measured_isas(one: Case, seconds: float) -> dict[str, Any]:
-    """The time under the best instruction set by that under each narrower one, for one thread."""
+    """How many times as long the widest instruction set takes as each narrower one, on one thread."""
     best, *narrower = (name for name in fastopt.available_isas() if name != "numpy")
 
     def use_isa(name: str) -> None:
@@ -212,7 +208,7 @@ def measured_isas(one: Case, seconds: float) -> dict[str, Any]:
 
 
 def cpu_seconds() -> tuple[float, float]:
-    """What all CPUs have worked so far, and what this process has (Linux)."""
+    """Seconds for which all CPUs have worked since boot, and for which this process has (Linux)."""
     try:
         user, nice, system, _, _, irq, softirq, steal, *_ = (
             Path("/proc/stat").read_text().split("\n")[0].split()[1:]
@@ -225,19 +221,21 @@ def cpu_seconds() -> tuple[float, float]:
 
 
 def cores() -> float:
-    """How many times as much all threads together divide as one does: a virtual machine's CPUs are now as many
-    cores, now threads of one."""
+    """How many times as fast all threads together divide as one does.
+
+    The CPUs of a virtual machine may be cores at one time and threads of one core at another.
+    """
     try:
-        step = divider_step(case(adam(), "1 x 2^20"), [], [])
+        step = division_step(case(adam(), "1 x 2^20"), [], [])
     except Unavailable:
         return float(CPUS)
     alone, together = (t.median for t in measure({1: step, CPUS: step}, use_threads, 0.0).values())
-    use_threads(None)  # torch's number is OpenMP's, which the default goes by
+    use_threads(None)  # torch sets OpenMP's number, on which fastopt's default depends
     return alone / together
 
 
 def tasks(full: bool, seconds: float) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """What is measured, as "kind: name", and how."""
+    """All measurements: their names as "kind: name", and the functions that make them."""
     for one in step_cases(full):
         yield f"steps: {one.label} {one.dtype} {one.workload}", partial(measured_steps, one, full, seconds)
     for name, make in iteration_cases(full).items():
@@ -251,24 +249,24 @@ def tasks(full: bool, seconds: float) -> Iterator[tuple[str, Callable[[], dict[s
 
 
 def chosen(key: str, only: Sequence[str]) -> bool:
-    """Whether a task's name has one of these texts in it, if there are any."""
+    """Whether a task's name contains one of these texts, or there are no texts."""
     return not only or any(text in key for text in only)
 
 
 def disturbed(task: Mapping[str, Any], most: float) -> bool:
-    """Whether the CPUs were as one core, or the times of fastopt or of the floor spread by more than a part."""
+    """Whether the CPUs were one core, or times of fastopt or of the bandwidth limit spread by more than `most`."""
     return one_core(task, CPUS) or (
         task["kind"] == "steps"
         and any(
             spread > most * middle
             for name, _, middle, spread in task.get("times", [])
-            if name in ("fastopt", "floor")
+            if name in ("fastopt", BANDWIDTH)
         )
     )
 
 
 def run(file: Path, full: bool, seconds: float, only: Sequence[str], resume: float | None) -> None:
-    """Measures, and stores after each task; what a library cannot do is stored with its reason."""
+    """Measures all tasks and stores each result at once; for a task that is not possible it stores the reason."""
     old: dict[str, Any] = json.loads(file.read_text()) if (resume is not None or only) and file.exists() else {}
     data = {"began": now(), "tasks": {}} | old | {"facts": facts(), "cpus": CPUS, "full": full}
     if resume is not None:
@@ -300,8 +298,24 @@ def run(file: Path, full: bool, seconds: float, only: Sequence[str], resume: flo
         data["tasks"] = {each: kept[each] for each in (*everything, *kept) if each in kept}
         data["ended"] = now()
         part = file.with_suffix(".part")
-        part.write_text(json.dumps(data, indent=1))
+        part.write_text(as_json(data))
         part.replace(file)
+
+
+def as_json(data: Mapping[str, Any]) -> str:
+    """JSON with a line for each task, so that the file can be kept in the repository."""
+    tasks = ",\n".join(f"{json.dumps(key)}: {json.dumps(rounded(task))}" for key, task in data["tasks"].items())
+    head = json.dumps({key: value for key, value in data.items() if key != "tasks"}, indent=1)
+    return f'{head[:-2]},\n "tasks": {{\n{tasks}\n}}}}\n'
+
+
+def rounded(value: Any) -> Any:
+    """The value with each float in it rounded to five digits."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, Mapping):
+        return {key: rounded(each) for key, each in value.items()}
+    return [rounded(each) for each in value] if isinstance(value, list) else value
 
 
 def now() -> str:
@@ -314,14 +328,16 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("build/bench"), help="where to write (default: %(default)s)"
     )
-    parser.add_argument("--results", type=Path, help="where to store what was measured (default: in the output)")
+    parser.add_argument(
+        "--results", type=Path, help="where to store the measurements (default: benchmark.json in the output)"
+    )
     parser.add_argument("--seconds", type=float, default=1.0, help="for each row, at least (default: %(default)s)")
     parser.add_argument(
         "--only",
         nargs="+",
         default=[],
         metavar="TEXT",
-        help='measure what has one of these in its name, keep the rest: "iterations:", "Adam float32", "1 x 2^16"',
+        help='measure only rows with one of these in their names, keep the rest: "iterations:", "Adam float32"',
     )
     parser.add_argument(
         "--resume",
@@ -329,10 +345,10 @@ def main() -> None:
         nargs="?",
         const=math.inf,
         metavar="SPREAD",
-        help="measure what is not stored yet, rows that spread by more than this part, and those with one core",
+        help="measure rows that are not stored, rows that spread by more than this part, and those with one core",
     )
-    parser.add_argument("--draw", action="store_true", help="measure nothing: write page and pictures again")
-    parser.add_argument("--readme", type=Path, help="write the claims there too, between its marks")
+    parser.add_argument("--draw", action="store_true", help="measure nothing; write page and pictures again")
+    parser.add_argument("--readme", type=Path, help="write the summary into this file too, between its marks")
     arguments = parser.parse_args()
     file = arguments.results or arguments.output / "benchmark.json"
     if not arguments.draw:
@@ -343,7 +359,7 @@ def main() -> None:
     written = arguments.output / "benchmark.md"
     written.write_text(page(results, pictures))
     if arguments.readme:
-        arguments.readme.write_text(quoted(arguments.readme.read_text(), results))
+        arguments.readme.write_text(with_summary(arguments.readme.read_text(), results))
     print(f"{written}, {', '.join(map(str, pictures.values()))}")
 
 

@@ -1,7 +1,8 @@
-"""What the benchmarks are made of, and what is made of their results."""
+"""The parts of the benchmarks, and the page and pictures that are made of their results."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from itertools import pairwise
 from math import prod
@@ -11,19 +12,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import FLAT, MANY, WORKLOADS, all_kernels, all_variants, case
+from cases import FLAT, MANY, WORKLOADS, all_kernels, all_variants, case, kernel_of
 from formats import ENDS, OTHERS, SHOWN, format_step
 from instructions import compared
 from iteration import BATCH, batch, embedding_gradients, embedding_params, texts
-from limits import divider_step, divisions, floor_step
-from page import CLAIMS, PEERS, Claim, Results, page
-from peers import OPTAX, as_expressions, made
+from limits import BANDWIDTH, DIVISION, bandwidth_step, count_divisions, division_step
+from page import MARKS, page
+from peers import OPTAX, as_expressions, make_optimizer
 from pictures import apart, draw
-from report import disturbed, step_cases
+from report import as_json, disturbed, step_cases
+from results import PEERS, REPEAT, Results
+from targets import TARGETS, Target
 
 import fastopt
-from fastopt.benchmark import CPUS, Case, Unavailable, fill, update, with_states
-from fastopt.tape import trace
+from fastopt.benchmark import internals
+from fastopt.benchmark.candidates import Unavailable
+from fastopt.benchmark.cases import Case, fill
+from fastopt.benchmark.internals import CPUS
+from fastopt.benchmark.tape import trace
 
 
 @pytest.mark.parametrize(
@@ -43,8 +49,11 @@ def test_shapes(workload: str, arrays: int, elements: int) -> None:
 
 
 def test_every_kernel_is_measured() -> None:
-    kernels = {(c.cls.kernel, c.cls.subset(c.hyper)) for c in step_cases(full=False)}
-    assert kernels == {(v.cls.kernel, v.cls.subset(v.hyper)) for v in all_kernels()}
+    measured = {
+        (internals.formula_of(c.cls), internals.optional_states_in_use(c.cls, c.hyper))
+        for c in step_cases(full=False)
+    }
+    assert measured == {kernel_of(variant) for variant in all_kernels()}
     assert len(step_cases(full=True)) == len(all_variants()) * 2 * len(WORKLOADS)
 
 
@@ -53,16 +62,16 @@ def test_every_kernel_is_measured() -> None:
 
 @pytest.mark.parametrize("variant", all_variants(), ids=str)
 def test_the_twin_as_expressions(variant: Any) -> None:
-    """What numexpr evaluates, evaluated by Python: the twin's bits."""
+    """The expressions for numexpr have the twin's bits when Python evaluates them."""
     one = Case(variant.cls, variant.options, "", [(9,)], "float32")
     params, grads = one.arrays(), one.arrays()
     fill(params, 0)
     fill(grads, 1)
-    [arrays] = with_states(one, params, grads)
+    [arrays] = one.with_states(params, grads)
     scalars = [np.array(value, one.dtype) for value in one.coefficients()(1)]
 
     def twin(arrays: Any, scalars: Any) -> None:
-        update(one.cls.kernel, arrays, scalars)
+        internals.twin_update(one.cls, arrays, scalars)
 
     present = [a for a in arrays if a is not None]
     lines = as_expressions(trace(twin, arrays, scalars), present, scalars)
@@ -84,12 +93,12 @@ def test_an_option_that_a_library_lacks() -> None:
 
     variants = {str(v): v for v in all_variants()}
     adam, amsgrad = (case(variants[name], "1 x 64") for name in ("Adam()", "Adam(amsgrad=True)"))
-    assert made("optax", OPTAX, adam, Any_()) == (adam, "adam")
+    assert make_optimizer("optax", OPTAX, adam, Any_()) == (adam, "adam")
     with pytest.raises(Unavailable, match="optax has no Adam amsgrad"):
-        made("optax", OPTAX, amsgrad, Any_())
+        make_optimizer("optax", OPTAX, amsgrad, Any_())
     with pytest.raises(Unavailable, match="optax has no NAG"):
-        made("optax", OPTAX, case(variants["NAG()"], "1 x 64"), Any_())
-    form, _ = made("optax", OPTAX, case(variants["Adagrad()"], "1 x 64"), Any_())
+        make_optimizer("optax", OPTAX, case(variants["NAG()"], "1 x 64"), Any_())
+    form, _ = make_optimizer("optax", OPTAX, case(variants["Adagrad()"], "1 x 64"), Any_())
     assert form.hyper["eps"] == 0
     assert form.hyper["eps_root"] == 1e-10
 
@@ -97,13 +106,15 @@ def test_an_option_that_a_library_lacks() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("variant", [v for v in all_kernels() if v.cls in (fastopt.SGD, fastopt.Adam)], ids=str)
-def test_the_floor_touches_all(variant: Any, threads: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every stream but the gradient's has 2 = 1 + 1 in each element, and nothing behind its end."""
+def test_the_bandwidth_loop_touches_every_element(
+    variant: Any, threads: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every array but the gradient has 2 = 1 + 1 in each element, and 1 beyond its end."""
     seen: list[np.ndarray] = []
     ones = np.ones
     monkeypatch.setattr(np, "ones", lambda *a: seen.append(ones(*a)) or seen[-1])
     one = Case(variant.cls, variant.options, "", [(1001,)], dtype)
-    step = floor_step(one, [], [])
+    step = bandwidth_step(one, [], [])
     fastopt.set_num_threads(threads)
     step()
     fastopt.set_num_threads(None)
@@ -113,27 +124,27 @@ def test_the_floor_touches_all(variant: Any, threads: int, dtype: str, monkeypat
     assert [np.count_nonzero(array == 2) for array in written] == [1001] * len(written)
 
 
-def test_the_divider_counts_what_the_formula_takes() -> None:
-    counted = {one.label: divisions(one) for one in step_cases(full=False)}
+def test_the_divisions_of_a_formula_are_counted() -> None:
+    counted = {one.label: count_divisions(one) for one in step_cases(full=False)}
     assert counted["SGD momentum"] == (0, 0)
     assert counted["Adam"] == counted["Adadelta"] == counted["RMSprop momentum centered"] == (1, 1)
     assert [name for name, of in counted.items() if of == (0, 0)] == ["NAG", "SGD", "SGD momentum", "Signum"]
 
 
-def test_the_divider_takes_time_for_each_element() -> None:
-    """Three thousand times the work takes longer, on however busy a machine."""
+def test_the_division_loop_takes_time_for_each_element() -> None:
+    """Three thousand times the work takes longer, however busy the machine is."""
     adam = next(v for v in all_kernels() if v.cls is fastopt.Adam)
     fastopt.set_num_threads(1)
     times = []
     for size in (2**11, 2**11 * 3000):
-        step = divider_step(Case(adam.cls, {}, "", [(size,)], "float32"), [], [])
+        step = division_step(Case(adam.cls, {}, "", [(size,)], "float32"), [], [])
         times.append(min(repeat(step, number=1, repeat=5)))
     fastopt.set_num_threads(None)
     assert times[1] > 30 * times[0]
 
 
 def test_gradients_of_the_embedding() -> None:
-    """Along a direction the loss changes as they say: central differences, in float64."""
+    """They predict how the loss changes along a direction: central differences, in float64."""
     labels, words = batch()[1], texts()
     params = {name: p.astype("float64") for name, p in embedding_params().items()}
 
@@ -146,7 +157,7 @@ def test_gradients_of_the_embedding() -> None:
     along = {name: rng.standard_normal(p.shape) for name, p in params.items()}
     grads = embedding_gradients(params, words, labels)
     slopes = {name: float((g * along[name]).sum()) for name, g in grads.items()}
-    assert min(map(abs, slopes.values())) > 1e-4, "each is seen in the sum"
+    assert min(map(abs, slopes.values())) > 1e-4, "the sum depends on each of them"
     assert sum(slopes.values()) == pytest.approx((loss(1e-5) - loss(-1e-5)) / 2e-5, rel=1e-6)
 
 
@@ -159,11 +170,11 @@ def test_steps_of_formats_are_checked(format: str, size: int) -> None:
 def test_a_format_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     step = fastopt.Adam.step
 
-    def late(optimizer: fastopt.Adam, grads: Any) -> None:
+    def only_the_twin_steps(optimizer: fastopt.Adam, grads: Any) -> None:
         if fastopt.get_isa() == "numpy":
             step(optimizer, grads)
 
-    monkeypatch.setattr(fastopt.Adam, "step", late)
+    monkeypatch.setattr(fastopt.Adam, "step", only_the_twin_steps)
     with pytest.raises(AssertionError, match="not the bits"):
         format_step("float32_float32_bfloat16", 100)
 
@@ -182,12 +193,12 @@ def test_only_growth_fails() -> None:
 
 
 def results(**changes: float) -> Results:
-    """A full run in which fastopt takes 1 unit of time, the floor 0.97, and others what is said, or 50."""
+    """A full run: fastopt takes 1 unit of time, the memory-bandwidth limit 0.97, others 50 times their change."""
     rows: dict[str, Any] = {}
     for one in step_cases(full=True):
         unit = one.bytes_moved * 1e-11
         times = [[name, count, 50 * unit, unit] for name in PEERS for count in {1, CPUS}]
-        names = {"fastopt": 1.0, "fastopt bound": 0.4, "floor": 0.97, "divider": 0.5, "again": 0.4}
+        names = {"fastopt": 1.0, "fastopt bound": 0.4, BANDWIDTH: 0.97, DIVISION: 0.5, REPEAT: 0.4}
         times += [[name, count, t * unit, 0.01 * unit] for name, t in names.items() for count in {1, CPUS}]
         times += [["fastopt", None, unit, 0.0]]
         for time in times:
@@ -211,41 +222,59 @@ def results(**changes: float) -> Results:
 
 
 def verdicts(results: Results) -> Mapping[str, str]:
-    return {claim.what: claim.line(results)[-1] for claim in CLAIMS}
+    return {str(target): target.line(results)[-1] for target in TARGETS}
 
 
-def test_claims_that_hold() -> None:
-    held = verdicts(results(**{"torch fused": 3.0}))
-    assert set(held.values()) == {"yes"}, held
+def test_targets_that_are_reached() -> None:
+    reached = verdicts(results(**{"torch fused": 3.0}))
+    assert len(reached) == len(TARGETS)
+    assert set(reached.values()) == {"yes"}, reached
 
 
 @pytest.mark.parametrize(
-    ("change", "claim"),
+    ("change", "target"),
     [
-        ({"floor": 0.9}, "1. 2^24 and more: the floor's time by fastopt's"),
-        ({"torch fused": 0.01}, "1. the same, Adam: torch fused by fastopt"),
-        ({"DeepSpeed": 0.02}, "2. 2^20, Adam: DeepSpeed by fastopt"),
-        ({"numba": 0.01}, "2. 2^20, Adam: numba by fastopt"),
-        ({"fastopt bound": 5.0}, "3. many arrays, bound, by one flat array"),
-        ({"torch foreach": 0.05}, "5. RMSprop's forms and Adadelta, 2^20 and 2^24: torch's best by fastopt"),
-        ({"default": 1.2}, "6. the same: the iteration with hand-written NumPy by that with fastopt"),
-        ({"default": 1.2}, "7. the default number of threads, by one thread"),
-        ({"isa": 1.1}, "7. the best instruction set's time by a narrower one's"),
-        ({"bfloat16 state": 1.2}, "8. 2^26, Adam: fastopt by fastopt with a bfloat16 state"),
-        ({"torch fused": 0.9}, "8. the same: torch fused by fastopt with a bfloat16 state"),
+        (
+            {BANDWIDTH: 0.9},
+            "one array of 2^24 elements or more: fastopt reaches {} of the speed that memory bandwidth allows",
+        ),
+        ({"torch fused": 0.01}, "Adam, 2^24 elements or more: torch fused takes {} as long as fastopt"),
+        ({"DeepSpeed": 0.02}, "Adam, 1 x 2^20: DeepSpeed takes {} as long as fastopt"),
+        ({"numba": 0.01}, "Adam, 1 x 2^20: numba takes {} as long as fastopt"),
+        (
+            {"fastopt bound": 5.0},
+            "Adam, 1,000 x 64: fastopt with bound gradients takes {} as long as on one array of 64,000",
+        ),
+        (
+            {"torch foreach": 0.05},
+            "RMSprop and Adadelta, 1 x 2^20 and 1 x 2^24: torch's fastest form takes {} as long as fastopt",
+        ),
+        (
+            {"default": 1.2},
+            "training iteration, 784-512-512-10: an iteration with a hand-written NumPy step takes {} as long as "
+            "one with fastopt",
+        ),
+        ({"default": 1.2}, "every optimizer: the default number of threads takes {} as long as one thread"),
+        ({"isa": 1.1}, "kernels alone: the widest instruction set takes {} as long as a narrower one"),
+        ({"bfloat16 state": 1.2}, "Adam, 1 x 2^26: a float32 state takes {} as long as a bfloat16 state"),
+        ({"torch fused": 0.9}, "Adam, 1 x 2^26: torch fused takes {} as long as fastopt with a bfloat16 state"),
     ],
 )
-def test_claims_that_do_not_hold(change: dict[str, float], claim: str) -> None:
-    assert verdicts(results(**({"torch fused": 3.0} | change)))[claim].startswith("**no**")
+def test_targets_that_are_missed(change: dict[str, float], target: str) -> None:
+    assert verdicts(results(**({"torch fused": 3.0} | change)))[target].startswith("**no**")
 
 
-def test_the_worst_counts() -> None:
-    figures = [(1.0, "a"), (3.0, "b"), (None, "c")]
-    of_two = Claim("x", 2.0, lambda _: figures).line(results())
-    assert of_two == ["x", "1.00 (the worst of 2: a)", "at least 2.00", "**no**, in 1 of 2, 1 by more than noise"]
-    of_two = Claim("x", 0.02, lambda _: figures, above=False, unit="%").line(results())
-    assert of_two == ["x", "300.0% (the worst of 2: b)", "at most 2.0%", "**no**, in 2 of 2, 2 by more than noise"]
-    assert Claim("x", 2.0, lambda _: figures[2:]).line(results()) == ["x", "not measured", "at least 2.00", ""]
+def test_the_worst_figure_counts() -> None:
+    figures = [(1.0, "a"), (30.2, "b"), (None, "c")]
+    missed = "**no**: 1 of 2 miss it, 1 by more than the noise"
+    low = Target("x", "takes {}", 2.0, lambda _: figures).line(results())
+    assert low == ["x", "takes 1.00 times (lowest of 2: a)", "at least 2.00 times", missed]
+    high = Target("x", "takes {}", 2.0, lambda _: figures, at_least=False).line(results())
+    assert high == ["x", "takes 30 times (highest of 2: b)", "at most 2.00 times", missed]
+    share = Target("x", "reaches {}", 0.02, lambda _: figures[:1], at_least=False, unit="%").line(results())
+    assert share == ["x", "reaches 100.0%", "at most 2.0%", "**no**"]
+    none = Target("x", "takes {}", 2.0, lambda _: figures[2:]).line(results())
+    assert none == ["x", "not measured", "at least 2.00 times", ""]
 
 
 def test_page_and_pictures(tmp_path: Path) -> None:
@@ -259,9 +288,9 @@ def test_page_and_pictures(tmp_path: Path) -> None:
     tables = [[line.count(" | ") for line in part.splitlines()] for part in text.split("\n\n") if part[:2] == "| "]
     assert all(len(set(columns)) == 1 for columns in tables), "a row has as many cells as its head"
     assert len(tables) == 4 + len(all_variants())
-    assert "* numba: NAG float32 1 x 64 (2.00)" in text
+    assert f"* numba, in {len(one.rows)}: NAG float32 1 x 64 (2.00)" in text
     assert "* optax: why\n" in text
-    assert "nobody" not in text.lower()
+    assert "No other library is faster" not in text
     assert "differs by 0.0% in the median row" in text
 
 
@@ -278,20 +307,40 @@ def test_rows_with_one_core_are_disturbed() -> None:
     assert not disturbed(shared | {"kind": "isas"}, 0.2)
     one = results()
     one.data["tasks"]["away"] |= {"cores": 0.5 * CPUS}
-    assert f"During 1 of {len(one.data['tasks'])} all CPUs" in page(one, {})
+    assert f"During 1 of {len(one.data['tasks'])} tasks all CPUs" in page(one, {})
 
 
 def test_a_page_of_little() -> None:
     empty = Results({"facts": {}, "began": "then", "cpus": 2, "full": False, "tasks": {}})
-    assert "not measured" in page(empty, draw(empty, Path()))
+    assert "| not measured |" in page(empty, draw(empty, Path()))
 
 
 def test_the_readme_quotes_the_page() -> None:
     root = Path(__file__).parents[1]
-    claims = (root / "docs/benchmark.md").read_text().partition("## What must hold\n")[2]
-    table = "".join(line for line in claims.partition("\n## ")[0].splitlines(keepends=True) if line[0] == "|")
-    assert len(table.splitlines()) == 2 + len(CLAIMS)
-    assert table in (root / "README.md").read_text(), "the README's claims are of another run than the page"
+    stored, readme = ((root / name).read_text() for name in ("docs/benchmark.md", "README.md"))
+    summary = stored.partition("\n\n")[2].partition("\n\n")[0]
+    assert summary.count("\n* ") >= 2
+    assert summary in readme.partition(MARKS[0])[2].partition(MARKS[1])[0], "the README quotes another run"
+
+
+def test_the_stored_page_is_worded_as_a_new_one() -> None:
+    stored = (Path(__file__).parents[1] / "docs/benchmark.md").read_text()
+    new = page(results(), {})
+    for name in [line for line in new.splitlines() if line.startswith(("#", "* *", "| case"))]:
+        assert name in stored, "write the page again, with bench/report.py --draw"
+    table = stored.partition("\n## Targets\n")[2].partition("\n## ")[0].splitlines()
+    rows = [row for row in table if row.startswith("| ")][2:]
+    for row, target in zip(rows, TARGETS, strict=True):
+        before, _, after = target.sentence.partition("{}")
+        assert row.startswith(f"| {target.case} | {before}")
+        assert after in row
+
+
+def test_stored_measurements_are_read_again() -> None:
+    data = {"cpus": 2, "facts": {"CPU": "x"}, "tasks": {"a: b": {"times": [["n", 1, 1.23456789e-6, 0.5]]}}}
+    stored = as_json(data)
+    assert stored.count("\n") == 8, "a task takes one line"
+    assert json.loads(stored) == {**data, "tasks": {"a: b": {"times": [["n", 1, 1.2346e-6, 0.5]]}}}
 
 
 def test_labels_stay_apart() -> None:

@@ -1,4 +1,4 @@
-"""A whole iteration of a NumPy training loop, by what updates it: `python -m pytest bench`, in full `--full`."""
+"""A whole iteration of a NumPy training loop, with NumPy's step and with fastopt's: `python -m pytest bench`."""
 
 from __future__ import annotations
 

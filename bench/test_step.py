@@ -1,7 +1,7 @@
-"""One step of every optimizer by every candidate: `python -m pytest bench`, in full `--full`.
+"""One step of every optimizer by every candidate: `python -m pytest bench`, all cases with `--full`.
 
-Each benchmark first checks that the candidate computes what the NumPy twin does; `--benchmark-disable` does
-that alone. `--benchmark-autosave` keeps the results, `--benchmark-compare` puts a later run beside them.
+Each benchmark first verifies the candidate against the NumPy twin; `--benchmark-disable` does that alone.
+`--benchmark-autosave` stores the results, `--benchmark-compare` compares a later run with them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from cases import WORKLOADS, all_variants, case, facts
 from peers import CANDIDATES
 
 import fastopt
-from fastopt.benchmark import Case, Key, Unavailable, checked, threads_of, use_threads
+from fastopt.benchmark.candidates import Unavailable, use_threads
+from fastopt.benchmark.cases import Case
+from fastopt.benchmark.report import number_of_threads
+from fastopt.benchmark.timing import Column
+from fastopt.benchmark.verify import verified
 
 
 @pytest.fixture(autouse=True)
@@ -23,9 +27,9 @@ def _defaults() -> Iterator[None]:
     use_threads(None)
 
 
-def in_short_run(case: Case, key: Key) -> bool:
-    """Every optimizer on one thread at sizes that take no time, one where a step is a tenth of a second."""
-    if key[1] != CANDIDATES[key[0]].threads[0]:
+def in_short_run(case: Case, column: Column) -> bool:
+    """Every optimizer on one thread where a step is short; Adam alone where it takes a tenth of a second."""
+    if column[1] != CANDIDATES[column[0]].threads[0]:
         return False
     if case.dtype == "float64":
         return case.workload == "1 x 2^16"
@@ -47,16 +51,16 @@ def cases() -> Iterator[Any]:
                 yield pytest.param(
                     one,
                     (name, count),
-                    id=f"{one.label} {one.dtype} {one.workload} {name} {threads_of(count)}",
+                    id=f"{one.label} {one.dtype} {one.workload} {name} {number_of_threads(count)}",
                     marks=() if in_short_run(one, (name, count)) else pytest.mark.full,
                 )
 
 
-@pytest.mark.parametrize(("case", "key"), [*cases()])
-def test_step(benchmark: Any, case: Case, key: Key) -> None:
-    name, count = key
+@pytest.mark.parametrize(("case", "column"), [*cases()])
+def test_step(benchmark: Any, case: Case, column: Column) -> None:
+    name, count = column
     try:
-        step = checked(CANDIDATES[name], case, case.arrays(), case.arrays())
+        step = verified(CANDIDATES[name], case, case.arrays(), case.arrays())
     except Unavailable as reason:
         pytest.skip(str(reason))
     use_threads(count)

@@ -1,8 +1,8 @@
 """Train a small network with Adam, its state in float32 and in bfloat16, from several seeds.
 
-The picture shows whether a state, or parameters too, of 16 bits cost anything: whether their loss lies
-within the spread that the seeds alone make. It also shows why they are rounded at random: the same state,
-rounded to the nearest after every step.
+The picture shows whether storing the state, or the parameters too, in 16 bits costs anything: whether the loss
+stays within the range that the seeds alone make. It also shows why fastopt rounds at random: one curve is of a
+state that is rounded to the nearest after every step.
 """
 
 import sys
@@ -26,20 +26,20 @@ Arrays = dict[str, NDArray[np.floating]]
 
 @dataclass(frozen=True)
 class Arm:
-    """How numbers are stored in a training."""
+    """How a training stores its numbers."""
 
     colour: str
     parameters: type = np.float32
     states: str = "float32"
     nearest: bool = False
-    """Whether the state, in float32, is rounded after every step as bfloat16 is elsewhere."""
+    """Whether the float32 state is rounded to the nearest bfloat16 after every step, as in other libraries."""
 
 
 ARMS = {
     "float32": Arm("#0072b2"),
     "bfloat16 state": Arm("#d55e00", states="bfloat16"),
     "bfloat16 state and parameters": Arm("#009e73", ml_dtypes.bfloat16, "bfloat16"),
-    "state to the nearest bfloat16": Arm("#000000", nearest=True),
+    "state rounded to the nearest bfloat16": Arm("#000000", nearest=True),
 }
 
 
@@ -73,7 +73,7 @@ def train(
 
 
 def draw(losses: dict[str, NDArray[np.floating]], title: str) -> Figure:
-    """The mean loss of each arm's seeds; below, how far it is from float32's, and how far those seeds are."""
+    """Above the mean loss of each arm's seeds; below its distance from float32's, and the range of those seeds."""
     figure = Figure(figsize=(9, 7), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(2, 3))
     usual = losses["float32"].mean(axis=0)
@@ -89,7 +89,7 @@ def draw(losses: dict[str, NDArray[np.floating]], title: str) -> Figure:
         below.plot(epochs, relative.mean(axis=0), **style)
     above.set(yscale="log", ylabel="training loss", xlim=(1, epochs[-1]))
     above.set_title(title, loc="left")
-    # what leaves this panel is seen in the other
+    # a curve that leaves this panel is seen in the other
     below.set(xlabel="epoch", ylabel="per cent above float32's mean loss", ylim=(-2 * widest, 2 * widest))
     below.legend(frameon=False, ncols=2)
     for axes in above, below:
@@ -99,10 +99,10 @@ def draw(losses: dict[str, NDArray[np.floating]], title: str) -> Figure:
 
 
 def table(losses: dict[str, NDArray[np.floating]], accuracies: dict[str, list[float]]) -> str:
-    """One Markdown row an arm."""
+    """A Markdown table with a row for each arm."""
     low, high = losses["float32"].min(axis=0), losses["float32"].max(axis=0)
     rows = [
-        "| stored | last loss | over the seeds | epochs within float32's spread | accuracy |",
+        "| stored | last loss | over the seeds | epochs within float32's range | accuracy |",
         "|---|---:|---:|---:|---:|",
     ]
     for name, curves in losses.items():

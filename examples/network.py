@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 class Network:
-    """Layers of so many units: `sizes` begins with the inputs and ends with the classes.
+    """Fully connected layers; `sizes` has the numbers of units, from the inputs to the classes.
 
     `params` has the weights ``w1`` of shape (sizes[0], sizes[1]), the biases ``b1``, and so on. The
     weights start normal with variance 2 / inputs (He et al., arXiv:1502.01852), the biases at zero.
@@ -23,7 +23,7 @@ class Network:
             self.params[f"b{layer}"] = np.zeros(columns, dtype)
 
     def forward(self, images: NDArray[np.floating]) -> list[NDArray[np.floating]]:
-        """What each layer is given, from the images (images, inputs) on, and at last the logits."""
+        """The input of each layer, beginning with the images (images, inputs), and at the end the logits."""
         values = [images]
         for layer in range(1, self.layers + 1):
             values.append(values[-1] @ self.params[f"w{layer}"] + self.params[f"b{layer}"])
@@ -34,7 +34,7 @@ class Network:
     def backward(
         self, images: NDArray[np.floating], labels: NDArray[np.intp]
     ) -> tuple[float, dict[str, NDArray[np.floating]]]:
-        """The mean softmax cross-entropy of a batch and its gradient by every parameter."""
+        """The mean softmax cross-entropy of a batch, and its gradient with respect to every parameter."""
         *values, logits = self.forward(images)
         rows = np.arange(len(labels))
         # Softmax does not change when all logits shift; with the largest at 0, exp cannot overflow.
@@ -42,7 +42,7 @@ class Network:
         log_softmax = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         loss = -float(log_softmax[rows, labels].mean())
 
-        d = np.exp(log_softmax)  # the gradient by what each layer puts out before its ReLU
+        d = np.exp(log_softmax)  # the gradient with respect to a layer's output before its ReLU
         d[rows, labels] -= 1
         d /= len(labels)
         grads = {}

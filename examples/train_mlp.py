@@ -1,9 +1,8 @@
 """Train a small network on images with every classic optimizer, by plain NumPy and by fastopt.
 
 Both runs of an optimizer start from the same seed and see the same batches, so that they can end
-with the same bits; they take turns, so that whatever else the machine does slows both. The table
-shows what the fused step gains in a whole training iteration, the picture how the optimizers
-learn.
+with the same bits. They take turns, so that a disturbance of the machine slows both. The table
+compares the times of whole training iterations; the picture shows the losses.
 """
 
 import argparse
@@ -27,7 +26,7 @@ import fastopt
 HIDDEN = 200
 BATCH = 64
 
-# The two runs of every optimizer, by what computes their steps.
+# The two runs of every optimizer: NumPy or fastopt computes its steps.
 ARMS = ("NumPy", "fastopt")
 
 # The arms take turns of so many iterations: few enough that a busy spell of the machine slows both,
@@ -37,7 +36,7 @@ TURN = 20
 
 @dataclass
 class Run:
-    """A network in training, and what was measured at every iteration (times in seconds)."""
+    """A network in training, and the measurements of every iteration (times in seconds)."""
 
     network: Network
     optimizer: fastopt.Optimizer
@@ -121,14 +120,14 @@ def same_bits(a: Network, b: Network) -> bool:
 
 
 def table(results: dict[str, dict[str, Run]], data: mnist.Images, epochs: int) -> str:
-    """One Markdown row an optimizer."""
+    """A Markdown table with a row for each optimizer."""
     header = [
         "optimizer",
-        *(f"loss {epoch}" for epoch in range(1, epochs + 1)),
-        "accuracy",
         *(f"ms {arm}" for arm in ARMS),
         *(f"step {arm}" for arm in ARMS),
         "same bits",
+        *(f"loss {epoch}" for epoch in range(1, epochs + 1)),
+        "accuracy",
     ]
     rows = [header]
     for name, runs in results.items():
@@ -136,11 +135,11 @@ def table(results: dict[str, dict[str, Run]], data: mnist.Images, epochs: int) -
         rows.append(
             [
                 name,
-                *(f"{loss:.4f}" for loss in np.reshape(ours.losses, (epochs, -1)).mean(axis=1)),
-                f"{ours.network.accuracy(data.test_images, data.test_labels):.2%}",
                 *(f"{runs[arm].iteration_time * 1e3:.3f}" for arm in ARMS),
                 *(f"{runs[arm].step_share:.1%}" for arm in ARMS),
                 "yes" if same_bits(*(run.network for run in runs.values())) else "NO",
+                *(f"{loss:.4f}" for loss in np.reshape(ours.losses, (epochs, -1)).mean(axis=1)),
+                f"{ours.network.accuracy(data.test_images, data.test_labels):.2%}",
             ]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -233,10 +232,10 @@ def main(argv: list[str] | None = None) -> None:
     except (mnist.DataError, OSError) as error:
         sys.exit(f"{parser.prog}: {error}")
     print(f"""
-Losses are means over the mini-batches of an epoch; accuracy is on the test images. "ms" is the
-median time of a whole iteration (fetch a batch, forward, backward, step) with the steps computed by
-NumPy or by fastopt, "step" the optimizer's share of it; on a busy machine compare them within a row
-only. "Same bits" says whether both runs, started alike, ended with exactly the same parameters.
+"ms" is the median time of a whole iteration (fetch a batch, forward, backward, step) with the steps
+computed by NumPy or by fastopt, "step" the optimizer's share of it; on a busy machine compare them
+within a row only. "Same bits" says whether both runs ended with exactly the same parameters. Losses
+are means over the mini-batches of an epoch; accuracy is on the test images.
 The loss curves are in {picture}.""")
 
 

@@ -10,11 +10,8 @@ except ModuleNotFoundError as _error:
         "build here with pip install -e ."
     ) from _error
 
-from fastopt import functional
-from fastopt.optimizer import Optimizer
-from fastopt.optimizers import *  # noqa: F403  every optimizer, from the list in that module
-from fastopt.optimizers import __all__ as _optimizers
-from fastopt.threads import (
+from fastopt import functional, machine
+from fastopt.machine import (
     available_isas,
     get_isa,
     get_num_threads,
@@ -22,6 +19,9 @@ from fastopt.threads import (
     set_isa,
     set_num_threads,
 )
+from fastopt.optimizer import Optimizer
+from fastopt.optimizers import *  # noqa: F403  every optimizer, from the list in that module
+from fastopt.optimizers import __all__ as _optimizers
 
 __version__: str
 __all__ = [
@@ -38,8 +38,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> str:
-    if name == "__version__":  # when it is asked for: to find it takes as long as all the rest of the import
-        from importlib.metadata import version
-
-        return version("fastopt")
+    # The version is read when it is asked for: that takes as long as all the rest of the import.
+    if name == "__version__":
+        version = machine.version("fastopt")
+        if version is not None:
+            return version
+        raise AttributeError("fastopt.__version__ is unknown: the package's metadata is not installed")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,33 +14,26 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from fastopt import _kernels, optimizers
-from fastopt.choice import Choices
-from fastopt.optimizer import (
-    MOST_STEPS,
-    Array,
-    Hyper,
-    Optimizer,
-    check_grad_scale,
-    check_number,
-    shown,
-)
-
-if TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Callable[..., None]: ...
+from fastopt import arrays, optimizers
+from fastopt._kernels import TABLE
+from fastopt._plan import Change, Function, Group, Plan, Tensor, as_function
+from fastopt._turns import Turns
+from fastopt.algorithm import Hyper
+from fastopt.checkpoint import MOST_STEPS
+from fastopt.optimizer import Optimizer
+from fastopt.options import check_all, check_grad_scale, options_of, shown
+from fastopt.thread_tuner import ThreadTuners
 
 
 class _Thread(threading.local):
     """What each Python thread has of its own."""
 
     def __init__(self) -> None:
-        self.choices = Choices()
+        self.tuners = ThreadTuners()
 
 
 _thread = _Thread()
@@ -48,84 +41,117 @@ _thread = _Thread()
 
 def _defaults_of(cls: type[Optimizer]) -> Hyper:
     """The options of the class but one: here the states have the dtype that they have."""
-    return {name: value for name, value in cls.defaults_of().items() if name != "state_dtype"}
+    return {name: option.default for name, option in options_of(cls).items() if name != "state_dtype"}
 
 
-@lru_cache(maxsize=128, typed=True)
-def _checked(name: str, /, **options: Any) -> tuple[Hyper, int, list[str]]:
-    """All hyper-parameters but ``lr``, the subset of optional states and the letters of all states."""
-    cls: type[Optimizer] = getattr(optimizers, name)
-    defaults = _defaults_of(cls)
-    h = {**defaults, **options}
-    cls._check(h, defaults)
-    return h, cls.subset(h), cls.letters(h)
+def _group(cls: type[Optimizer], options: Hyper) -> Group:
+    """The group for options that were given by name."""
+    if "state_dtype" in options:
+        raise ValueError(
+            "state_dtype: no option of a function, whose states have the dtype of their arrays; leave it out"
+        )
+    h = check_all(cls, {**_defaults_of(cls), "state_dtype": None, **options}) | cls.algorithm.flags
+    cls.algorithm.check(h)
+    return cls._group_of("", h)
+
+
+def _slow(cls: type[Optimizer], name: str, names: tuple[str, ...], args: tuple[Any, ...], kwargs: Hyper) -> None:
+    """A call by way of a plan: for everything that is not the usual case, and to say what is wrong with a call."""
+    if len(args) > len(names):
+        raise TypeError(f"{name}: got {len(args) - 2} states, it takes {', '.join(names[2:]) or 'none'}")
+    options = dict(kwargs)
+    given: dict[str, Any] = dict(zip(names, args, strict=False))
+    for other in names[len(args) :]:
+        given[other] = options.pop(other, None)
+    for array in names[len(args) : 2]:
+        if array not in kwargs:
+            raise TypeError(f"{array}: missing; pass it first, or by its name")
+    if "step" not in options:
+        raise TypeError(f"{name}: step is missing; pass the number of this step, 1 for the first")
+    step, grad_scale = options.pop("step"), options.pop("grad_scale", 1.0)
+    group = _group(cls, options)
+    if isinstance(step, bool) or not isinstance(step, int | np.integer):
+        raise TypeError(f"step: expected a whole number, 1 for the first step, got {shown(step)}")
+    if not 1 <= step <= MOST_STEPS:
+        raise ValueError(f"step: {shown(step)} is out of range; it must be 1 for the first step, then 2")
+    if given["grad"] is None:
+        raise TypeError("grad: expected an array, got None; without a gradient there is no step to make")
+    algorithm = cls.algorithm
+    needed: dict[str, Any] = {}
+    for letter in algorithm.letters(group.h):
+        array = given[algorithm.states[letter]]
+        if array is None:
+            raise TypeError(
+                f"{algorithm.states[letter]}: missing; pass an array of param's shape and dtype, at first zeros"
+            )
+        needed[letter] = array
+    tensor = Tensor(algorithm, 0, "param", given["param"], 0, 0)
+    found = arrays.checked_states(tensor.label, tensor.param, needed, algorithm.states)
+    owner = _Owner()
+    plan = Plan(algorithm, Turns(), _thread.tuners)
+    change = Change()
+    change.added_groups, change.added_tensors = [(group.h, group)], [tensor]
+    change.states, change.steps = [(tensor, found)], [(tensor, int(step) - 1)]
+    written = [(tensor, 0, tensor.param)]
+    written += [(tensor, 2 + tensor.letters.index(letter), array) for letter, array in found.items()]
+    change.intervals = plan.intervals.with_arrays([tensor], written)
+    plan.commit(owner.param_groups, change)
+    plan.step(owner, [given["grad"]], check_grad_scale(grad_scale))
+
+
+class _Owner:
+    """What a plan asks of an optimizer."""
+
+    def __init__(self) -> None:
+        self.param_groups: list[Hyper] = []
+
+    def _change_in_step(self, _: Any) -> None:
+        return None
 
 
 def _make(cls: type[Optimizer]) -> Callable[..., None]:
-    row = _kernels.TABLE[cls.kernel]
-    letters = [*row["state"], *row["optional"]]
-    names = [cls.state_names[letter] for letter in letters]
+    row = TABLE[cls.algorithm.formula]
+    names = ("param", "grad", *(cls.algorithm.states[letter] for letter in (*row["state"], *row["optional"])))
+    required = 2 + len(row["state"])
     defaults = _defaults_of(cls)
-
-    def function(
-        param: Array,
-        grad: Array,
-        *arrays: Array,
-        step: int,
-        grad_scale: float = 1.0,
-        **options: Any,
-    ) -> None:
-        if len(arrays) > len(names):
-            raise TypeError(
-                f"{function.__name__}: got {len(arrays)} states, it takes {', '.join(names) or 'none'}"
-            )
-        given = dict(zip(names, arrays, strict=False))
-        for name in names[len(arrays) :]:
-            given[name] = options.pop(name, None)
-        lr = options.pop("lr", defaults["lr"])
-        try:
-            h, subset, needed = _checked(cls.__name__, **options)
-        except TypeError:  # an option that cannot be hashed, or is wrong
-            h, subset, needed = _checked.__wrapped__(cls.__name__, **options)
-        if isinstance(step, bool) or not isinstance(step, int | np.integer):
-            raise TypeError(f"step: expected a whole number, 1 for the first step, got {shown(step)}")
-        if not 1 <= step <= MOST_STEPS:
-            raise ValueError(f"step: {shown(step)} is out of range; it must be 1 for the first step, then 2")
-        if grad is None:
-            raise TypeError("grad: expected an array, got None; without a gradient there is no step to make")
-        group = cls.group({**h, "lr": lr if callable(lr) else check_number("lr", lr)}, subset)
-        states: dict[str, Array] = {}
-        for letter in needed:
-            array = given[cls.state_names[letter]]
-            if array is None:
-                raise TypeError(
-                    f"{cls.state_names[letter]}: missing; pass an array of param's shape and dtype, at first zeros"
-                )
-            states[letter] = array
-        steps = np.array([step - 1], np.int64)
-        plan = _kernels.Plan(cls.kernel, [param], ["param"], [0], [states], steps, cls.state_names)
-        plan.step([grad], check_grad_scale(grad_scale), [group], _thread.choices, None)
-
+    name = cls.__name__.lower()
+    function = as_function(
+        Function(
+            cls.algorithm,
+            names,
+            defaults["lr"],
+            lambda options: _group(cls, options),
+            lambda args, kwargs: _slow(cls, name, names, args, kwargs),
+        )
+    )
     parameter = inspect.Parameter
     either, keyword = parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY
-    signature = inspect.Signature(
+    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
-            *(parameter(name, either) for name in ("param", "grad", *names[: len(row["state"])])),
-            *(parameter(name, either, default=None) for name in names[len(row["state"]) :]),
+            *(parameter(x, either) for x in names[:required]),
+            *(parameter(x, either, default=None) for x in names[required:]),
             parameter("step", keyword),
-            *(parameter(name, keyword, default=value) for name, value in defaults.items()),
+            *(parameter(x, keyword, default=value) for x, value in defaults.items()),
             parameter("grad_scale", keyword, default=1.0),
         ]
     )
-    function.__name__ = function.__qualname__ = cls.__name__.lower()
+    function.__name__ = function.__qualname__ = name
     function.__module__ = __name__
     function.__doc__ = f"One update of one array as by `fastopt.{cls.__name__}`.\n\n{inspect.getdoc(cls)}"
-    function.__signature__ = signature  # type: ignore[attr-defined]
     return function
 
 
-__all__ = [name.lower() for name in optimizers.__all__]
-for _name in optimizers.__all__:
-    _cls = getattr(optimizers, _name)
-    if _cls.kernel in _kernels.TABLE:  # else tests/test_table.py says what is missing
-        globals()[_name.lower()] = _make(_cls)
+_CLASSES = {name.lower(): getattr(optimizers, name) for name in optimizers.__all__}
+__all__ = list(_CLASSES)
+
+
+def __getattr__(name: str) -> Callable[..., None]:
+    """Makes a function when it is first asked for: an import of all takes longer than most programs want to wait."""
+    if name not in _CLASSES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    function = globals()[name] = _make(_CLASSES[name])
+    return function
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,34 +1,39 @@
-"""The same updates as plain NumPy expressions: the oracle, the baseline, the explanation.
+"""The frame around the NumPy twins: the oracle, the baseline, the explanation.
 
-Selected like an instruction set, by the name ``numpy``: ``fastopt.set_isa("numpy")`` or
-``FASTOPT_ISA=numpy``. Every function below is the twin of one formula in ``src_c/optim/``, with the
-same names, the same operations in the same order, and so the same bits. The arrays change in place:
-``p`` is the parameter, then come the state buffers; one that an option adds is None where the option
-is off. ``g`` is the gradient after scaling and weight decay. All else are scalars, of the arrays' dtype.
-The equations stand in the docstrings of the classes in ``optimizers.py``.
+Selected like an instruction set, by the name ``numpy``: ``fastopt.set_isa("numpy")`` or ``FASTOPT_ISA=numpy``.
+Each optimizer in ``optimizers/`` has a twin: its formula as plain NumPy expressions, with the same names and the
+same operations in the same order, and so the same bits. This file is the twin of ``src_c/loops.h``, which puts the
+same frame around the formulas in C. How 16-bit arrays are stored is in ``storage.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-Array: TypeAlias = npt.NDArray[Any]
+from fastopt.algorithm import Algorithm, Array
+
+SUM_BLOCK = 4096
+"""Sums are cut at multiples of so many elements: FASTOPT_SUM_BLOCK of src_c/fastopt.h."""
+
+SUM_LANES = 16
+"""Within a block, element i is added to lane i modulo this."""
 
 
 def update(
-    name: str,
+    algorithm: type[Algorithm],
     p: Array,
     grad: Array,
     states: Sequence[Array | None],
     scalars: Sequence[float],
-) -> None:
-    """One step of the optimizer ``name`` on one array: what loops.h puts around each formula.
+    factors: Sequence[float] = (),
+) -> tuple[Array, ...]:
+    """One step on one array, in place. Returns the row's SUMS, for each an array shaped like ``p``.
 
-    states: the row's STATE and OPTIONAL buffers. scalars: the row's SCALARS, then grad_scale, weight_decay, decay.
+    states: the row's STATE and OPTIONAL buffers, None for one that is not in use. scalars: the row's SCALARS, then
+    grad_scale, weight_decay, decay. factors: the row's FACTORS.
     """
     with np.errstate(all="ignore"):
         *own, grad_scale, weight_decay, decay = (p.dtype.type(value) for value in scalars)
@@ -38,84 +43,49 @@ def update(
             g = g + weight_decay * p
         if decay != 1:
             p *= decay
-        globals()[name](p, g, *states, *own)
+        return algorithm.twin(p, g, *states, *own, *(p.dtype.type(value) for value in factors)) or ()
 
 
-def sgd(
-    p: Array, g: Array, buf: Array | None,
-    momentum: Any, damped: Any, nesterov: Any, ahead: Any, lr: Any,
-) -> None:  # fmt: skip
-    u = g
-    if buf is not None:
-        buf *= momentum
-        buf += damped * g
-        u = ahead * g + momentum * buf if nesterov != 0 else buf
-    p -= lr * u
+def sums(
+    algorithm: type[Algorithm],
+    p: Array,
+    grad: Array,
+    states: Sequence[Array | None],
+    scalars: Sequence[float],
+    n_factors: int = 0,
+) -> Array:
+    """What the row's SUMS add up to: for each block of SUM_BLOCK elements, a line with a number for each sum.
+
+    Changes none of the arrays. Elements are numbered in the order in which ``p`` lies in memory.
+    """
+    copies = [None if state is None else state.copy(order="K") for state in states]
+    # factors are made of the sums, which cannot depend on them
+    found = update(algorithm, p.copy(order="K"), grad, copies, scalars, [1.0] * n_factors)
+    order: Literal["C", "F"] = "C" if p.flags.c_contiguous else "F"
+    return np.stack([block_sums(values.ravel(order)) for values in found], axis=1)
 
 
-def nag(p: Array, g: Array, v: Array, momentum: Any, lr: Any, ahead: Any) -> None:
-    d = lr * g
-    v *= momentum
-    v -= d
-    if ahead != 0:
-        p -= d
-    else:
-        p += v
+def block_sums(values: Array) -> Array:
+    """The sums in float64 of each block of a flat array, in an order that no machine changes.
+
+    A block's elements are added to its lanes in order, then the lanes in pairs: i and i + 8, i + 4, i + 2, i + 1.
+    """
+    blocks = -(-values.size // SUM_BLOCK)
+    padded = np.zeros(blocks * SUM_BLOCK)
+    padded[: values.size] = values
+    with np.errstate(all="ignore"):
+        # the lanes lie side by side, so that NumPy adds whole rows, one after the other
+        lanes = np.add.reduce(padded.reshape(blocks, SUM_BLOCK // SUM_LANES, SUM_LANES), axis=1, initial=0.0)
+        while lanes.shape[1] > 1:
+            half = lanes.shape[1] // 2
+            lanes = lanes[:, :half] + lanes[:, half:]
+    return np.asarray(lanes[:, 0])
 
 
-def signum(p: Array, g: Array, m: Array, beta: Any, one_minus_beta: Any, lr: Any) -> None:
-    m *= beta
-    m += one_minus_beta * g
-    p -= lr * np.sign(m)
-
-
-def adagrad(p: Array, g: Array, s: Array, lr: Any, eps_root: Any, eps: Any) -> None:
-    s += g * g
-    p -= lr * (g / (np.sqrt(s + eps_root) + eps))
-
-
-def rmsprop(
-    p: Array, g: Array, s: Array, a: Array | None, buf: Array | None,
-    alpha: Any, one_minus_alpha: Any, eps_root: Any, eps: Any, momentum: Any, lr_in: Any, lr: Any,
-) -> None:  # fmt: skip
-    s *= alpha
-    s += one_minus_alpha * (g * g)
-    moment = s
-    if a is not None:
-        a *= alpha
-        a += one_minus_alpha * g
-        moment = np.maximum(s - a * a, 0)
-    u = g / (np.sqrt(moment + eps_root) + eps)
-    if buf is not None:
-        buf *= momentum
-        buf += lr_in * u
-        u = buf
-    p -= lr * u
-
-
-def adadelta(
-    p: Array, g: Array, s: Array, d: Array,
-    rho: Any, one_minus_rho: Any, eps: Any, lr: Any,
-) -> None:  # fmt: skip
-    s *= rho
-    s += one_minus_rho * (g * g)
-    delta = np.sqrt((d + eps) / (s + eps)) * g
-    d *= rho
-    d += one_minus_rho * (delta * delta)
-    p -= lr * delta
-
-
-def adam(
-    p: Array, g: Array, m: Array, v: Array, vmax: Array | None,
-    beta1: Any, one_minus_beta1: Any, beta2: Any, one_minus_beta2: Any,
-    correction2: Any, eps_root: Any, eps: Any, step_size: Any,
-) -> None:  # fmt: skip
-    m *= beta1
-    m += one_minus_beta1 * g
-    v *= beta2
-    v += one_minus_beta2 * (g * g)
-    moment = v
-    if vmax is not None:
-        np.maximum(v, vmax, out=vmax)
-        moment = vmax
-    p -= step_size * (m / (np.sqrt(moment * correction2 + eps_root) + eps))
+def total(blocks: Array) -> Array:
+    """The blocks that `sums` returned, added in order: for each sum one number."""
+    with np.errstate(all="ignore"):
+        result = np.zeros(blocks.shape[1])
+        for line in blocks:
+            result += line
+    return result

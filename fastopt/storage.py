@@ -6,14 +6,12 @@ Why bfloat16 is rounded at random, and by which random bits, stands there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastopt import reference
-
-Array: TypeAlias = npt.NDArray[Any]
+from fastopt.algorithm import Algorithm, Array
 
 
 def storage_dtype(name: str) -> np.dtype[Any]:
@@ -29,25 +27,40 @@ def storage_dtype(name: str) -> np.dtype[Any]:
 
 
 def update(
-    name: str,
+    algorithm: type[Algorithm],
     p: Array,
     grad: Array,
     states: Sequence[Array | None],
     scalars: Sequence[float],
-    key: int,
-    first: int,
+    random_key: int,
+    first_element: int,
+    factors: Sequence[float] = (),
 ) -> None:
     """`reference.update` of arrays however they are stored.
 
-    key: of the random bits that round what is stored as bfloat16. first: the number of the array's element 0.
+    random_key: of the random bits that round what is stored as bfloat16. first_element: the number of the array's
+    element 0, counted through all parameters.
     """
     wide = [None if array is None else widened(array) for array in states]
-    reference.update(name, wide_p := widened(p), widened(grad), wide, scalars)
-    random = random_bits(key, first, p)
+    reference.update(algorithm, wide_p := widened(p), widened(grad), wide, scalars, factors)
+    random = random_bits(random_key, first_element, p)
     with np.errstate(over="ignore"):  # the sums and products of whole numbers, where NumPy has scalars of them
         for array, value in zip((p, *states), (wide_p, *wide), strict=True):
             if array is not None and value is not None and value is not array:
                 store(array, value, next(random))
+
+
+def sums(
+    algorithm: type[Algorithm],
+    p: Array,
+    grad: Array,
+    states: Sequence[Array | None],
+    scalars: Sequence[float],
+    n_factors: int = 0,
+) -> Array:
+    """`reference.sums` of arrays however they are stored."""
+    wide = [None if array is None else widened(array) for array in states]
+    return reference.sums(algorithm, widened(p), widened(grad), wide, scalars, n_factors)
 
 
 def widened(array: Array) -> Array:
@@ -66,11 +79,11 @@ def store(array: Array, value: Array, random: Array) -> None:
     array.view(np.uint16)[...] = bits >> np.uint32(16)
 
 
-def random_bits(key: int, first: int, p: Array) -> Iterator[Array]:
+def random_bits(random_key: int, first_element: int, p: Array) -> Iterator[Array]:
     """For each 16-bit buffer of ``p``'s shape 16 random bits an element, numbered as elements lie in memory."""
-    number: Array = np.arange(first, first + p.size, dtype=np.uint64).astype(np.uint32)
+    number: Array = np.arange(first_element, first_element + p.size, dtype=np.uint64).astype(np.uint32)
     number = number.reshape(p.shape, order="C" if p.flags.c_contiguous else "F")
-    start = (np.uint32(key & 0xFFFFFFFF) + number * np.uint32(0x9E3779B9)) ^ np.uint32(key >> 32)
+    start = (np.uint32(random_key & 0xFFFFFFFF) + number * np.uint32(0x9E3779B9)) ^ np.uint32(random_key >> 32)
     while True:
         x = (start ^ start >> np.uint32(16)) * np.uint32(0x7FEB352D)
         x = (x ^ x >> np.uint32(15)) * np.uint32(0x846CA68B)

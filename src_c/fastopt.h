@@ -1,31 +1,58 @@
-/* The public face of the kernels: what they are called with, and where to find them. */
+/* The public header: how to find the kernels and how to call them.
+ *
+ * An embedder calls fastopt_get_table(FASTOPT_ABI_VERSION, sizeof(fastopt_call)) once, takes the first
+ * instruction set of the table, looks its optimizer up by name, and calls
+ * `kernels[format][subset](&call, 0, count)`. Kernels allocate nothing, keep no state of their own and may run
+ * in any thread. */
 #ifndef FASTOPT_H
 #define FASTOPT_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-enum { FASTOPT_MAX_BUFFERS = 8, FASTOPT_MAX_SCALARS = 16 };
+enum {
+    FASTOPT_ABI_VERSION = 1, /* changes whenever a structure below or the meaning of a field does */
+    FASTOPT_MAX_BUFFERS = 8,
+    FASTOPT_MAX_SCALARS = 20,
+    FASTOPT_MAX_SUMS = 4,
+    FASTOPT_SUM_BLOCK = 4096 /* elements that are added up to one number of `sums` */
+};
 
-/* Updates the elements begin <= i < end. `buffers`: the parameter, the gradient, then the row's STATE
- * and OPTIONAL buffers in order (an absent one is not looked at); only the gradient may not be
- * written, and none may overlap another. `scalars`: the row's SCALARS, then grad_scale, weight_decay
- * and decay, which every row has. Where a buffer has to be rounded, the random bits are those of `key` and
- * of the element's number: `first` is that of the buffers' element 0. */
-typedef void (*fastopt_kernel)(
-    void *const *buffers, const double *scalars, size_t begin, size_t end, uint64_t key, uint64_t first);
+/* Numbers shared by the tensors of one parameter group that have made equally many steps. */
+typedef struct {
+    double scalars[FASTOPT_MAX_SCALARS]; /* the row's SCALARS, then grad_scale, weight_decay and decay */
+    uint64_t random_key;                 /* of the random bits that round to bfloat16 in this step */
+} fastopt_coefficients;
+
+/* One tensor in one step: the structure that a kernel is called with. No buffer may overlap another. */
+typedef struct {
+    size_t size; /* sizeof(fastopt_call) as the caller was compiled; a kernel reads no field behind it */
+    /* parameter, gradient, then the row's STATE and OPTIONAL buffers. An absent one is never read. The
+     * gradient is only read; the others are read and written in update mode and only read in sum mode. */
+    void *buffers[FASTOPT_MAX_BUFFERS];
+    const fastopt_coefficients *coefficients;
+    const double *factors;  /* update mode: the row's FACTORS for this tensor; NULL for a row without any */
+    double *sums;           /* sum mode: the kernel stores SUMS[k] of block b at sums[b * number of SUMS + k] */
+    uint64_t first_element; /* the number of the buffers' element 0, counted through all parameters */
+} fastopt_call;
+
+/* Computes the elements begin <= i < end. In sum mode `begin` is a multiple of FASTOPT_SUM_BLOCK, and `end`
+ * is one too or the tensor's end. */
+typedef void (*fastopt_kernel)(const fastopt_call *call, size_t begin, size_t end);
 
 /* A format of formats.def: how the parameter, its gradient and its states are stored. */
 typedef struct {
     const char *name, *parameter, *gradient, *states;
 } fastopt_format;
 
-/* A row of optimizers.def. The lists are the row's own text: names separated by commas. */
+/* A row of formulas.def. The lists are the row's own text: names separated by commas. */
 typedef struct {
-    const char *name, *state, *optional, *scalars;
-    /* for every format, in their order, one kernel for every subset of the optional buffers; bit i
-     * stands for the i-th of them */
+    const char *name, *state, *optional, *scalars, *sums, *factors, *numbers;
+    /* By format, in the order of formats.def, then by subset of the optional buffers: bit i of the subset
+     * stands for the i-th of them. A NULL kernel does not exist. Sum kernels exist for rows with SUMS, update
+     * kernels for rows that read the parameter. */
     const fastopt_kernel *const *kernels;
+    const fastopt_kernel *const *sum_kernels;
 } fastopt_optimizer;
 
 typedef struct {
@@ -33,11 +60,15 @@ typedef struct {
     const fastopt_optimizer *optimizers; /* ends with a NULL name */
 } fastopt_isa;
 
-/* The instruction sets that this processor and its operating system can run, best first; ends with a
- * NULL name. */
-const fastopt_isa *fastopt_isas(void);
+typedef struct {
+    const fastopt_isa *isas;       /* those that this processor and its system can run, best first; ends with a NULL name */
+    const fastopt_format *formats; /* ends with a NULL name */
+} fastopt_table;
 
-/* The formats; ends with a NULL name. */
-const fastopt_format *fastopt_formats(void);
+/* The kernels; NULL if the caller was compiled for another version or size of the structures above. */
+const fastopt_table *fastopt_get_table(uint32_t abi_version, size_t call_size);
+
+/* 1 - beta^t for 0 <= beta < 1 and t >= 1, with a relative error below 1e-14 and the same bits everywhere. */
+double fastopt_bias_correction(double beta, int64_t t);
 
 #endif

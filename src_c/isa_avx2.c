@@ -5,7 +5,7 @@
 #pragma GCC target("avx2")
 #endif
 #define ISA avx2
-#include "isa.h"
+#include "kernels.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -6,7 +6,7 @@
 #pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,prefer-vector-width=512")
 #endif
 #define ISA avx512
-#include "isa.h"
+#include "kernels.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -1,50 +1,77 @@
-/* Turns the formula of one row of optimizers.def into kernels for one format. T is the type of the
- * arithmetic, FORMAT and ISA are the names that the kernels end in: adam_0_float32_avx2.
+/* The kernels of one row of formulas.def in one format: for every subset of the optional buffers one for
+ * update mode, such as adam_0_float32_avx2, and where the row has SUMS one for sum mode, lamb_sum_0_float32_avx2.
+ * Both hold the same text of the formula. T is the type of the arithmetic.
  *
- * Every buffer is loaded into a local once, the formula computes on the locals, and every buffer is
- * stored once, at the end: reading back what was just stored waits for the store, for long where it
+ * Every buffer is loaded into a local once, the formula computes on the locals, and update mode stores every
+ * buffer once, at the end: reading back what was just stored waits for the store, for long where it
  * crosses a cache line. The buffers are function parameters because that is where `restrict` counts;
  * on local pointers gcc checks for overlap at run time, which small arrays pay for. */
 
-#define LOOP JOIN(OPTIMIZER, loop, FORMAT, ISA)
-#define FORMULA QUOTE(optim/OPTIMIZER.h)
+#define T           PASTE(computed_, PARAMETER)
+#define UPDATE_LOOP JOIN(FORMULA, update, FORMAT, ISA)
+#define SUM_LANES   JOIN(FORMULA, lanes, FORMAT, ISA)
+#define SUM_LOOP    JOIN(FORMULA, sum, FORMAT, ISA)
 
 #define INDEX(name)    index_##name,
-#define SCALAR(name)   const T name = (T)scalars[index_##name];
+#define SCALAR(name)   const T name UNUSED = (T)scalars[index_##name];
+#define FACTOR(name)   const T name UNUSED = (T)call->factors[index_##name];
+#define NO_FACTOR(name) const T name UNUSED = 1;
+#define SUM(name)      double name UNUSED = 0;
+#define HAS(name)      const int has_##name UNUSED = subset >> index_##name & 1;
 #define POINTER(name)  , PASTE(stored_, STATES) *restrict name##_
-#define ARGUMENT(name) , buffers[index_##name]
-#define HAS(name)      const int has_##name = subset >> index_##name & 1;
-#define LOAD(name)     T name = PASTE(load_, STATES)(name##_[i]);
+#define PASS(name)     , name##_
+#define ARGUMENT(name) , call->buffers[index_##name]
+#define LOAD(name)     T name UNUSED = PASTE(load_, STATES)(name##_[i]);
+#define LOAD_IF(name)  T name UNUSED = has_##name ? PASTE(load_, STATES)(name##_[i]) : 0;
 #define STORE(name)    name##_[i] = PASTE(store_, STATES)(name, &random);
-#define LOAD_IF(name)  T name = has_##name ? PASTE(load_, STATES)(name##_[i]) : 0;
 #define STORE_IF(name) if (has_##name) { STORE(name) }
 
-static ALWAYS_INLINE void LOOP(
-    const unsigned subset, const double *scalars, size_t begin, size_t end, uint64_t key, uint64_t first,
-    PASTE(stored_, PARAMETER) *restrict p_, const PASTE(stored_, GRADIENT) *restrict g_
-    FOR_EACH(POINTER, STATE) FOR_EACH(POINTER, OPTIONAL))
+#define BUFFERS                                                                             \
+    PASTE(stored_, PARAMETER) *restrict p_, const PASTE(stored_, GRADIENT) *restrict g_     \
+    FOR_EACH(POINTER, STATE) FOR_EACH(POINTER, OPTIONAL)
+#define PASS_BUFFERS p_, g_ FOR_EACH(PASS, STATE) FOR_EACH(PASS, OPTIONAL)
+#define CALL_BUFFERS                                                                        \
+    call->buffers[index_p], call->buffers[index_g]                                          \
+    FOR_EACH(ARGUMENT, STATE) FOR_EACH(ARGUMENT, OPTIONAL)
+
+/* The numbers that are the same for all elements. */
+#define LOAD_SCALARS                                                                        \
+    const double *const scalars = call->coefficients->scalars;                              \
+    enum { FOR_EACH(INDEX, SCALARS) FOR_EACH(INDEX, COMMON_SCALARS) };                      \
+    FOR_EACH(SCALAR, SCALARS)                                                               \
+    FOR_EACH(SCALAR, COMMON_SCALARS)
+
+/* Element i, as the formula sees it. */
+#define LOAD_ELEMENT                                                                        \
+    T p UNUSED = READS_PARAMETER ? PASTE(load_, PARAMETER)(p_[i]) : 0;                      \
+    FOR_EACH(LOAD, STATE)                                                                   \
+    FOR_EACH(LOAD_IF, OPTIONAL)                                                             \
+    T g UNUSED = READS_GRADIENT ? grad_scale * PASTE(load_, GRADIENT)(g_[i]) : 0;           \
+    g = READS_PARAMETER && weight_decay != 0 ? g + weight_decay * p : g;                    \
+    p = decay * p;                                                                          \
+    FOR_EACH(SUM, SUMS)
+
+/* -- Update mode -- */
+
+static ALWAYS_INLINE void UPDATE_LOOP(
+    const unsigned subset UNUSED, const fastopt_call *call, size_t begin, size_t end, BUFFERS)
 {
-    enum { FOR_EACH(INDEX, SCALARS) FOR_EACH(INDEX, grad_scale, weight_decay, decay) };
-    FOR_EACH(SCALAR, SCALARS)
-    FOR_EACH(SCALAR, grad_scale, weight_decay, decay)
-    (void)subset;
-    /* counted here, because a product in the loop would cost more */
-    uint32_t number = (uint32_t)key + (uint32_t)(first + begin) * WEYL;
+    LOAD_SCALARS
+    const uint64_t key = call->coefficients->random_key;
+    /* the element's place in a Weyl sequence; counted here, because a product in the loop would cost more */
+    uint32_t weyl = (uint32_t)key + (uint32_t)(call->first_element + begin) * WEYL;
     {
+        enum { FOR_EACH(INDEX, FACTORS) count_factors };
+        FOR_EACH(FACTOR, FACTORS)
         enum { FOR_EACH(INDEX, OPTIONAL) count_optional };
         FOR_EACH(HAS, OPTIONAL)
 /* Two vectors an iteration: a loop as short as SGD's waits for its own counter otherwise, and the
  * wider set would be the slower one. */
 #pragma GCC unroll 2
-        for (size_t i = begin; i < end; i++, number += WEYL) {
-            random_bits random = {.start = number ^ (uint32_t)(key >> 32)};
-            T p = PASTE(load_, PARAMETER)(p_[i]);
-            FOR_EACH(LOAD, STATE)
-            FOR_EACH(LOAD_IF, OPTIONAL)
-            T g = grad_scale * PASTE(load_, GRADIENT)(g_[i]);
-            g = weight_decay != 0 ? g + weight_decay * p : g;
-            p = decay * p;
-#include FORMULA
+        for (size_t i = begin; i < end; i++, weyl += WEYL) {
+            random_bits random = {.start = weyl ^ (uint32_t)(key >> 32)};
+            LOAD_ELEMENT
+#include QUOTE(formulas/FORMULA.h)
             p_[i] = PASTE(store_, PARAMETER)(p, &random);
             FOR_EACH(STORE, STATE)
             FOR_EACH(STORE_IF, OPTIONAL)
@@ -52,34 +79,90 @@ static ALWAYS_INLINE void LOOP(
     }
 }
 
-#define KERNEL(subset)                                                                              \
-    static void JOIN(OPTIMIZER, subset, FORMAT, ISA)(                                               \
-        void *const *buffers, const double *scalars, size_t begin, size_t end,                      \
-        uint64_t key, uint64_t first)                                                               \
-    {                                                                                               \
-        enum { FOR_EACH(INDEX, p, g) FOR_EACH(INDEX, STATE) FOR_EACH(INDEX, OPTIONAL) };            \
-        LOOP(subset, scalars, begin, end, key, first,                                               \
-             buffers[index_p], buffers[index_g]                                                     \
-             FOR_EACH(ARGUMENT, STATE) FOR_EACH(ARGUMENT, OPTIONAL));                               \
+#define UPDATE_KERNEL(subset)                                                                          \
+    static void JOIN(FORMULA, subset, FORMAT, ISA)(const fastopt_call *call, size_t begin, size_t end) \
+    {                                                                                                  \
+        enum { FOR_EACH(INDEX, p, g) FOR_EACH(INDEX, STATE) FOR_EACH(INDEX, OPTIONAL) };               \
+        UPDATE_LOOP(subset, call, begin, end, CALL_BUFFERS);                                           \
     }
+
 /* Without any state the formats that differ in its storage are one: the parameter's stands for all. */
 #define IS_NEEDED(subset) \
-    ((subset FOR_EACH(PLUS_ONE, STATE)) || sizeof(PASTE(stored_, STATES)) == sizeof(PASTE(stored_, PARAMETER)))
-#define NAME(subset) IS_NEEDED(subset) ? JOIN(OPTIMIZER, subset, FORMAT, ISA) : 0,
+    ((subset + COUNT(STATE)) || sizeof(PASTE(stored_, STATES)) == sizeof(PASTE(stored_, PARAMETER)))
+#define NAME(subset) READS_PARAMETER && IS_NEEDED(subset) ? JOIN(FORMULA, subset, FORMAT, ISA) : 0,
 
-#define COUNT_OPTIONAL (0 FOR_EACH(PLUS_ONE, OPTIONAL))
-#if COUNT_OPTIONAL == 0
-#define EACH_SUBSET(X) X(0)
-#elif COUNT_OPTIONAL == 1
-#define EACH_SUBSET(X) X(0) X(1)
-#elif COUNT_OPTIONAL == 2
-#define EACH_SUBSET(X) X(0) X(1) X(2) X(3)
+EACH_SUBSET(UPDATE_KERNEL)
+static const fastopt_kernel JOIN(FORMULA, kernels, FORMAT, ISA)[] = {EACH_SUBSET(NAME)};
+#undef NAME
+
+/* -- Sum mode -- */
+
+#define NO_NAME(subset) 0,
+#if COUNT(SUMS) == 0
+static const fastopt_kernel JOIN(FORMULA, sum_kernels, FORMAT, ISA)[] = {EACH_SUBSET(NO_NAME)};
 #else
-#error "extend EACH_SUBSET: a row has more than two optional buffers"
+
+#define ADD(name)         lanes[index_##name][lane] += name;
+#define NUMBER_OF_LANES   16
+
+/* Adds the elements first … first + count - 1 to the lanes. */
+static ALWAYS_INLINE void SUM_LANES(
+    const unsigned subset UNUSED, const fastopt_call *call, size_t first, const size_t count,
+    double (*restrict lanes)[NUMBER_OF_LANES], BUFFERS)
+{
+    LOAD_SCALARS
+    {
+        FOR_EACH(NO_FACTOR, FACTORS)
+        enum { FOR_EACH(INDEX, OPTIONAL) count_optional };
+        FOR_EACH(HAS, OPTIONAL)
+        for (size_t lane = 0; lane < count; lane++) {
+            const size_t i = first + lane;
+            LOAD_ELEMENT
+#include QUOTE(formulas/FORMULA.h)
+            enum { FOR_EACH(INDEX, SUMS) count_sums };
+            FOR_EACH(ADD, SUMS)
+        }
+    }
+}
+
+/* A sum has one order on every machine. A block of FASTOPT_SUM_BLOCK elements is added up by itself: element i
+ * of it goes to lane i mod 16, each lane adds its elements in order, and the lanes are added in pairs. */
+static ALWAYS_INLINE void SUM_LOOP(
+    const unsigned subset, const fastopt_call *call, size_t begin, size_t end, BUFFERS)
+{
+    for (size_t block = begin; block < end; block += FASTOPT_SUM_BLOCK) {
+        const size_t block_end = end - block < FASTOPT_SUM_BLOCK ? end : block + FASTOPT_SUM_BLOCK;
+        double lanes[COUNT(SUMS)][NUMBER_OF_LANES] = {0};
+        size_t i = block;
+        for (; i + NUMBER_OF_LANES <= block_end; i += NUMBER_OF_LANES)
+            SUM_LANES(subset, call, i, NUMBER_OF_LANES, lanes, PASS_BUFFERS);
+        SUM_LANES(subset, call, i, block_end - i, lanes, PASS_BUFFERS);
+        double *const sums = call->sums + block / FASTOPT_SUM_BLOCK * COUNT(SUMS);
+        for (size_t k = 0; k < COUNT(SUMS); k++) {
+            for (size_t half = NUMBER_OF_LANES / 2; half; half /= 2)
+                for (size_t lane = 0; lane < half; lane++)
+                    lanes[k][lane] += lanes[k][lane + half];
+            sums[k] = lanes[k][0];
+        }
+    }
+}
+
+#define SUM_KERNEL_NAME(subset) JOIN(PASTE(FORMULA, _sum), subset, FORMAT, ISA)
+#define SUM_KERNEL(subset)                                                                             \
+    static void SUM_KERNEL_NAME(subset)(const fastopt_call *call, size_t begin, size_t end)            \
+    {                                                                                                  \
+        enum { FOR_EACH(INDEX, p, g) FOR_EACH(INDEX, STATE) FOR_EACH(INDEX, OPTIONAL) };               \
+        SUM_LOOP(subset, call, begin, end, CALL_BUFFERS);                                              \
+    }
+#define NAME(subset) IS_NEEDED(subset) ? SUM_KERNEL_NAME(subset) : 0,
+
+EACH_SUBSET(SUM_KERNEL)
+static const fastopt_kernel JOIN(FORMULA, sum_kernels, FORMAT, ISA)[] = {EACH_SUBSET(NAME)};
+#undef NAME
 #endif
 
-EACH_SUBSET(KERNEL)
-static const fastopt_kernel JOIN(OPTIMIZER, kernels, FORMAT, ISA)[] = {EACH_SUBSET(NAME)};
-
-#undef EACH_SUBSET
-#include "end_row.h"
+#undef T
+#undef FORMAT
+#undef PARAMETER
+#undef GRADIENT
+#undef STATES

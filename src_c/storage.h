@@ -7,8 +7,8 @@
  * (Gupta, Agrawal, Gopalakrishnan, Narayanan 2015, arXiv:1502.02551; Zamirai, Zhang, Aberger, De Sa 2020,
  * arXiv:2010.06192.) What is a bfloat16 already stays; beyond the largest comes infinity.
  *
- * The random bits are a function of (key, number of the element): no generator has a state, so threads
- * and chunks do not matter. The key is that of (seed, step): see _kernels.pyx. */
+ * The random bits are a function of (random_key, number of the element): no generator has a state, so threads
+ * and chunks do not matter. The caller makes the key of a seed and the number of steps taken. */
 #ifndef STORAGE_H
 #define STORAGE_H
 
@@ -16,6 +16,7 @@
 #include <string.h>
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
+#define UNUSED        __attribute__((unused))
 
 typedef float stored_float32, computed_float32, computed_bfloat16;
 typedef double stored_float64, computed_float64;

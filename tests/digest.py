@@ -1,6 +1,7 @@
 """One digest of all bits that the kernels compute: the same for every compiler, processor and setting.
 
     python tests/digest.py [KERNEL ...]     compares with digest.txt, and names the kernels that differ
+    python tests/digest.py --few            only those of the rows that the tests walk whole products for
     python tests/digest.py --store          writes digest.txt; its diff says which kernels changed
     python tests/digest.py --driver COMMAND has every kernel called by a program: see driver.c
 
@@ -18,13 +19,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import table
 from table import Array
 
 import fastopt
-from fastopt import _kernels, storage
 
 STORED = Path(__file__).with_name("digest.txt")
 """A line for each kernel, and one for all of these lines."""
@@ -78,11 +79,12 @@ class Driver:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def __enter__(self) -> None:
-        fastopt.set_isa("numpy")
-        storage.update = self.update
+        self.twin = table.another_twin(self.update)
+        self.twin.__enter__()
 
     def __exit__(self, *_: object) -> None:
         """Any end of the program but a clean one counts, also where it has answered everything."""
+        self.twin.__exit__(None, None, None)
         with suppress(BrokenPipeError):
             self.process.communicate()
         if self.process.wait():
@@ -90,21 +92,24 @@ class Driver:
 
     def update(
         self,
-        name: str,
+        algorithm: Any,
         p: Array,
         grad: Array,
         states: Sequence[Array | None],
         scalars: Sequence[float],
-        key: int,
-        first: int,
+        random_key: int,
+        first_element: int,
     ) -> None:
-        """As `storage.update`."""
+        """As `table.another_twin` calls it."""
+        name = algorithm.formula
         buffers = [p, grad, *states]
         given = sum(1 << i for i, buffer in enumerate(buffers) if buffer is not None)
-        subset = given >> 2 + len(_kernels.TABLE[name]["state"])
+        subset = given >> 2 + len(table.TABLE[name]["state"])
         stored = [storage_of(p), storage_of(grad), storage_of(next((x for x in states if x is not None), p))]
         format = [*table.FORMATS.values()].index(tuple(stored))
-        call = struct.pack("=32s4I3Q", name.encode(), subset, format, given, len(scalars), p.size, key, first)
+        call = struct.pack(
+            "=32s4I3Q", name.encode(), subset, format, given, len(scalars), p.size, random_key, first_element
+        )
         there = [buffer for buffer in buffers if buffer is not None]
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(b"".join([call, *(x.tobytes() for x in (np.array(scalars, float), *there))]))
@@ -122,11 +127,14 @@ class Driver:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help="only these")
+    parser.add_argument("--few", action="store_true", help="only those of rows that differ in kind")
     parser.add_argument("--store", action="store_true", help="write digest.txt")
     parser.add_argument("--driver", metavar="COMMAND", type=shlex.split, help="what makes the calls of kernels")
     options = parser.parse_args(arguments)
     if unknown := set(options.kernels) - set(KERNELS):
         parser.error(f"no kernel {', '.join(unknown)}; there are {', '.join(KERNELS)}")
+    if options.few:
+        options.kernels += [name for name, (row, *_) in KERNELS.items() if row in table.KINDS]
     if options.store and options.kernels:
         parser.error("--store takes all kernels")
     with Driver(options.driver) if options.driver else nullcontext():

@@ -8,13 +8,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What a call begins with, in the machine's own byte order. The scalars follow, then the given buffers. */
-struct call {
+/* What a request begins with, in the machine's own byte order. The scalars follow, then the given buffers. */
+struct request {
     char optimizer[32];
     uint32_t subset, format;
     uint32_t given; /* bit i stands for the i-th buffer of the row */
     uint32_t scalars;
-    uint64_t size, key, first;
+    uint64_t count; /* of elements */
+    uint64_t random_key, first_element;
 };
 
 static void fail(const char *what, const char *name)
@@ -29,9 +30,17 @@ static void read_all(void *to, size_t size)
         fail("the input ends within a call", "");
 }
 
+static const fastopt_table *table(void)
+{
+    const fastopt_table *found = fastopt_get_table(FASTOPT_ABI_VERSION, sizeof(fastopt_call));
+    if (!found)
+        fail("the kernels were compiled with another fastopt.h", "");
+    return found;
+}
+
 static const fastopt_optimizer *optimizers_of(const char *isa)
 {
-    for (const fastopt_isa *at = fastopt_isas(); at->name; at++)
+    for (const fastopt_isa *at = table()->isas; at->name; at++)
         if (!isa || !strcmp(isa, at->name))
             return at->optimizers;
     fail("this processor cannot run", isa);
@@ -44,31 +53,38 @@ static size_t itemsize(const char *storage)
     return !strcmp(storage, "float64") ? 8 : !strcmp(storage, "float32") ? 4 : 2;
 }
 
-static void run(const fastopt_optimizer *row, const struct call *call)
+static void run(const fastopt_optimizer *row, const struct request *request)
 {
-    const fastopt_format *format = &fastopt_formats()[call->format];
+    const fastopt_format *format = &table()->formats[request->format];
     size_t bytes[FASTOPT_MAX_BUFFERS];
-    double scalars[FASTOPT_MAX_SCALARS];
-    void *buffers[FASTOPT_MAX_BUFFERS] = {0};
+    fastopt_coefficients coefficients = {.random_key = request->random_key};
+    fastopt_call call = {
+        .size = sizeof call,
+        .coefficients = &coefficients,
+        .first_element = request->first_element,
+    };
 
-    while (row->name && strcmp(row->name, call->optimizer))
+    while (row->name && strcmp(row->name, request->optimizer))
         row++;
     if (!row->name)
-        fail("there is no optimizer", call->optimizer);
-    read_all(scalars, call->scalars * sizeof *scalars);
+        fail("there is no optimizer", request->optimizer);
+    if (request->scalars > FASTOPT_MAX_SCALARS)
+        fail("too many scalars for", request->optimizer);
+    read_all(coefficients.scalars, request->scalars * sizeof *coefficients.scalars);
     for (int i = 0; i < FASTOPT_MAX_BUFFERS; i++)
-        if (call->given >> i & 1) {
-            bytes[i] = call->size * itemsize(i == 0 ? format->parameter : i == 1 ? format->gradient : format->states);
-            buffers[i] = malloc(bytes[i]); /* each alone, so that a sanitizer sees where it ends */
-            if (bytes[i] && !buffers[i])
+        if (request->given >> i & 1) {
+            const char *storage = i == 0 ? format->parameter : i == 1 ? format->gradient : format->states;
+            bytes[i] = request->count * itemsize(storage);
+            call.buffers[i] = malloc(bytes[i]); /* each alone, so that a sanitizer sees where it ends */
+            if (bytes[i] && !call.buffers[i])
                 fail("out of memory", "");
-            read_all(buffers[i], bytes[i]);
+            read_all(call.buffers[i], bytes[i]);
         }
-    row->kernels[call->format][call->subset](buffers, scalars, 0, call->size, call->key, call->first);
+    row->kernels[request->format][request->subset](&call, 0, request->count);
     for (int i = 0; i < FASTOPT_MAX_BUFFERS; i++)
-        if (call->given >> i & 1) {
-            fwrite(buffers[i], 1, bytes[i], stdout);
-            free(buffers[i]);
+        if (request->given >> i & 1) {
+            fwrite(call.buffers[i], 1, bytes[i], stdout);
+            free(call.buffers[i]);
         }
     fflush(stdout);
 }
@@ -76,8 +92,8 @@ static void run(const fastopt_optimizer *row, const struct call *call)
 int main(int count, char **arguments)
 {
     const fastopt_optimizer *optimizers = optimizers_of(count > 1 ? arguments[1] : NULL);
-    struct call call;
-    while (fread(&call, sizeof call, 1, stdin))
-        run(optimizers, &call);
+    struct request request;
+    while (fread(&request, sizeof request, 1, stdin))
+        run(optimizers, &request);
     return 0;
 }

@@ -1,8 +1,23 @@
-"""What tests and benchmarks run over, worked out from the package: no list of optimizers here."""
+"""What the tests run over, worked out from the package: no list of optimizers here.
+
+The tests grow with the number of kernels, not with kernels x sizes x threads x layouts: a product is walked for
+the few optimizers that differ in kind (`KINDS`), by `cases`, and for all others in the nightly run. What every
+kernel must pass by default are its stored digest and one hard input for each instruction set against the twin.
+
+This file alone knows how the package is built inside; the other tests ask it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import ast
+import datetime
+import decimal
+import fractions
+import inspect
+import math
+import textwrap
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -13,15 +28,123 @@ import numpy.typing as npt
 import pytest
 
 import fastopt
-from fastopt import _kernels, optimizers
+from fastopt import _kernels, optimizers, storage
+from fastopt.options import options_of as declared
 
 Array: TypeAlias = npt.NDArray[Any]
+Class: TypeAlias = type[fastopt.Optimizer]
 
-OPTIMIZERS: list[type[fastopt.Optimizer]] = [getattr(optimizers, n) for n in optimizers.__all__]
+# -- The package inside ----------------------------------------------------------------------------
+
+OPTIMIZERS: list[Class] = [getattr(optimizers, n) for n in optimizers.__all__]
+TABLE = _kernels.TABLE
+"""By their names, the rows of src_c/formulas.def."""
 FORMATS = _kernels.FORMATS
 """By its name, how a format stores parameter, gradient and states."""
 DTYPES = [name for name in FORMATS if FORMATS[name] == (name, name, name)]
 NATIVE_ISAS = [name for name in fastopt.available_isas() if name != "numpy"]
+OPENMP = _kernels.OPENMP
+EXTENSION = _kernels.__file__
+"""The file that has the kernels."""
+
+state_dtypes = _kernels.state_dtypes
+bias_correction = _kernels.bias_correction
+random_bits = storage.random_bits
+
+
+def formula_of(cls: Class) -> str:
+    """The row that a class runs."""
+    return cls.algorithm.formula
+
+
+def subset_of(cls: Class, h: dict[str, Any]) -> int:
+    """The subset of the row's optional states that hyper-parameters need, as bits."""
+    return cls.algorithm.subset(h)
+
+
+def states_of(cls: Class) -> dict[str, str]:
+    """What users call the state buffers, by the formula's letters."""
+    return cls.algorithm.states
+
+
+def states_in_use(cls: Class, h: dict[str, Any]) -> list[str]:
+    """What users call the state buffers that hyper-parameters need."""
+    return [states_of(cls)[letter] for letter in cls.algorithm.letters(h)]
+
+
+def flags_of(cls: Class) -> dict[str, Any]:
+    """What a parameter group has besides options, with its first values."""
+    return cls.algorithm.flags
+
+
+def defaults_of(cls: Class) -> dict[str, Any]:
+    """All options and flags with their defaults."""
+    return {name: option.default for name, option in declared(cls).items()} | flags_of(cls)
+
+
+def check_together(cls: Class, h: dict[str, Any]) -> None:
+    """Raises ValueError for options that are right by themselves but not together."""
+    cls.algorithm.check(h)
+
+
+def is_bound(optimizer: fastopt.Optimizer) -> bool:
+    return optimizer._plan.bound is not None
+
+
+def bound_gradients(optimizer: fastopt.Optimizer) -> list[Any] | None:
+    return optimizer._plan.bound
+
+
+def take_edits(optimizer: fastopt.Optimizer) -> None:
+    """What a step does first with the edits of the groups, and what holds though the step is refused."""
+    optimizer._take_edits()
+
+
+def tuner_of(optimizer: fastopt.Optimizer, elements: int) -> Any:
+    """What chooses the number of threads for steps of so many elements."""
+    return optimizer._plan.work.tuners.tuner(elements)
+
+
+ARENA = "fastopt.arrays.arena"
+"""The function that makes the arrays of states."""
+
+
+def twin_of(row: str) -> Callable[..., Any]:
+    """The formula as NumPy writes it."""
+    return next(cls.algorithm.twin for cls in OPTIMIZERS if formula_of(cls) == row)
+
+
+@contextmanager
+def another_twin(update: Callable[..., None]) -> Iterator[None]:
+    """``update(algorithm, p, grad, states, scalars, random_key, first_element)`` computes what the twin would have computed."""
+    before, isa = storage.update, fastopt.get_isa()
+    fastopt.set_isa("numpy")
+    storage.update = update
+    try:
+        yield
+    finally:
+        storage.update = before
+        fastopt.set_isa(isa)
+
+
+def highest(cls: Class, name: str) -> float:
+    """The largest number that an option, or an element of it, may have."""
+    kind = declared(cls)[name].kind
+    return min(one.interval.most for one in getattr(kind, "kinds", [kind]))
+
+
+def kind_of_option(cls: Class, name: str) -> Hashable:
+    """Equal for options of two classes that are checked in the same way."""
+    default = defaults_of(cls)[name]
+    return name, type(default), len(default) if isinstance(default, tuple) else 0
+
+
+def plain_value(cls: Class, name: str, value: Any) -> Any:
+    """An option as the package stores it."""
+    return declared(cls)[name].check(value)
+
+
+# -- Variants --------------------------------------------------------------------------------------
 
 EFFECTIVE = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9}
 """Values, for the classes that have these options, under which the other options have an effect."""
@@ -34,7 +157,7 @@ NEEDED = {"seed": {"state_dtype": "bfloat16"}}
 class Variant:
     """An optimizer and the options that it is made with."""
 
-    cls: type[fastopt.Optimizer]
+    cls: Class
     options: dict[str, Any]
     changed: str | None = None
     """The one option in which it differs from `base`, if it does."""
@@ -46,13 +169,13 @@ class Variant:
     @property
     def kernel(self) -> tuple[str, int]:
         """The row and the subset of optional states."""
-        return self.cls.kernel, self.cls.subset(self.hyper)
+        return formula_of(self.cls), subset_of(self.cls, self.hyper)
 
     @property
     def dtypes(self) -> list[str]:
         """Those that its parameters may have."""
         wanted = self.hyper["state_dtype"]
-        return [name for name in DTYPES if wanted is None or wanted in _kernels.state_dtypes(name)]
+        return [name for name in DTYPES if wanted is None or wanted in state_dtypes(name)]
 
     def stored_as(self, format: str) -> Variant:
         """The same with states as in a format."""
@@ -65,15 +188,15 @@ class Variant:
     @property
     def hyper(self) -> dict[str, Any]:
         """All hyper-parameters, those with default values too."""
-        return self.cls.defaults_of() | self.options
+        return defaults_of(self.cls) | self.options
 
 
-def options_of(cls: type[fastopt.Optimizer]) -> dict[str, Any]:
+def options_of(cls: Class) -> dict[str, Any]:
     """The options of a class with their defaults, from its signature."""
-    return {k: v for k, v in cls.defaults_of().items() if k not in cls.flags}
+    return {k: v for k, v in defaults_of(cls).items() if k not in flags_of(cls)}
 
 
-def base(cls: type[fastopt.Optimizer]) -> Variant:
+def base(cls: Class) -> Variant:
     """The class where everything has an effect."""
     return Variant(cls, {k: v for k, v in EFFECTIVE.items() if k in options_of(cls)})
 
@@ -101,13 +224,13 @@ def one_option_changed(start: Variant) -> Iterator[Variant]:
 def accepted(variant: Variant) -> bool:
     """Whether the class takes the options together: without momentum there is no Nesterov."""
     try:
-        variant.cls.check(variant.hyper)
+        check_together(variant.cls, variant.hyper)
     except ValueError:
         return False
     return True
 
 
-def variants(cls: type[fastopt.Optimizer]) -> list[Variant]:
+def variants(cls: Class) -> list[Variant]:
     """The base, each of its options changed, the same without momentum, and the plain defaults."""
     start = base(cls)
     found = list(one_option_changed(start))
@@ -123,7 +246,7 @@ RUNS = {v.kernel: v for v in reversed(VARIANTS)}
 """For each row and subset a variant that runs its kernels."""
 KERNELS = [
     (row, subset, format)
-    for row, buffers in _kernels.TABLE.items()
+    for row, buffers in TABLE.items()
     for subset in range(2 ** len(buffers["optional"]))
     for format, (parameter, _, states) in FORMATS.items()
     # one without any state has no storage of it
@@ -131,15 +254,213 @@ KERNELS = [
 ]
 """All that are compiled, for each instruction set: row, subset and format."""
 
-every_kernel_and_option = pytest.mark.parametrize(
-    ("variant", "format"),
-    [
-        *((v, dtype) for v in VARIANTS for dtype in v.dtypes),
-        *((v, f) for v in RUNS.values() for f in FORMATS if f not in DTYPES),
-    ],
-    ids=str,
-)
+# -- Values of options -----------------------------------------------------------------------------
+
+
+class Tensor:
+    """Like torch's: an array to those who ask, but none."""
+
+    shape, dtype, ndim = (3,), np.dtype("float32"), 1
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Array:
+        return np.ones(3, np.float32)
+
+    def __repr__(self) -> str:
+        return "Tensor" * 1000
+
+    def __len__(self) -> int:
+        return 3
+
+
+NO_NUMBERS = [
+    *("0.1", b"0.1", None, 1j, np.complex64(1), decimal.Decimal("0.1"), Tensor(), datetime.timedelta(1)),
+    *([0.1], (0.1,), {}, {0.1}, range(3), np.ones(2), np.array([0.1])),
+]
+OUT_OF_RANGE = [
+    *(-1.0, -1, -1e-300, np.nan, np.inf, -np.inf, 10**400, -(10**400), fractions.Fraction(-1, 3)),
+    *(np.float32("nan"), np.float16("inf"), np.longdouble("-1"), np.int64(-1)),
+]
+
+
+def wrong_numbers(cls: Class, name: str) -> list[Any]:
+    found = [*NO_NUMBERS, *OUT_OF_RANGE]
+    if highest(cls, name) <= 1:
+        found += [np.nextafter(highest(cls, name), 2), 1.5]
+    if name != "eps_hat":  # where True makes it of eps
+        found += [True, np.False_]
+    return found
+
+
+def wrong_values(cls: Class, name: str) -> list[Any]:
+    """Values of every kind that the option must not have."""
+    default = options_of(cls)[name]
+    if name == "state_dtype":
+        return [
+            "float16",
+            "int8",
+            "",
+            "x" * 1000,
+            b"float32",
+            16,
+            True,
+            1.0,
+            np.float32,
+            np.dtype("f4"),
+            np.ones(2),
+            {},
+        ]
+    if name == "seed":
+        return [
+            -1,
+            2**32,
+            10**400,
+            0.5,
+            1.0,
+            np.float32(1),
+            "1",
+            None,
+            True,
+            np.True_,
+            [1],
+            np.ones(1, int),
+            Tensor(),
+        ]
+    if isinstance(default, bool):
+        return [1, 0, 0.5, np.nan, "yes", None, [], [True], np.ones(2, bool), np.array(True), Tensor()]
+    if isinstance(default, tuple):
+        right = (0.5,) * (len(default) - 1)
+        lengths = [None, 0.9, (), right, (*right, 0.5, 0.5), "ab", np.ones(2), {0.5, 0.6}, iter((0.5, 0.6)), {}]
+        return [*lengths, *((*right, x) for x in wrong_numbers(cls, name)), *((x, *right) for x in (-1.0, "x"))]
+    return wrong_numbers(cls, name)
+
+
+WRONG_NUMBERS = [-1.0, -1e-300, math.nan, math.inf, -math.inf, 10**400, "0.1", None, 1j, (0.1,), True]
+"""No learning rates: some kinds of them."""
+
+
+def right_values(cls: Class, name: str) -> list[Any]:
+    """Values of every kind that the option may have; callables may turn out wrong when they are asked."""
+    default = options_of(cls)[name]
+    if name == "state_dtype":
+        return [None, "float32", "bfloat16"]
+    if name == "seed":
+        return [0, 1, np.int64(7), 2**32 - 1]
+    if isinstance(default, bool):
+        return [True, False, np.True_] + ([0.0, 1e-3] if name == "eps_hat" else [])
+    high = highest(cls, name)
+    good = [x for x in (0.0, 0, 1e-3, 0.3, np.float32(0.5), 0.9, 1.0, 3, 1e-300, 1e40) if float(x) <= high]
+    if isinstance(default, tuple):
+        return [form((x, y)) for form in (tuple, list) for x, y in zip(good, good[::-1], strict=True)]
+    if name == "lr":
+        return [*good, *(lambda t, x=x: x for x in (0.0, 0.3, 1)), *(lambda t, x=x: x for x in WRONG_NUMBERS[::4])]
+    return [*good, True, False] if name == "eps_hat" else good
+
+
+def some_wrong_values(cls: Class, name: str) -> list[Any]:
+    """A few values that the option must not have."""
+    default = options_of(cls)[name]
+    if name == "state_dtype":
+        return ["float16", "", 32, np.float32]
+    if name == "seed":
+        return [-1, 2**32, 1.0, "1", None, True]
+    if isinstance(default, bool):
+        return ["yes", None] if name == "eps_hat" else [1, None, "yes"]
+    bad = [x for x in WRONG_NUMBERS if not (name == "eps_hat" and x is True)]
+    bad += [1.5] if highest(cls, name) <= 1 else []
+    if isinstance(default, tuple):
+        return [*((0.5, x) for x in bad), 0.5, (0.5,), (), None]
+    return bad
+
+
+# -- Few for many ----------------------------------------------------------------------------------
+
+
+def traits(row: str) -> set[Hashable]:
+    """What tells one kind of row from another: its buffers, and what its formula does with them."""
+    buffers = TABLE[row]
+    count = len(buffers["state"])
+    tree = [*ast.walk(ast.parse(textwrap.dedent(inspect.getsource(twin_of(row)))))]
+    functions = {node.attr for node in tree if isinstance(node, ast.Attribute)}
+    classes = [cls for cls in OPTIMIZERS if formula_of(cls) == row]
+    return {
+        ("states", min(count, 2)),
+        ("optional states", min(len(buffers["optional"]), 2)),
+        (
+            "divides, takes a root, chooses",
+            any(isinstance(node, ast.Div) for node in tree),
+            "sqrt" in functions,
+            bool(functions & {"sign", "where", "maximum", "minimum", "abs", "copysign", "clip"}),
+        ),
+        *((what, bool(buffers.get(what))) for what in ("sums", "factors", "numbers")),
+        *(("flag", flag) for cls in classes for flag in flags_of(cls)),
+    }
+
+
+def differing_in_kind(rows: Iterable[str]) -> list[str]:
+    """A few rows that have together all traits that any has."""
+    found: list[str] = []
+    every = {row: traits(row) for row in rows}
+    missing = set().union(*every.values())
+    while missing:
+        best = max(every, key=lambda row: len(every[row] & missing))
+        found.append(best)
+        missing -= every[best]
+    return found
+
+
+KINDS = differing_in_kind(TABLE)
+"""The rows for which the tests walk whole products by default."""
+KIND_RUNS = [v for (row, _), v in RUNS.items() if row in KINDS]
+"""For each kernel of these rows a variant that runs it."""
+KIND_BASES = [next(v for v in BASES if formula_of(v.cls) == row) for row in KINDS]
+"""A class of each of these rows."""
+LARGEST = max(RUNS.values(), key=lambda v: len(states_in_use(v.cls, v.hyper)))
+"""One with the most states."""
+
+nightly = pytest.mark.nightly
+"""Left out unless asked for: see `make nightly`."""
+
+
+def cases(names: str, every: Iterable[Any], few: Iterable[Any], ids: Any = str) -> pytest.MarkDecorator:
+    """Parametrises a test with a few cases by default, and with every one in the nightly run."""
+    every, few = [*every], [*few]
+    every += [case for case in few if case not in every]
+    several = "," in names
+    return pytest.mark.parametrize(
+        names,
+        [
+            pytest.param(*(case if several else [case]), marks=[] if case in few else nightly)
+            for case in sorted(every, key=lambda case: case not in few)
+        ],
+        ids=ids,
+    )
+
+
+@contextmanager
+def named(case: object) -> Iterator[None]:
+    """Puts the name of a case before what its failure says, in a test of many cases."""
+    try:
+        yield
+    except (Exception, pytest.fail.Exception) as error:
+        kind = "" if isinstance(error, AssertionError | pytest.fail.Exception) else f"{type(error).__name__}: "
+        raise AssertionError(f"{case}: {kind}{error}") from error
+
+
+BY_KERNEL = [(v, f) for v in RUNS.values() for f in FORMATS]
+"""Every kernel, with a variant that runs it."""
+BY_OPTION = [(v, dtype) for v in VARIANTS for dtype in v.dtypes]
+BY_OPTION += [(v, f) for v, f in BY_KERNEL if f not in DTYPES]
 """Every option in formats of one dtype, every kernel in the others."""
+FEW_KERNELS = [(v, f) for v, f in BY_KERNEL if v is LARGEST or (v in KIND_RUNS and f == DTYPES[0])]
+"""The kernels of a few rows in one format, and one of them in all formats."""
+BY_CLASS = [(v, f) for v in BASES for f in FORMATS]
+GATHERED = [*{FORMATS[f][:2]: f for f in reversed(FORMATS)}.values()]
+"""A format for each pair of dtypes of a parameter and its gradient."""
+FEW_CLASSES = [(LARGEST, f) for f in GATHERED] + [(v, DTYPES[0]) for v in KIND_BASES if v is not LARGEST]
+"""A few classes in one format, and one in those that differ in how a gradient is read."""
+
+
+# -- Numbers ---------------------------------------------------------------------------------------
 
 
 def dtype_of(name: str) -> np.dtype[Any]:
@@ -215,7 +536,19 @@ def bits_of(array: Array) -> bytes:
 
 def bits(optimizer: fastopt.Optimizer, params: Sequence[Array]) -> list[list[bytes]]:
     """For each parameter its bits, then those of its states and its step."""
-    return [
-        [bits_of(p), *(bits_of(np.asarray(value)) for value in state.values())]
-        for p, state in zip(params, optimizer.state.values(), strict=True)
-    ]
+    arrays = [[p, *state.values()] for p, state in zip(params, optimizer.state.values(), strict=True)]
+    by_dtype: dict[np.dtype[Any], list[Array]] = {}
+    for row in arrays:
+        for i, value in enumerate(row):
+            row[i] = np.asarray(value)
+            by_dtype.setdefault(row[i].dtype, []).append(row[i])
+    # all arrays of one dtype at once: there may be thousands of small ones
+    found = {dtype: iter(pieces_of_bits(of_dtype)) for dtype, of_dtype in by_dtype.items()}
+    return [[next(found[value.dtype]) for value in row] for row in arrays]
+
+
+def pieces_of_bits(arrays: Sequence[Array]) -> list[bytes]:
+    """`bits_of` each; they are of one dtype."""
+    whole = bits_of(np.concatenate([array.ravel() for array in arrays]))
+    ends = np.cumsum([array.nbytes for array in arrays]).tolist()
+    return [whole[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]

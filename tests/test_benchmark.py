@@ -1,4 +1,4 @@
-"""The parts of ``python -m fastopt bench``: cases, checks, loops made of the NumPy twin, and the run itself."""
+"""The parts of ``python -m fastopt bench``: cases, verification, loops made of the NumPy twin, the run itself."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ import pytest
 import table
 
 import fastopt
-from fastopt import benchmark, tape
-from fastopt.benchmark import PERIOD, Candidate, Case, Timing, Unavailable, checked, fill, measure
-from fastopt.optimizer import Array
+from fastopt.benchmark import candidates, internals, report, tape
+from fastopt.benchmark.candidates import CANDIDATES, Candidate, Unavailable, numpy_step
+from fastopt.benchmark.cases import PERIOD, Case, fill
+from fastopt.benchmark.internals import Array
+from fastopt.benchmark.timing import Timing, measure
+from fastopt.benchmark.verify import verified
 
 SHAPES = [(3, 5), (), (PERIOD + 7,), (0,), (11,)]
 
@@ -25,7 +28,7 @@ def case(variant: table.Variant, dtype: str = "float32", shapes: Any = SHAPES) -
 
 ADAM = table.base(fastopt.Adam)
 IN_ONE_DTYPE = [v for v in table.VARIANTS if v.hyper["state_dtype"] is None]
-"""What other libraries compute too."""
+"""The variants whose states have the dtype of the parameters, as in other libraries."""
 
 
 def test_numbers_go_on_from_array_to_array() -> None:
@@ -46,18 +49,18 @@ def test_arrays_lie_at_16_bytes_and_no_more() -> None:
 def test_candidates_without_libraries(variant: table.Variant, dtype: str) -> None:
     one = case(variant, dtype, [(3, 5), (), (70,)])
     for name in ("NumPy", "NumPy out=", "fastopt"):
-        checked(benchmark.CANDIDATES[name], one, one.arrays(), one.arrays())
+        verified(CANDIDATES[name], one, one.arrays(), one.arrays())
 
 
-def late(one: Case, params: list[Array], grads: list[Array]) -> Callable[[], None]:
-    """Leaves out its first step."""
-    step, calls = benchmark.numpy_step(one, params, grads), iter(range(9))
+def without_first_step(one: Case, params: list[Array], grads: list[Array]) -> Callable[[], None]:
+    """A wrong candidate: it leaves out its first step."""
+    step, calls = numpy_step(one, params, grads), iter(range(9))
     return lambda: next(calls) and step()
 
 
-def rounded(one: Case, params: list[Array], grads: list[Array]) -> Callable[[], None]:
-    """Is wrong by one unit in the last place, in one element."""
-    step = benchmark.numpy_step(one, params, grads)
+def off_by_one_unit(one: Case, params: list[Array], grads: list[Array]) -> Callable[[], None]:
+    """A wrong candidate: one element is off by one unit in the last place."""
+    step = numpy_step(one, params, grads)
 
     def wrong() -> None:
         step()
@@ -70,28 +73,28 @@ def rounded(one: Case, params: list[Array], grads: list[Array]) -> Callable[[], 
 def test_a_wrong_candidate_is_found(exact: bool) -> None:
     one = case(ADAM)
     with pytest.raises(AssertionError):
-        checked(Candidate(late, exact=exact), one, one.arrays(), one.arrays())
+        verified(Candidate(without_first_step, exact=exact), one, one.arrays(), one.arrays())
 
 
 def test_exact_is_exact() -> None:
     one = case(ADAM)
-    checked(Candidate(rounded), one, one.arrays(), one.arrays())
+    verified(Candidate(off_by_one_unit), one, one.arrays(), one.arrays())
     with pytest.raises(AssertionError):
-        checked(Candidate(rounded, exact=True), one, one.arrays(), one.arrays())
+        verified(Candidate(off_by_one_unit, exact=True), one, one.arrays(), one.arrays())
 
 
 @pytest.mark.parametrize("variant", IN_ONE_DTYPE, ids=str)
 def test_the_twin_as_a_loop(variant: table.Variant) -> None:
-    """What numba compiles, run by Python: the twin's bits."""
+    """The loop that numba compiles has the twin's bits when Python runs it."""
     one = case(variant, shapes=[(9,)])
     params, grads = one.arrays(), one.arrays()
     fill(params, 0)
     fill(grads, 1)
-    [arrays] = benchmark.with_states(one, params, grads)
+    [arrays] = one.with_states(params, grads)
     scalars = [np.array(value, one.dtype) for value in one.coefficients()(1)]
 
     def twin(arrays: Any, scalars: Any) -> None:
-        benchmark.update(one.cls.kernel, arrays, scalars)
+        internals.twin_update(one.cls, arrays, scalars)
 
     present = [a for a in arrays if a is not None]
     scope: dict[str, Any] = {"np": np, "prange": range}
@@ -106,7 +109,7 @@ def test_the_twin_as_a_loop(variant: table.Variant) -> None:
 def test_all_take_turns() -> None:
     calls: list[str] = []
     steps = {name: (lambda name=name: calls.append(name)) for name in ("a", "b")}
-    timings = measure(steps, lambda name: calls.append(f"prepare {name}"), 0.0, block=1e-5, rounds=4)
+    timings = measure(steps, lambda name: calls.append(f"prepare {name}"), 0.0, turn=1e-5, rounds=4)
     turns = [c for c, before in zip(calls, ["", *calls], strict=False) if c != before]
     assert calls.count("prepare a") == calls.count("prepare b") == 5, "once before, then in every round"
     assert all(turns[k + 1] == turn[-1] for k, turn in enumerate(turns) if turn.startswith("prepare"))
@@ -123,21 +126,21 @@ def test_timing_as_text() -> None:
 
 def test_a_missing_library_has_a_reason() -> None:
     with pytest.raises(Unavailable, match="no_such_library is not installed"):
-        benchmark.library("no_such_library.part")
+        candidates.library("no_such_library.part")
 
 
 def test_the_whole_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"1 x 1,000": [(1000,)], "1 x 2^20": [(2000,)], "too large": [(2**25,)]}
-    monkeypatch.setattr(benchmark, "WORKLOADS", sizes)
-    library = benchmark.library
+    monkeypatch.setattr(report, "WORKLOADS", sizes)
+    library = candidates.library
 
     def library_but(name: str) -> Any:
         if name in ("numba", "torch"):  # to compile takes long
             raise Unavailable(f"{name} is away")
         return library(name)
 
-    monkeypatch.setattr(benchmark, "library", library_but)
-    benchmark.main(seconds=0.0)
+    monkeypatch.setattr(candidates, "library", library_but)
+    report.main(seconds=0.0)
     out = capsys.readouterr().out
     rows = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("| ")]
     assert {len(row) for row in rows} == {len(rows[0])}
@@ -151,9 +154,9 @@ def test_the_whole_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 
 def test_commands() -> None:
-    code = "import sys, fastopt; print('fastopt.benchmark' in sys.modules, 'fastopt.tape' in sys.modules)"
+    code = "import sys, fastopt; print('fastopt.benchmark' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"], "an import brings no benchmark"
+    assert done.stdout.split() == ["False"], "import fastopt does not import the benchmark"
     done = subprocess.run([sys.executable, "-m", "fastopt", "bank"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "[bench]" in done.stderr

@@ -8,9 +8,9 @@ import pytest
 import table
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from table import bias_correction
 
 import fastopt
-from fastopt._kernels import bias_correction
 
 LONG = 2**31
 """More steps than a 32-bit integer counts."""
@@ -26,10 +26,10 @@ def relative_error(got: float, exact: mpmath.mpf) -> float:
         return float(abs(got - exact) / exact)
 
 
-@pytest.mark.parametrize("t", [1, 2, 3, 10, 10**3, 10**4, 10**6, LONG - 1, LONG, LONG + 1, 2**40])
 @pytest.mark.parametrize("beta", [0.9, 0.999, 1 - 1e-8, 0.0, 1e-300, 1e-8, 0.5, 0.95, 0.99, 0.9999, 1 - 1e-15])
-def test_bias_correction(beta: float, t: int) -> None:
-    assert relative_error(bias_correction(beta, t), exact_bias_correction(beta, t)) < 1e-14
+def test_bias_correction(beta: float) -> None:
+    for t in 1, 2, 3, 10, 10**3, 10**4, 10**6, LONG - 1, LONG, LONG + 1, 2**40:
+        assert relative_error(bias_correction(beta, t), exact_bias_correction(beta, t)) < 1e-14, f"t = {t}"
 
 
 @settings(derandomize=True, database=None, deadline=None)

@@ -22,7 +22,12 @@ from table import Variant
 import fastopt
 
 SIZE = 70_001  # enough for a parallel step
-every_optimizer = pytest.mark.parametrize("name", [cls.__name__ for cls in table.OPTIMIZERS])
+NAMES = [cls.__name__ for cls in table.OPTIMIZERS]
+KINDS = [v.cls.__name__ for v in table.KIND_BASES]
+every_optimizer = pytest.mark.parametrize(
+    "names", [KINDS, pytest.param([n for n in NAMES if n not in KINDS], marks=table.nightly)], ids=["few", "rest"]
+)
+"""In one process of their own."""
 
 
 def base(name: str) -> Variant:
@@ -57,17 +62,24 @@ def whole(arrays: Sequence[Any]) -> None:
 
 @every_optimizer
 @own_process
-def test_an_optimizer_each(name: str) -> None:
+def test_an_optimizer_each(names: list[str]) -> None:
+    for name in names:
+        with table.named(name):
+            an_optimizer_each(name)
+
+
+def an_optimizer_each(name: str) -> None:
     grads = [[table.plain_values(SIZE, "float32", seed)] for seed in range(3)]
 
     def trained(found: list[Any]) -> None:
         params = [table.plain_values(SIZE, "float32", 9)]
         optimizer = base(name).make(params)
-        for step in range(1000):
+        for step in range(300):
             optimizer.step(grads[step % 3])
         found.append(table.bits(optimizer, params))
 
     serial: list[Any] = []
+    fastopt.set_num_threads(1)
     trained(serial)
     fastopt.set_num_threads(2)
     found: list[Any] = []
@@ -76,23 +88,18 @@ def test_an_optimizer_each(name: str) -> None:
 
 
 @own_process
-def test_steps_of_one_optimizer_take_turns_or_are_refused() -> None:
+def test_steps_of_one_optimizer_take_turns() -> None:
     fastopt.set_num_threads(2)
     params, grads = [np.zeros(SIZE, np.float32)], [np.ones(SIZE, np.float32)]
     optimizer = fastopt.SGD(params, lr=1.0)
-    made: list[int] = []
 
     def work() -> None:
         for _ in range(300):
-            try:
-                optimizer.step(grads)
-                made.append(1)
-            except RuntimeError as error:
-                assert "inside another call: in another thread" in str(error)
+            optimizer.step(grads)
 
     in_threads(work, work, work)
-    assert optimizer.state[0]["step"] == len(made) > 0
-    assert (params[0] == -len(made)).all()
+    assert optimizer.state[0]["step"] == 900
+    assert (params[0] == -900).all()
 
 
 @own_process
@@ -103,18 +110,12 @@ def test_a_copy_is_of_one_moment() -> None:
 
     def step() -> None:
         while not stop.is_set():
-            with contextlib.suppress(RuntimeError):
-                optimizer.step(grads)
-            time.sleep(1e-5)
+            optimizer.step(grads)
 
     def copy() -> None:
         copies = 0
         while copies < 30:
-            try:
-                state = optimizer.state_dict()["state"][0]
-            except RuntimeError:
-                time.sleep(1e-5)
-                continue
+            state = optimizer.state_dict()["state"][0]
             copies += 1
             assert (state["sum"] == state["step"]).all()
         stop.set()
@@ -124,9 +125,15 @@ def test_a_copy_is_of_one_moment() -> None:
 
 @every_optimizer
 @own_process
-def test_any_calls_of_one_optimizer(name: str) -> None:
-    """All elements are equal at first and have equal gradients: a torn update would tell them apart."""
+def test_any_calls_of_one_optimizer(names: list[str]) -> None:
     sys.setswitchinterval(1e-4)
+    for name in names:
+        with table.named(name):
+            any_calls_of_one_optimizer(name)
+
+
+def any_calls_of_one_optimizer(name: str) -> None:
+    """All elements are equal at first and have equal gradients: a torn update would tell them apart."""
     fastopt.set_num_threads(2)
     params, grads = [np.ones(SIZE, np.float32)], [np.full(SIZE, 0.5, np.float32)]
     optimizer = base(name).make(params)
@@ -164,12 +171,12 @@ def test_any_calls_of_one_optimizer(name: str) -> None:
     start = time.monotonic()
 
     def work(k: int) -> None:
-        while time.monotonic() < start + (20 if made[k] == 0 else 1):
+        while time.monotonic() < start + (20 if made[k] == 0 else 0.5):
             try:
                 calls[k]()
                 made[k] += 1
             except RuntimeError as error:
-                assert "another call" in str(error) or "ahead already" in str(error)
+                assert "ahead already" in str(error)
             time.sleep(random.uniform(0, 1e-3))
 
     in_threads(*[lambda k=k: work(k) for k in range(len(calls))])  # type: ignore[misc]
@@ -178,7 +185,7 @@ def test_any_calls_of_one_optimizer(name: str) -> None:
 
 
 @own_process
-def test_a_callable_cannot_call_its_own_optimizer() -> None:
+def test_a_callable_cannot_change_its_own_optimizer() -> None:
     params, grads = [np.ones(3)], [np.ones(3)]
     calls: list[Callable[[], object]] = []
 
@@ -194,11 +201,10 @@ def test_a_callable_cannot_call_its_own_optimizer() -> None:
         lambda: optimizer.step(grads),
         lambda: optimizer.bind(grads),
         lambda: optimizer.load_state_dict(saved),
-        optimizer.state_dict,
         lambda: optimizer.add_param_group({"params": [np.ones(2)]}),
     ]:
         calls.append(call)
-        with pytest.raises(RuntimeError, match="in a callable of its own"):
+        with pytest.raises(RuntimeError, match="inside another call of this thread"):
             optimizer.step(grads)
         assert table.bits(optimizer, params) == before
     # an edit that needs another array of state waits for the next step
@@ -209,25 +215,12 @@ def test_a_callable_cannot_call_its_own_optimizer() -> None:
     assert "max_exp_avg_sq" in optimizer.state[0]
 
 
-def test_a_step_that_began_before_the_state_was_replaced_is_refused() -> None:
-    """As when another thread loads a state between the two halves of ``optimizer._plan.step``."""
-    params, grads = [np.ones(3)], [np.ones(3)]
-    optimizer = fastopt.Adam(params)
-    step_of_old_plan = optimizer._plan.step
-    optimizer.load_state_dict(optimizer.state_dict())
-    before = table.bits(optimizer, params)
-    with pytest.raises(RuntimeError, match="another call"):
-        step_of_old_plan(grads, 1.0, optimizer._groups, optimizer._choices, None)
-    assert table.bits(optimizer, params) == before
-    optimizer.step(grads)
-
-
 @pytest.mark.parametrize(("call", "watched"), [("lookahead", 0), ("step", 0), ("step", 1)])
 @own_process
 def test_ctrl_c_during_a_kernel_of_nag(call: str, watched: int) -> None:
     """It waits for the kernel, and for those that follow: the parameters stand where the optimizer says."""
     fastopt.set_num_threads(1)
-    size = 2**23
+    size = 2**22
     grads = [np.ones(size, np.float32), None]
     signal.signal(signal.SIGALRM, signal.default_int_handler)
 

@@ -11,14 +11,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import table
-from table import SIZES, STEPS, Array, Variant, inputs, train
+from table import BY_CLASS, FEW_CLASSES, SIZES, STEPS, Array, Variant, cases, inputs, train
 
 import fastopt
-from fastopt import _kernels
 
-every_optimizer = pytest.mark.parametrize("variant", table.BASES, ids=lambda v: v.cls.__name__)
-every_format = pytest.mark.parametrize("format", table.FORMATS)
-every_isa = pytest.mark.parametrize("isa", table.NATIVE_ISAS)
+every_optimizer_and_format = cases("variant, format", BY_CLASS, FEW_CLASSES)
 
 
 @lru_cache(maxsize=2)
@@ -66,7 +63,27 @@ def test_the_inputs_are_hard() -> None:
             assert found.sum() > 100, f"{format}: hardly any {kind}"
 
 
-@table.every_kernel_and_option
+HARD_SIZES = [1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 1031]
+"""Less than a vector, a loop and what it leaves over: one hard input for every kernel."""
+
+
+@pytest.mark.parametrize("row", table.TABLE)
+def test_every_kernel_on_a_hard_input(row: str) -> None:
+    for variant, format in [(v, f) for v, f in table.BY_KERNEL if v.kernel[0] == row]:
+        stored = variant.stored_as(format)
+        parameter, gradient, _ = table.FORMATS[format]
+        start = [table.hard_values(size, parameter, 0) for size in HARD_SIZES]
+        grads = [[table.hard_values(size, gradient, 1 + k) for size in HARD_SIZES] for k in range(STEPS)]
+        results = []
+        for isa in fastopt.available_isas():
+            fastopt.set_isa(isa)
+            params = [p.copy() for p in start]
+            results.append(whole(train(stored, params, grads), params))
+        for isa, result in zip(table.NATIVE_ISAS, results, strict=False):
+            assert result == results[-1], f"{stored}, {format}, {isa}: not the twin's bits"
+
+
+@cases("variant, format", table.BY_OPTION, table.FEW_KERNELS)
 def test_all_sizes_in_one_optimizer(variant: Variant, format: str) -> None:
     variant = variant.stored_as(format)
     want = expected(variant, format)
@@ -81,22 +98,22 @@ def test_all_sizes_in_one_optimizer(variant: Variant, format: str) -> None:
             assert not wrong, f"{isa}, {threads} threads: not the twin's bits for sizes {wrong}"
 
 
-@every_format
-@every_isa
-@every_optimizer
-def test_each_size_alone(variant: Variant, format: str, isa: str) -> None:
+@cases("variant, format", BY_CLASS, [(v, f) for v, f in FEW_CLASSES if f in table.DTYPES])
+def test_each_size_alone(variant: Variant, format: str) -> None:
     variant = variant.stored_as(format)
     want = expected(variant, format) if format in table.DTYPES else None
     start, grads = inputs(format)
     for i, size in enumerate(SIZES):
-        results = []
-        for run in isa, "numpy":
-            if run == isa or want is None:  # where nothing is rounded at random, its place is nothing to a number
-                fastopt.set_isa(run)
-                params = [start[i].copy()]
-                results.append(table.bits(train(variant, params, [[step[i]] for step in grads]), params))
-        right = results[-1] if want is None else [want[i]]
-        assert results[0] == right, f"not the twin's bits for one array of {size}"
+
+        def alone(isa: str, i: int = i) -> list[list[bytes]]:
+            fastopt.set_isa(isa)
+            params = [start[i].copy()]
+            return table.bits(train(variant, params, [[step[i]] for step in grads]), params)
+
+        # where nothing is rounded at random, its place is nothing to a number
+        right = alone("numpy") if want is None else [want[i]]
+        for isa in table.NATIVE_ISAS:
+            assert alone(isa) == right, f"{isa}: not the twin's bits for one array of {size}"
 
 
 # -- Where and how the elements lie ----------------------------------------------------------------
@@ -181,25 +198,27 @@ PARAMETER_LAYOUTS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-@pytest.mark.parametrize("gradient_layout", GRADIENT_LAYOUTS)
-@every_format
-@every_optimizer
-def test_any_layout(variant: Variant, format: str, gradient_layout: str) -> None:
+@every_optimizer_and_format
+def test_any_layout(variant: Variant, format: str) -> None:
     variant = variant.stored_as(format)
     start, plain = matrices(format)
-    grads = [GRADIENT_LAYOUTS[gradient_layout](g) for g in plain]
-    before = [table.bits_of(g) for g in grads]
-    for parameter_layout, lay_out in PARAMETER_LAYOUTS.items():
-        # random bits go by where an element lies in memory: only a layout of the same order has the same
-        ordered = lay_out(start) if format not in table.DTYPES else start
-        want = trained_by_the_twin(variant, ordered, grads)
-        for isa in fastopt.available_isas():
-            fastopt.set_isa(isa)
-            fastopt.set_num_threads(2)
-            params = [lay_out(start)]
-            got = whole(train(variant, params, [[g] for g in grads]), params)
-            assert got == want, f"{isa}, parameter layout: {parameter_layout}"
-    assert [table.bits_of(g) for g in grads] == before, "a step wrote to its gradients"
+    for gradient_layout, lay_out_gradient in GRADIENT_LAYOUTS.items():
+        grads = [lay_out_gradient(g) for g in plain]
+        before = [table.bits_of(g) for g in grads]
+        want: dict[str, dict[str, bytes]] = {}
+        for parameter_layout, lay_out in PARAMETER_LAYOUTS.items():
+            # random bits go by where an element lies in memory: only a layout of the same order has the same
+            order = "F" if parameter_layout == "Fortran" and format not in table.DTYPES else "C"
+            if order not in want:
+                want[order] = trained_by_the_twin(variant, start.copy(order), grads)  # type: ignore[call-overload]
+            for isa in table.NATIVE_ISAS:
+                fastopt.set_isa(isa)
+                fastopt.set_num_threads(2)
+                params = [lay_out(start)]
+                got = whole(train(variant, params, [[g] for g in grads]), params)
+                where = f"{isa}, gradient {gradient_layout}, parameter {parameter_layout}"
+                assert got == want[order], f"{where}: not the twin's bits"
+        assert [table.bits_of(g) for g in grads] == before, f"{gradient_layout}: a step wrote to its gradients"
 
 
 BLOCKS = [(2, 3, 4), (1, 5, 1), (7, 1, 9), (3, 0, 2), (20, 21, 22), (4, 2, 3, 5)]
@@ -214,8 +233,7 @@ LAYOUTS_OF_BLOCKS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-@every_format
-@every_optimizer
+@every_optimizer_and_format
 def test_layouts_of_more_dimensions(variant: Variant, format: str) -> None:
     variant = variant.stored_as(format)
     parameter, gradient, _ = table.FORMATS[format]
@@ -240,24 +258,25 @@ def test_layouts_of_more_dimensions(variant: Variant, format: str) -> None:
         assert not wrong, f"{isa}: not the bits of contiguous gradients for {wrong}"
 
 
-@every_format
-@every_isa
-@every_optimizer
-def test_one_array_or_many(variant: Variant, format: str, isa: str) -> None:
+@every_optimizer_and_format
+def test_one_array_or_many(variant: Variant, format: str) -> None:
     variant = variant.stored_as(format)
     start, grads = matrices(format)
     want = trained_by_the_twin(variant, start, grads)
-    fastopt.set_isa(isa)
     fastopt.set_num_threads(3)
     for cuts in [[1], [1, 2, 5, 68, 1005, 16389, 40000, 40000, 67726], list(range(0, 67000, 333))]:
-        flat = start.flatten()
-        params = np.split(flat, cuts)
-        got = whole(train(variant, params, [np.split(g.ravel(), cuts) for g in grads]), params)
-        assert got == want, f"cut into {len(params)}"
+        for isa in table.NATIVE_ISAS:
+            fastopt.set_isa(isa)
+            flat = start.flatten()
+            params = np.split(flat, cuts)
+            got = whole(train(variant, params, [np.split(g.ravel(), cuts) for g in grads]), params)
+            assert got == want, f"{isa}, cut into {len(params)}: not the twin's bits"
 
 
-@every_format
-@pytest.mark.parametrize("row", _kernels.TABLE)
+ROWS = [(row, format) for row in table.TABLE for format in table.FORMATS]
+
+
+@cases("row, format", ROWS, [(row, f) for row, f in ROWS if row in table.KINDS and f in table.DTYPES])
 def test_states_go_out_of_use_and_come_back(row: str, format: str) -> None:
     """One optimizer runs every kernel of its row, with the states of all of them there."""
     forms = [v.stored_as(format) for key, v in sorted(table.RUNS.items()) if key[0] == row]
@@ -279,7 +298,7 @@ def test_states_go_out_of_use_and_come_back(row: str, format: str) -> None:
 looking_ahead = [v for v in table.BASES if hasattr(v.cls, "lookahead")]
 
 
-@every_format
+@pytest.mark.parametrize("format", table.FORMATS)
 @pytest.mark.parametrize("variant", looking_ahead, ids=str)
 def test_lookahead(variant: Variant, format: str) -> None:
     variant = variant.stored_as(format)

@@ -3,6 +3,7 @@
 import gzip
 import importlib
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +14,7 @@ import fastopt
 
 for needed in ("matplotlib", "sklearn", "tqdm"):
     pytest.importorskip(needed)
+threadpool_limits = pytest.importorskip("threadpoolctl").threadpool_limits
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -21,6 +23,13 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def examples_importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python puts the folder of a script it runs on the path; so do we."""
     monkeypatch.syspath_prepend(EXAMPLES)
+
+
+@pytest.fixture(autouse=True)
+def one_thread_for_products() -> Iterator[None]:
+    """Tests run beside each other: threads of the BLAS that wait for work would hold up the others."""
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 @pytest.fixture
@@ -174,7 +183,7 @@ def test_training_prints_its_table_and_draws_the_curves(
     assert len(rows) == 2 + len(train_mlp.CLASSICS)
     for row, name in zip(rows[2:], train_mlp.CLASSICS, strict=True):
         assert name in row
-        assert row.endswith(" yes |")
+        assert "| yes |" in " ".join(row.split())
     assert (folder / "new" / "train_mlp.png").stat().st_size > 0
 
 
@@ -197,7 +206,7 @@ def test_training_leaves_the_instruction_set_as_it_was(
 
 def test_states_of_16_bits_learn_as_others_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bfloat16 = importlib.import_module("bfloat16")
-    bfloat16.main(["--epochs", "3", "--seeds", "2", "--output", str(tmp_path)])
+    bfloat16.main(["--epochs", "2", "--seeds", "2", "--output", str(tmp_path)])
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [row[1].strip() for row in rows[2:]] == [*bfloat16.ARMS]
     losses = [float(row[2]) for row in rows[2:]]

@@ -15,7 +15,7 @@ import table
 from table import Array
 
 import fastopt
-from fastopt import _kernels, functional
+from fastopt import functional
 
 SHAPES = [(3, 4), (4,), (), (0,), (2, 1)]
 
@@ -137,7 +137,7 @@ def wrong_once(optimizer: fastopt.Optimizer) -> None:
     group = optimizer.param_groups[1]
     right, group["lr"] = group["lr"], lambda t: -1.0
     with pytest.raises(ValueError, match="group 1: lr, as its callable"):
-        optimizer.step() if optimizer._plan.bound else optimizer.step(gradients(9))
+        optimizer.step() if table.is_bound(optimizer) else optimizer.step(gradients(9))
     group["lr"] = right
 
 
@@ -167,7 +167,7 @@ def test_what_changes_between_bound_steps(change: Any) -> None:
         for step in range(6):
             if bind and step in (0, 3):
                 optimizer.bind(given)
-            optimizer.step(None if bind and optimizer._plan.bound else given)
+            optimizer.step(None if bind and table.is_bound(optimizer) else given)
             if step in (1, 4):
                 change(optimizer)
         results.append(everything(optimizer, params))
@@ -248,11 +248,20 @@ def test_lr_may_be_a_callable() -> None:
     assert resumed.param_groups[0]["lr"] is schedule
 
 
-@pytest.mark.parametrize("variant", table.VARIANTS, ids=str)
-def test_state_is_named_and_aligned(variant: table.Variant) -> None:
+every_class = pytest.mark.parametrize("cls", table.OPTIMIZERS, ids=lambda cls: cls.__name__)
+
+
+@every_class
+def test_state_is_named_and_aligned(cls: type[fastopt.Optimizer]) -> None:
+    for variant in table.variants(cls):
+        with table.named(variant):
+            state_is_named_and_aligned(variant)
+
+
+def state_is_named_and_aligned(variant: table.Variant) -> None:
     params = dict(zip(NAMES, parameters(), strict=True))
     optimizer = variant.make(params)
-    names = {variant.cls.state_names[x] for x in variant.cls.letters(optimizer.param_groups[0])}
+    names = {*table.states_in_use(variant.cls, optimizer.param_groups[0])}
     for i, (name, param) in enumerate(params.items()):
         state = optimizer.state[name]
         assert set(state) == names | {"step"}
@@ -264,8 +273,14 @@ def test_state_is_named_and_aligned(variant: table.Variant) -> None:
             assert np.shares_memory(state[key], optimizer.state[i][key]) or not param.size
 
 
-@pytest.mark.parametrize("variant", table.VARIANTS, ids=str)
-def test_a_state_dict_goes_on_bit_for_bit(variant: table.Variant) -> None:
+@every_class
+def test_a_state_dict_goes_on_bit_for_bit(cls: type[fastopt.Optimizer]) -> None:
+    for variant in table.variants(cls):
+        with table.named(variant):
+            goes_on_bit_for_bit(variant)
+
+
+def goes_on_bit_for_bit(variant: table.Variant) -> None:
     params = parameters()
     optimizer = variant.make(params)
     train(optimizer, range(3))
@@ -329,8 +344,15 @@ def test_nag_returns_what_is_ahead_and_nothing_else(ahead: int) -> None:
 # -- Functional ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("variant", "dtype"), [(v, d) for v in table.VARIANTS for d in v.dtypes], ids=str)
-def test_functional_is_the_class(variant: table.Variant, dtype: str) -> None:
+@every_class
+def test_functional_is_the_class(cls: type[fastopt.Optimizer]) -> None:
+    for variant in table.variants(cls):
+        for dtype in variant.dtypes:
+            with table.named((str(variant), dtype)):
+                function_is_class(variant, dtype)
+
+
+def function_is_class(variant: table.Variant, dtype: str) -> None:
     function = getattr(functional, variant.cls.__name__.lower())
     param, other = (make((5, 7), 0, dtype) for _ in range(2))
     optimizer = variant.make([param])
@@ -388,5 +410,5 @@ def test_settings_of_the_environment() -> None:
 
 def test_python_m_fastopt_says_what_it_is() -> None:
     printed = run("-m fastopt").stdout
-    for fact in (fastopt.__version__, "OpenMP", "CPU", *fastopt.available_isas(), *_kernels.TABLE):
+    for fact in (fastopt.__version__, "OpenMP", "CPU", *fastopt.available_isas(), *table.TABLE):
         assert fact in printed

@@ -11,10 +11,10 @@ import zlib
 
 import numpy as np
 import pytest
+import table
 from own_process import fork, own_process, run
 
 import fastopt
-from fastopt import _kernels
 
 SMALL, LARGE = 100, 200_000  # below and above what is worth a second thread
 
@@ -118,7 +118,7 @@ def test_forks_while_other_threads_step() -> None:
         assert np.array_equal(arrays, [serial.param_groups[0]["params"][0], serial.state[0]["momentum_buffer"]])
 
 
-@pytest.mark.skipif(not _kernels.OPENMP, reason="built without OpenMP")
+@pytest.mark.skipif(not table.OPENMP, reason="built without OpenMP")
 def test_a_child_is_the_first_to_import() -> None:
     try:
         ctypes.CDLL("libgomp.so.1")

@@ -26,14 +26,13 @@ from hypothesis import strategies as st
 from table import Array, dtype_of
 
 import fastopt
-from fastopt import _kernels, functional
-from fastopt.optimizer import HIGHEST, check_hyper
+from fastopt import functional
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 EXAMPLES = int(os.environ.get("FASTOPT_FUZZ", "0"))
 
 fuzzed = settings(
-    max_examples=EXAMPLES or 300,
+    max_examples=EXAMPLES or 150,
     derandomize=not EXAMPLES,
     database=None,
     deadline=None,
@@ -68,7 +67,7 @@ class World:
         found: list[Any] = [as_bytes(a) for a in self.arrays]
         if self.optimizer is not None:
             found += [table.bits(self.optimizer, self.params), repr(self.optimizer)]
-            found.append(self.optimizer._plan.bound is None)
+            found.append(table.is_bound(self.optimizer))
         return found
 
 
@@ -292,43 +291,15 @@ def fits(param: Array, grad: Any) -> bool:
 
 SCALES = [1.0, 1.0, 1.0, 0.7, -0.3, 0.0, 2, np.float32(0.5), 1e30]
 NO_NUMBERS = [math.nan, math.inf, -math.inf, 10**400, "0.1", None, 1j, (0.1,), True, len]
-WRONG_NUMBERS = [x for x in (-1.0, -1e-300, *NO_NUMBERS) if not callable(x)]
 
 
 def option(cls: type[fastopt.Optimizer]) -> st.SearchStrategy[tuple[str, Any, bool]]:
     """A name of an option, a value, and whether it is right by itself."""
     right: list[tuple[str, Any]] = []
     wrong: list[tuple[str, Any]] = [("speed", 1.0), ("", 0.1)]
-    for name, default in table.options_of(cls).items():
-        if name == "state_dtype":
-            right += [(name, value) for value in (None, "float32", "bfloat16")]
-            wrong += [(name, value) for value in ("float16", "", 32, np.float32)]
-            continue
-        if name == "seed":
-            right += [(name, value) for value in (0, 1, np.int64(7), 2**32 - 1)]
-            wrong += [(name, value) for value in (-1, 2**32, 1.0, "1", None, True)]
-            continue
-        if isinstance(default, bool):
-            right += [(name, value) for value in (True, False, np.True_)]
-            wrong += [(name, value) for value in (1, None, "yes")]
-            continue
-        high = min(HIGHEST.get(name, math.inf), 1.0 if cls is fastopt.Signum and name == "momentum" else math.inf)
-        good = [x for x in (0.0, 0, 1e-3, 0.3, np.float32(0.5), 0.9, 1.0, 3, 1e-300, 1e40) if x <= high]
-        bad = [x for x in WRONG_NUMBERS if not (name == "eps_hat" and x is True)]
-        bad += [1.5] if high <= 1 else []
-        if isinstance(default, tuple):
-            right += [
-                (name, form((x, y))) for form in (tuple, list) for x, y in zip(good, good[::-1], strict=True)
-            ]
-            wrong += [(name, (0.5, x)) for x in bad] + [(name, x) for x in (0.5, (0.5,), (), None)]
-            continue
-        right += [(name, x) for x in good]
-        wrong += [(name, x) for x in bad]
-        if name == "lr":
-            right += [(name, lambda t, x=x: x) for x in (0.0, 0.3, 1)]
-            right += [(name, lambda t, x=x: x) for x in WRONG_NUMBERS[::4]]  # to be found wrong in a step
-        if name == "eps_hat":
-            right += [(name, True), (name, False)]
+    for name in table.options_of(cls):
+        right += [(name, value) for value in table.right_values(cls, name)]
+        wrong += [(name, value) for value in table.some_wrong_values(cls, name)]
     return mostly([(*pair, True) for pair in right], [(*pair, False) for pair in wrong], 10)
 
 
@@ -342,17 +313,17 @@ def accepted(
     if not all(right for _, right in options.values()):
         return False
     dtype, _ = options.get("state_dtype", (start["state_dtype"], True))
-    if dtype is not None and not all(dtype in _kernels.state_dtypes(p.dtype.name) for p in params):
+    if dtype is not None and not all(dtype in table.state_dtypes(p.dtype.name) for p in params):
         return False
     try:
-        cls.check(start | {name: value for name, (value, _) in options.items()})
+        table.check_together(cls, start | {name: value for name, (value, _) in options.items()})
     except ValueError:
         return False
     return True
 
 
 def rate_is_right(rate: Any) -> bool:
-    return not (callable(rate) and any(rate(0) is x for x in WRONG_NUMBERS))
+    return not (callable(rate) and any(rate(0) is x for x in table.WRONG_NUMBERS))
 
 
 # -- Lines -----------------------------------------------------------------------------------------
@@ -370,7 +341,7 @@ def making(
         given = [{"params": members[:1]}, {"params": members[1:]}]
     elif form == "iterator":
         given = iter(members)
-    right = right and accepted(cls, options, cls.defaults_of(), members)
+    right = right and accepted(cls, options, table.defaults_of(cls), members)
 
     def call() -> None:
         world.optimizer = cls(given, **{name: value for name, (value, _) in options.items()})
@@ -429,7 +400,7 @@ def rates_are_right(world: World, grads: list[Any]) -> bool:
 
 
 def stepping_bound(world: World) -> Made:
-    bound = world.optimizer._plan.bound
+    bound = table.bound_gradients(world.optimizer)
     return bound is not None and rates_are_right(world, bound), lambda: world.optimizer.step()
 
 
@@ -442,8 +413,8 @@ def editing(world: World, edits: list[tuple[str, Any, bool]], specs: list[tuple[
     right = accepted(type(optimizer), options, before, group["params"])
     if right and before.get("ahead"):
         right = all(
-            name not in options or check_hyper(name, options[name][0], default) == before[name]
-            for name, default in {"momentum": 0.0, "state_dtype": None}.items()
+            name not in options or table.plain_value(type(optimizer), name, options[name][0]) == before[name]
+            for name in ("momentum", "state_dtype")
         )
     group.update({name: value for name, (value, _) in options.items()})
     # an edit may give states a new place: what a gradient shared with one is then nobody's
@@ -452,8 +423,7 @@ def editing(world: World, edits: list[tuple[str, Any, bool]], specs: list[tuple[
     if right and steps_rightly:
         return True, call
     if right:  # the edit holds, whatever comes of the step
-        with optimizer._alone():
-            optimizer._take_edits()
+        table.take_edits(optimizer)
         return False, call
     world.undo = lambda: (group.clear(), group.update(before))
     return False, call
@@ -608,7 +578,7 @@ def test_any_call_of_a_function(
         values = numbers(spec[1], spec[2], 0)
         world.params = [param if right else world.keep(values.copy())]
         h = {name: value for name, (value, _) in chosen.items()}
-        right = right and accepted(cls, chosen, cls.defaults_of(), [])
+        right = right and accepted(cls, chosen, table.defaults_of(cls), [])
         right = right and "state_dtype" not in h and rate_is_right(h.get("lr"))
         right = right and not isinstance(step, bool) and isinstance(step, int | np.integer) and 1 <= step < 2**62
         right = right and not any(grad_scale is x for x in NO_NUMBERS)
@@ -618,9 +588,10 @@ def test_any_call_of_a_function(
             grad_right, grad = make_gradient(world, 0, grad_spec)
         right = right and grad_right and grad is not None
         dtype = world.params[0].dtype.name if state_dtype == "the parameter's" else state_dtype
-        needed = cls.letters(cls.defaults_of() | h) if right else list(cls.state_names)
+        names = table.states_of(cls)
+        needed = table.states_in_use(cls, table.defaults_of(cls) | h) if right else [*names.values()]
         arrays = {}
-        for letter, kind in zip(cls.state_names, states, strict=False):
+        for name, kind in zip(names.values(), states, strict=False):
             state: Any = np.array(np.abs(numbers(spec[1], dtype, 50)))
             if kind == "C":
                 state = np.zeros_like(world.params[0], dtype=dtype_of(dtype), subok=False)
@@ -631,9 +602,9 @@ def test_any_call_of_a_function(
                 state = {**LAYOUTS, **RUBBISH, **BENT}[kind](state)
             if isinstance(state, np.ndarray):
                 world.keep(state)
-            if letter in needed and right:
+            if name in needed and right:
                 right = is_state(state, dtype, world.params[0])
-            arrays[cls.state_names[letter]] = state
+            arrays[name] = state
         function = getattr(functional, cls.__name__.lower())
         return right, lambda: function(param, grad, **arrays, step=step, grad_scale=grad_scale, **h)
 
@@ -643,6 +614,6 @@ def test_any_call_of_a_function(
 def is_state(state: Any, dtype: str, param: Array) -> bool:
     if not isinstance(state, np.ndarray) or isinstance(state, np.ma.MaskedArray):
         return False
-    if state.dtype != dtype_of(dtype) or dtype not in _kernels.state_dtypes(param.dtype.name):
+    if state.dtype != dtype_of(dtype) or dtype not in table.state_dtypes(param.dtype.name):
         return False
     return state.shape == param.shape and state.flags.writeable and fits(param, state)

@@ -8,10 +8,9 @@ import tracemalloc
 from pathlib import Path
 
 import numpy as np
-import pytest
 import table
 
-STEPS = 1000
+STEPS = 500
 
 
 def resident_bytes() -> int:
@@ -19,13 +18,17 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-MOST_STATES = max(table.BASES, key=lambda v: len(v.cls.letters(v.hyper)))
-CASES = [(v, "float32") for v in table.BASES] + [(MOST_STATES, f) for f in table.FORMATS if f != "float32"]
+FEWEST = min(table.RUNS.values(), key=lambda v: len(table.states_in_use(v.cls, v.hyper)))
+NARROW = min(table.FORMATS, key=lambda f: sum(table.dtype_of(dtype).itemsize for dtype in table.FORMATS[f]))
+"""A format with as many 16-bit numbers as there are."""
+FORMATS = [*((v, "float32") for v in table.BASES), *((table.LARGEST, f) for f in table.FORMATS)]
+MANY, LARGE = (100, (8, 8)), (1, (100, 1000))
+CASES = [(*of, *array, way) for of in FORMATS for array in (MANY, LARGE) for way in (False, True)]
+FEW = [(table.LARGEST, "float32", *array, way) for array in (MANY, LARGE) for way in (False, True)]
+FEW += [(FEWEST, "float32", *MANY, False), (table.LARGEST, NARROW, *MANY, True)]
 
 
-@pytest.mark.parametrize(("variant", "format"), CASES, ids=str)
-@pytest.mark.parametrize(("count", "shape"), [(300, (8, 8)), (1, (100, 1000))])
-@pytest.mark.parametrize("transposed", [False, True])
+@table.cases("variant, format, count, shape, transposed", CASES, FEW)
 def test_memory_stays_flat(
     variant: table.Variant, format: str, count: int, shape: tuple[int, int], transposed: bool
 ) -> None:

@@ -74,13 +74,21 @@ def test_a_large_step_starts_what_was_asked_for() -> None:
 
 def test_import_is_quick() -> None:
     """By the processor's time, which other work does not count into, and in the best of some runs."""
-    code = "import numpy, time; t = time.process_time(); import fastopt; print(time.process_time() - t)"
-    best = float("inf")
+    code = """
+import time
+start = time.process_time()
+import numpy
+between = time.process_time()
+import fastopt
+print(between - start, time.process_time() - between)
+"""
+    found = []
     for _ in range(30):
-        best = min(best, float(run(code)))
-        if best < 0.03:
+        numpys, ours = map(float, run(code).split())
+        if ours < max(0.03, 0.4 * numpys):
             return
-    pytest.fail(f"it takes {1000 * best:.1f} ms beyond that of NumPy")
+        found.append(ours)
+    pytest.fail(f"it takes {1000 * min(found):.1f} ms beyond that of NumPy")
 
 
 # -- Settings --------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def after(variant: table.Variant, dtype: str, steps: int = 3) -> list[Array]:
 def changed_from(variant: table.Variant) -> table.Variant:
     options = dict(variant.options)
     default = table.base(variant.cls).options.get(
-        str(variant.changed), variant.cls.defaults_of()[str(variant.changed)]
+        str(variant.changed), table.defaults_of(variant.cls)[str(variant.changed)]
     )
     options[str(variant.changed)] = default
     return table.Variant(variant.cls, options)

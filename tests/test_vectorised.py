@@ -13,14 +13,15 @@ import platform
 import re
 import shutil
 import subprocess
+import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import table
-
-from fastopt import _kernels, reference
 
 REGISTER = {"baseline": "xmm", "avx2": "ymm", "avx512": "zmm"}
 MARCH = {
@@ -43,8 +44,7 @@ needs_objdump = pytest.mark.skipif(
 )
 
 
-@dataclass(frozen=True)
-class Instruction:
+class Instruction(NamedTuple):
     address: int
     name: str
     operands: str
@@ -62,29 +62,79 @@ class Instruction:
         return (found[1], found[2] == "p", found[3]) if found else None
 
 
-def parse(listing: str) -> dict[str, list[Instruction]]:
-    """Instructions of every function in the output of ``objdump -d --no-show-raw-insn``."""
-    functions: dict[str, list[Instruction]] = {}
-    for line in listing.splitlines():
-        if found := re.match(r"[0-9a-f]+ <(.+)>:$", line):
-            code = functions.setdefault(found[1], [])
-        elif found := re.match(r" *([0-9a-f]+):\s+(\S.*)$", line):
-            words = found[2].split(maxsplit=1)
-            while words[0] in PREFIXES and len(words) > 1:
-                words = words[1].split(maxsplit=1)
-            code.append(Instruction(int(found[1], 16), words[0], "".join(words[1:])))
-    return functions
+FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$", re.MULTILINE)
+LINE = re.compile(r"^ *([0-9a-f]+):\s+(\S.*)$", re.MULTILINE)
 
 
-def reached(start: int, edges: dict[int, set[int]]) -> frozenset[int]:
+def cut(listing: str) -> dict[str, str]:
+    """The lines of every function in the output of ``objdump -d --no-show-raw-insn``."""
+    parts = FUNCTION.split(listing)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def instruction(address: str, text: str) -> Instruction:
+    words = text.split(maxsplit=1)
+    while words[0] in PREFIXES and len(words) > 1:
+        words = words[1].split(maxsplit=1)
+    return Instruction(int(address, 16), words[0], "".join(words[1:]))
+
+
+def parse(lines: str) -> list[Instruction]:
+    """The instructions of a function."""
+    return [instruction(*line) for line in LINE.findall(lines)]
+
+
+def reached(start: Iterable[int], edges: dict[int, set[int]]) -> frozenset[int]:
     """All that can be reached from ``start`` by one edge or more."""
     found: set[int] = set()
-    waiting = set(edges[start])
+    waiting = set().union(*(edges[node] for node in start))
     while waiting:
         node = waiting.pop()
         found.add(node)
         waiting |= edges[node] - found
     return frozenset(found)
+
+
+def finished(edges: dict[int, set[int]]) -> list[int]:
+    """All nodes, each after those that a search in depth has reached from it first."""
+    order: list[int] = []
+    seen: set[int] = set()
+    for start in edges:
+        path = [] if start in seen else [(start, iter(edges[start]))]
+        seen.add(start)
+        while path:
+            node, rest = path[-1]
+            for following in rest:
+                if following not in seen:
+                    seen.add(following)
+                    path.append((following, iter(edges[following])))
+                    break
+            else:
+                order.append(node)
+                path.pop()
+    return order
+
+
+def cycles(edges: dict[int, set[int]]) -> list[set[int]]:
+    """The sets of nodes that can each reach all of the others and themselves (Kosaraju's algorithm)."""
+    back: dict[int, set[int]] = {node: set() for node in edges}
+    for node, following in edges.items():
+        for other in following:
+            back[other].add(node)
+    found: list[set[int]] = []
+    seen: set[int] = set()
+    for start in reversed(finished(edges)):
+        if start in seen:
+            continue
+        component, waiting = {start}, [start]
+        while waiting:
+            new = back[waiting.pop()] - seen - component
+            component |= new
+            waiting += new
+        seen |= component
+        if len(component) > 1 or start in edges[start]:
+            found.append(component)
+    return found
 
 
 @dataclass(frozen=True)
@@ -114,9 +164,8 @@ def loops_of(code: list[Instruction]) -> list[Loop]:
             edges[instruction.address].add(following.address)
         if instruction.target in edges:
             edges[instruction.address].add(instruction.target)
-    after = {address: reached(address, edges) for address in edges}
-    bodies = {frozenset(b for b in after[a] if a in after[b]): after[a] for a in edges if a in after[a]}
-    return [Loop([i for i in code if i.address in body], bodies[body]) for body in bodies]
+    bodies = cycles(edges)
+    return [Loop([i for i in code if i.address in body], reached(body, edges)) for body in bodies]
 
 
 def complaints(
@@ -164,46 +213,69 @@ def complaints(
 # -- The kernels -----------------------------------------------------------------------------------
 
 
-@cache
-def functions() -> dict[str, list[Instruction]]:
-    command = ["objdump", "-d", "--no-show-raw-insn", _kernels.__file__]
-    return parse(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def isa_of(function: str) -> str:
+    """The instruction set that a kernel is compiled for, by its name; all else must run everywhere."""
+    suffix = re.sub(r"(\.\w+)*$", "", function).rpartition("_")[2]
+    return suffix if suffix in MARCH else "baseline"
+
+
+@lru_cache(maxsize=1)
+def functions(isa: str) -> dict[str, str]:
+    """The lines of every function that is compiled for an instruction set."""
+    command = ["objdump", "-d", "--no-show-raw-insn", table.EXTENSION]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {name: lines for name, lines in cut(listing).items() if isa_of(name) == isa}
 
 
 def div_and_sqrt(kernel: str, subset: int) -> set[str]:
     """Which of them the formula has, as its NumPy twin writes it."""
-    nodes = list(ast.walk(ast.parse(inspect.getsource(getattr(reference, kernel)))))
+    nodes = list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(table.twin_of(kernel))).lstrip())))
     divides = any(isinstance(node, ast.Div) for node in nodes)
     takes_root = any(isinstance(node, ast.Attribute) and node.attr == "sqrt" for node in nodes)
     return {name for name, there in [("div", divides), ("sqrt", takes_root)] if there}
 
 
-KERNELS = [(*kernel, isa) for kernel in table.KERNELS for isa in REGISTER]
+def complaints_of(isa: str, kernels: Iterable[tuple[str, int, str]]) -> list[str]:
+    """What is wrong with kernels, each with its name."""
+    found = []
+    for kernel, subset, format in kernels:
+        name = f"{kernel}_{subset}_{format}_{isa}"
+        assert name in functions(isa), f"{name}: no such symbol in {table.EXTENSION}; is it stripped?"
+        parameter, _, states = table.FORMATS[format]
+        has_states = subset or table.TABLE[kernel]["state"]
+        rounds = "bfloat16" in (parameter, states if has_states else parameter)
+        arithmetic = "float32" if parameter == "bfloat16" else parameter
+        wrong = complaints(parse(functions(isa)[name]), isa, arithmetic, div_and_sqrt(kernel, subset), rounds)
+        found += [f"{name}: {'; '.join(wrong)}"] if wrong else []
+    return found
+
+
+@pytest.fixture(params=REGISTER, scope="module")
+def isa(request: pytest.FixtureRequest) -> str:
+    """Each instruction set in turn, because its listing is long."""
+    return str(request.param)
+
+
+FEW = [kernel for kernel in table.KERNELS if kernel[0] in table.KINDS or kernel[2] in table.DTYPES]
+REST = [kernel for kernel in table.KERNELS if kernel not in FEW]
 
 
 @needs_objdump
-@pytest.mark.parametrize(
-    ("kernel", "subset", "format", "isa"), KERNELS, ids=["_".join(map(str, k)) for k in KERNELS]
-)
-def test_kernel(kernel: str, subset: int, format: str, isa: str) -> None:
-    name = f"{kernel}_{subset}_{format}_{isa}"
-    assert name in functions(), f"{name}: no such symbol in {_kernels.__file__}; is it stripped?"
-    parameter, _, states = table.FORMATS[format]
-    has_states = subset or _kernels.TABLE[kernel]["state"]
-    rounds = "bfloat16" in (parameter, states if has_states else parameter)
-    arithmetic = "float32" if parameter == "bfloat16" else parameter
-    wrong = complaints(functions()[name], isa, arithmetic, div_and_sqrt(kernel, subset), rounds)
-    assert not wrong, f"{name}: " + "; ".join(wrong)
+@pytest.mark.parametrize("kernels", [FEW, pytest.param(REST, marks=table.nightly)], ids=["few", "rest"])
+def test_every_loop_of_every_kernel_is_vectorised(isa: str, kernels: list[tuple[str, int, str]]) -> None:
+    wrong = complaints_of(isa, kernels)
+    assert not wrong, "\n".join(wrong)
 
 
-def beyond(found: dict[str, list[Instruction]], isa: str, folder: Path) -> set[str]:
+def beyond(found: dict[str, str], isa: str, folder: Path) -> set[str]:
     """The instructions of these functions that no processor with ``isa`` alone can run.
 
     The assembler knows: told the processor, it refuses them.
     """
     lines: dict[str, str] = {}  # each distinct instruction, with a function that has it
-    for name, code in found.items():
-        for i in code:
+    for name, text in found.items():
+        for line in {line for _, line in LINE.findall(text)}:
+            i = instruction("0", line)
             operands = re.sub("^[0-9a-f]+ <.*", ".", i.operands)  # where it jumps to
             lines.setdefault(f"{i.name} {re.sub('<.*?>|#.*', '', operands)}".strip(), name)
     (folder / "code.s").write_text("\n".join(lines) + "\n")
@@ -214,21 +286,14 @@ def beyond(found: dict[str, list[Instruction]], isa: str, folder: Path) -> set[s
     return {f"{name}: {line}" for k, (line, name) in enumerate(lines.items()) if k in refused}
 
 
-def isa_of(function: str) -> str:
-    """The instruction set that a kernel is compiled for, by its name; all else must run everywhere."""
-    suffix = re.sub(r"(\.\w+)*$", "", function).rpartition("_")[2]
-    return suffix if suffix in MARCH else "baseline"
-
-
 @needs_objdump
-@pytest.mark.parametrize("isa", MARCH)
 def test_instructions_stay_in_the_kernels_of_their_instruction_set(isa: str, tmp_path: Path) -> None:
-    found = {name: code for name, code in functions().items() if isa_of(name) == isa}
-    assert len(found) >= len(KERNELS) // len(MARCH)
+    found = functions(isa)
+    assert len(found) >= len(table.KERNELS)
     wrong = {line for line in beyond(found, isa, tmp_path) if not ASKS_FIRST.match(line)}
     assert not wrong, "\n".join(sorted(wrong))
-    for name, code in found.items():
-        assert not any(FUSED.match(i.name) for i in code), f"{name}: a fused multiply-add"
+    for name, lines in found.items():
+        assert not re.search(rf"\s{FUSED.pattern}", lines), f"{name}: a fused multiply-add"
 
 
 # -- The reader of code, on code that is wrong -----------------------------------------------------
@@ -253,8 +318,7 @@ RETURN = "  60:	ret\n"
 
 
 def read(*parts: str, isa: str = "avx2", formula: str = "", rounds: bool = False) -> str:
-    (code,) = parse("0000 <f>:\n" + "".join(parts)).values()
-    return "; ".join(complaints(code, isa, "float32", set(formula.split()), rounds))
+    return "; ".join(complaints(parse("".join(parts)), isa, "float32", set(formula.split()), rounds))
 
 
 def test_reader_accepts_a_vectorised_loop_and_its_epilogue() -> None:
@@ -326,5 +390,5 @@ def test_reader_looks_for_random_bits() -> None:
     ],
 )
 def test_reader_tells_instruction_sets_apart(instruction: str, isa: str, refused: bool, tmp_path: Path) -> None:
-    found = beyond(parse(f"0000 <f>:\n  10:\t{instruction}\n"), isa, tmp_path)
+    found = beyond(cut(f"0000 <f>:\n  10:\t{instruction}\n"), isa, tmp_path)
     assert len(found) == refused

@@ -1,7 +1,7 @@
-"""The NumPy twin's ufuncs, recorded: replayed with preallocated ``out=``, or written as one loop.
+"""Records the ufuncs that the NumPy twin calls, to replay them with ``out=`` or to write them as one loop.
 
-So that benchmarks need no second copy of a formula. A replay allocates nothing: each ufunc writes into a
-buffer whose old content nobody reads any more, its own input's where it can.
+Benchmarks need no second copy of a formula this way. A replay allocates nothing: each ufunc writes into a
+buffer whose old content is not read again, that of its own input where it can.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
 Tape: TypeAlias = list[tuple[np.ufunc, tuple[Any, ...], Any]]
-"""Ufuncs, their inputs, and where the result goes."""
+"""For each call: the ufunc, its inputs, and its result."""
 
 
 class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
-    """Stands for an array, or for a temporary that has none yet, and records what is done to it."""
+    """Stands for an array, or for a temporary without memory yet, and records the ufuncs that it is passed to."""
 
     class dtype:
-        """Converts no scalar: each is of the dtype already, and stands on the tape itself."""
+        """Converts no scalar: each has the dtype already, and is recorded as it is."""
 
         @staticmethod
         def type(value: Array) -> Array:
@@ -52,7 +52,7 @@ def trace(
     arrays: Sequence[Array | None],
     scalars: Sequence[Array],
 ) -> Tape:
-    """The ufuncs that ``function(arrays, scalars)`` calls, on `Recorded` ones and scalars."""
+    """The ufuncs that ``function(arrays, scalars)`` calls, with `Recorded` objects in place of arrays."""
     tape: Tape = []
     function([a if a is None else Recorded(tape, a) for a in arrays], scalars)
     return tape
@@ -64,11 +64,11 @@ def record(
     scalars: Sequence[Array],
     buffers: dict[tuple[int, ...], list[Array]],
 ) -> Tape:
-    """What ``function(arrays, scalars)`` does to its arrays, for `replay`.
+    """The ufuncs that ``function(arrays, scalars)`` calls, with memory for each result, for `replay`.
 
-    scalars: 0-d arrays, so that their values may change from replay to replay; what the function
-    branches on is fixed. buffers: temporaries by shape, shared by all tapes that are given the same
-    dict, and made where they do not suffice.
+    scalars: 0-d arrays, so that their values may change from replay to replay; the branches that the
+    function takes are fixed. buffers: temporaries by shape, shared by all tapes that are given the same
+    dict; missing ones are added.
     """
     symbolic = trace(function, arrays, scalars)
     last_use = {id(x): at for at, (_, inputs, _) in enumerate(symbolic) for x in inputs}
@@ -94,13 +94,13 @@ def record(
 
 
 def replay(tape: Tape) -> None:
-    """Does once more, to the same arrays, what was recorded."""
+    """Calls the recorded ufuncs again, on the same arrays."""
     for ufunc, inputs, out in tape:
         ufunc(*inputs, out=out)
 
 
 def as_loop(tape: Tape, arrays: Sequence[Array], scalars: Sequence[Array]) -> str:
-    """What `trace` returned as the source of ``step(*arrays, *scalars)``: a ``prange`` over elements."""
+    """The source of a function ``step(*arrays, *scalars)`` that does the same in one ``prange`` over elements."""
     parameters = [f"array{k}" for k in range(len(arrays))] + [f"s{k}" for k in range(len(scalars))]
     names = {id(scalar): f"s{k}" for k, scalar in enumerate(scalars)}
     place = {id(array): k for k, array in enumerate(arrays)}

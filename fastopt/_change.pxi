@@ -1,0 +1,190 @@
+# Parameter groups as they were checked, and what a call is about to change. Included by _plan.pyx.
+
+# -- Random bits ---------------------------------------------------------------------------------
+
+
+cdef uint64_t mixed(uint64_t x) noexcept:
+    """Every bit of the result depends on every bit of x (the finaliser of SplitMix64, Steele et al. 2014)."""
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ULL
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBULL
+    return x ^ (x >> 31)
+
+
+cdef uint64_t random_key_of(uint64_t seed, int64_t step) noexcept:
+    """What the random bits of a step are made of, together with the elements' numbers."""
+    return mixed(mixed(seed + 1) + <uint64_t>step * 0x9E3779B97F4A7C15ULL)
+
+
+# -- Groups ------------------------------------------------------------------------------------
+
+
+cdef class Group:
+    """A parameter group as it was checked: the coefficients of its steps.
+
+    algorithm: what the optimizer's class says of its formula. h: the checked options; callables: the names of those
+    that are a callable of the step, and `resolve(h, names, made)` returns a copy with their numbers. place: what
+    messages put before the name of an option.
+    """
+
+    cdef readonly object algorithm
+    cdef readonly dict h
+    cdef tuple callables
+    cdef object resolve, coefficients
+    cdef readonly size_t subset  # the optional states in use, as the bits that number the row's kernels
+    cdef uint64_t seed
+    cdef double sign, weight_decay, decay
+    cdef dict resolved  # the options as plain numbers, for the call of that number
+    cdef int64_t resolved_for
+    cdef Py_ssize_t scalar_count, required  # the row's own scalars; its states that are not optional
+
+    def __init__(self, algorithm, dict h, tuple callables, resolve):
+        self.algorithm, self.h, self.callables, self.resolve = algorithm, h, callables, resolve
+        self.coefficients = algorithm.coefficients
+        self.subset = algorithm.subset(h)
+        self.seed = h["seed"]
+        self.sign = -1.0 if h["maximize"] else 1.0
+        self.scalar_count = len(TABLE[algorithm.formula]["scalars"]) - len(COMMON_SCALARS)
+        self.required = len(TABLE[algorithm.formula]["state"])
+        self.resolved_for = -1
+        if not callables:
+            self.resolved = h
+            self.weight_decay, self.decay = algorithm.decay(h)
+
+    cdef Group with_lr(self, double lr):
+        """The same with another learning rate."""
+        cdef Group other = Group.__new__(Group)
+        other.algorithm, other.callables, other.resolve = self.algorithm, self.callables, self.resolve
+        other.coefficients, other.subset, other.seed, other.sign = (
+            self.coefficients, self.subset, self.seed, self.sign
+        )
+        other.scalar_count, other.required, other.resolved_for = self.scalar_count, self.required, -1
+        other.h = self.h.copy()
+        other.h["lr"] = lr
+        if not self.callables:
+            other.resolved = other.h
+            other.weight_decay, other.decay = self.algorithm.decay(other.h)
+        return other
+
+    def numbers_after(self, made):
+        """The options as plain numbers after so many steps."""
+        return self.resolve(self.h, self.callables, made) if self.callables else self.h
+
+    cdef int ask(self, int64_t call, int64_t made) except -1:
+        """Asks each callable once in a call: for its number after so many steps."""
+        if self.callables and self.resolved_for != call:
+            self.resolved = self.numbers_after(made)
+            self.weight_decay, self.decay = self.algorithm.decay(self.resolved)
+            self.resolved_for = call
+        return 0
+
+    cdef int fill(self, fastopt_coefficients *to, int64_t t, double grad_scale) except -1:
+        """Works out the coefficients of step ``t`` (1 first) from the options as plain numbers."""
+        cdef tuple own = self.coefficients(self.resolved, t)
+        cdef Py_ssize_t k, n = self.scalar_count
+        if len(own) != n:
+            raise ValueError(f"{self.algorithm.formula}: it takes {n} scalars of its own, got {len(own)}")
+        for k in range(n):
+            to.scalars[k] = own[k]
+        to.scalars[n] = self.sign * grad_scale
+        to.scalars[n + 1] = self.weight_decay
+        to.scalars[n + 2] = self.decay
+        to.random_key = random_key_of(self.seed, t)
+        return 0
+
+    def scalars(self, t):
+        """All scalars of step ``t``, in the kernel's order."""
+        cdef fastopt_coefficients filled
+        self.ask(-2, t - 1)
+        self.fill(&filled, t, 1.0)
+        return tuple([filled.scalars[k] for k in range(self.scalar_count + len(COMMON_SCALARS))])
+
+
+cdef bint is_group_unchanged(object mapping, tuple items) noexcept:
+    """Whether it is still a dict of the very keys and values that ``items`` has, key, value, key, value: much faster
+    than to compare them."""
+    cdef Py_ssize_t place = 0, n = 0
+    cdef PyObject *key = NULL
+    cdef PyObject *value = NULL
+    if not PyDict_CheckExact(mapping) or 2 * len(<dict>mapping) != len(items):
+        return False
+    while PyDict_Next(mapping, &place, &key, &value):
+        if key != <PyObject *>PyTuple_GET_ITEM(items, n) or value != <PyObject *>PyTuple_GET_ITEM(items, n + 1):
+            return False
+        n += 2
+    return True
+
+
+cdef bint is_unchanged(object mappings, list items) noexcept:
+    """The same of a list of groups."""
+    cdef Py_ssize_t k
+    if type(mappings) is not list or len(<list>mappings) != len(items):
+        return False
+    for k in range(len(items)):
+        if not is_group_unchanged((<list>mappings)[k], <tuple>items[k]):
+            return False
+    return True
+
+
+cdef tuple items_of(dict mapping):
+    cdef list items = []
+    for key, value in mapping.items():
+        items.append(key)
+        items.append(value)
+    return tuple(items)
+
+
+# -- Changes -----------------------------------------------------------------------------------
+
+
+cdef class Move:
+    """A step of plain SGD along a state of a tensor, beside the step itself: p = p - lr * state.
+
+    letter: the state's. group: of plain SGD, what the coefficients are taken of. t: the step whose random bits it
+    rounds by.
+    """
+
+    cdef fastopt_tensor c
+    cdef fastopt_coefficients coefficients
+    cdef readonly Tensor tensor
+    cdef readonly str letter
+    cdef readonly object algorithm
+
+    def __init__(self, Tensor tensor, str letter, Group group, int64_t t):
+        self.tensor, self.letter, self.algorithm = tensor, letter, group.algorithm
+        group.fill(&self.coefficients, t, 1.0)
+        self.c = tensor.c
+        self.c.source = NULL
+        memset(self.c.call.buffers, 0, sizeof(self.c.call.buffers))
+        self.c.call.buffers[0] = tensor.c.call.buffers[0]
+        self.c.call.buffers[1] = cnp.PyArray_DATA(<cnp.ndarray>tensor.states[letter])
+        self.c.call.coefficients = &self.coefficients
+        self.c.itemsizes[1], self.c.itemsizes[2] = tensor.c.itemsizes[2], tensor.c.itemsizes[0]
+
+    cdef void find_kernel(self, int isa) noexcept:
+        cdef const fastopt_optimizer *row = table().isas[isa].optimizers
+        cdef Tensor tensor = self.tensor
+        self.c.kernel = NULL
+        if table().isas[isa].name != NULL:
+            row += <size_t>list(TABLE).index(self.algorithm.formula)
+            self.c.kernel = row.kernels[format_of[tensor.storage][tensor.state_storage][tensor.storage]][0]
+
+
+cdef class Change:
+    """What a call is about to change: put together while anything may still be refused.
+
+    groups: tuples of a group's number, its dict as it was read (None: it is overwritten), its checked options and its
+    `Group`. added_groups:
+    checked options and `Group`s. added_tensors. states: tuples of a tensor and its new states. copies: tuples of an
+    array and the values that it is to have. steps: tuples of a tensor and its number of steps. moves: `Move`s.
+    intervals: where any memory changes. notes: what the author of the change wants to find again.
+    """
+
+    cdef public list groups, added_groups, added_tensors, states, copies, steps, moves
+    cdef public Intervals intervals
+    cdef public dict notes
+
+    def __init__(self):
+        self.groups, self.added_groups, self.added_tensors = [], [], []
+        self.states, self.copies, self.steps, self.moves = [], [], [], []
+        self.intervals = None
+        self.notes = {}

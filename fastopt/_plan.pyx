@@ -1,0 +1,430 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""One step: fetch the gradients, prepare what the kernels need, run them.
+
+A `Plan` belongs to one optimizer. It holds the parameter groups as they were last checked and a `Tensor` for each
+parameter. `Plan.step` checks all that it needs before the first write; from then on no Python code runs, so that an
+exception, an interrupt or a signal handler finds a step that was made or was not made. All other changes are put
+together in a `Change` first, by code that may fail, and take effect in `Plan.commit`, which cannot.
+"""
+
+from cpython.dict cimport PyDict_CheckExact, PyDict_Next
+from cpython.ref cimport PyObject
+from cpython.tuple cimport PyTuple_GET_ITEM
+from cython.parallel cimport prange
+from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+cimport numpy as cnp
+
+import sys
+
+import numpy as np
+
+from fastopt import arrays, storage
+from fastopt._kernels import COMMON_SCALARS, FORMATS, OPENMP, TABLE
+
+from fastopt._kernels cimport (
+    FASTOPT_MAX_BUFFERS, fastopt_call, fastopt_coefficients, fastopt_kernel, fastopt_optimizer, flushes_denormal, forks, selected, table,
+)
+from fastopt._turns cimport Turns
+
+cnp.import_array()
+
+include "_work.pxi"
+include "_tensor.pxi"
+include "_change.pxi"
+include "_function.pxi"
+
+
+cdef struct Shared:  # by the tensors of one group that have made equally many steps
+    fastopt_coefficients coefficients
+    int64_t group, steps
+
+
+cdef class Plan:
+    """The steps of one optimizer. algorithm: what its class says of its formula."""
+
+    cdef:
+        readonly object algorithm
+        readonly list groups, tensors
+        readonly dict place  # of each key among the tensors
+        readonly list bound  # the gradients that `bind` was given, or None
+        readonly Intervals intervals
+        readonly bint keeps_params  # else they are handed over at each call of `update`
+        readonly Change last_move  # what `move` made, until a step or a state that is loaded takes its place
+        readonly Work work
+        list items  # the groups' dicts as they were last checked, for `is_unchanged`
+        Turns turns
+        bint has_flags
+        int64_t calls
+        size_t row  # of the formula, in every instruction set's table
+        # what the last step left for the next one
+        list selected  # the tensors of the step
+        char *has_gradient  # of the selected ones
+        bint is_assigned  # whether coefficients, kernels and tasks are those for the selected gradients
+        int assigned_isa
+        Shared *shared
+        Py_ssize_t shared_count, capacity
+        Intervals call_intervals  # the parameters of the last `update`
+
+    def __init__(self, algorithm, Turns turns, tuners, bint keeps_params=True):
+        self.algorithm, self.turns, self.work, self.keeps_params = algorithm, turns, Work(tuners), keeps_params
+        self.groups, self.tensors, self.items, self.place = [], [], [], {}
+        self.bound = None
+        self.selected = self.tensors
+        self.has_flags = bool(algorithm.flags)
+        self.intervals = Intervals([], algorithm.states)
+        self.row = list(TABLE).index(algorithm.formula)
+
+    def __dealloc__(self):
+        free(self.has_gradient)
+        free(self.shared)
+
+    # -- Changes: prepared in Python, made here --
+
+    def edited(self, list param_groups):
+        """The numbers of the groups that were edited since they were last checked."""
+        return [
+            index for index, items in enumerate(self.items) if not is_group_unchanged(param_groups[index], items)
+        ]
+
+    def commit(self, object param_groups, Change change):
+        """Makes a change: no Python code runs in here, and nothing is refused.
+
+        param_groups: the user's list of dicts. An option whose plain form is another object is replaced there,
+        unless the user has edited it since it was read.
+        """
+        self.reserve(len(self.tensors) + len(change.added_tensors))
+        self._commit(param_groups, change)
+
+    cdef int _commit(self, object param_groups, Change change) except -1:
+        cdef Tensor tensor
+        cdef dict known, seen, checked
+        cdef Py_ssize_t index
+        for array, values in change.copies:
+            np.copyto(array, values, casting="unsafe")
+        for index, seen, checked, group in change.groups:
+            self.groups[index] = group
+            self.items[index] = items_of(checked)
+            if type(param_groups) is list and index < len(<list>param_groups):
+                mine = (<list>param_groups)[index]
+                if type(mine) is dict:
+                    for name, value in checked.items():
+                        if seen is None or value is not seen.get(name) and (<dict>mine).get(name) is seen.get(name):
+                            (<dict>mine)[name] = value
+        for checked, group in change.added_groups:
+            (<list>param_groups).append(dict(checked))
+            self.groups.append(group)
+            self.items.append(items_of(checked))
+        for tensor in change.added_tensors:
+            self.place[tensor.key] = len(self.tensors)
+            self.tensors.append(tensor)
+        for tensor, states in change.states:
+            tensor.take_states(states)
+        for tensor, steps in change.steps:
+            tensor.steps = steps
+        if change.steps or change.moves:
+            self.last_move = change if change.moves and not change.steps else None
+        if change.intervals is not None:
+            self.intervals = change.intervals
+            for tensor in self.tensors:
+                tensor.disjoint = NULL
+        if change.added_tensors:
+            self.release()
+            self.bound = None
+        elif change.states and self.bound is not None:
+            self.take_bound()  # the formats may be others
+        self.is_assigned = False
+        return 0
+
+    cdef int reserve(self, Py_ssize_t count) except -1:
+        """Makes room for so many tensors."""
+        cdef char *has_gradient
+        cdef Shared *shared
+        if count <= self.capacity:
+            return 0
+        count = max(count, 2 * self.capacity)
+        has_gradient = <char *>calloc(count, sizeof(char))
+        shared = <Shared *>calloc(count, sizeof(Shared))
+        if has_gradient == NULL or shared == NULL:
+            free(has_gradient)
+            free(shared)
+            raise MemoryError
+        memcpy(has_gradient, self.has_gradient, self.capacity)
+        free(self.has_gradient)
+        free(self.shared)
+        self.has_gradient, self.shared, self.capacity = has_gradient, shared, count
+        self.is_assigned = False
+        return 0
+
+    # -- Gradients --
+
+    cdef list listed(self, object grads):
+        """Gradients in the parameters' order."""
+        cdef list found
+        cdef Tensor tensor
+        if type(grads) is list:
+            return grads
+        if PyDict_CheckExact(grads) and len(<dict>grads) == len(self.tensors):
+            found = []
+            for tensor in self.tensors:
+                if tensor.key not in <dict>grads:
+                    break
+                found.append((<dict>grads)[tensor.key])
+            else:
+                return found
+        return arrays.listed(grads, [t.key for t in self.tensors], [t.label for t in self.tensors])
+
+    cdef int select(self, list tensors) except -1:
+        """Records whose gradients come next."""
+        cdef Py_ssize_t i, n = len(tensors)
+        if self.selected is tensors:
+            return 0
+        if len(self.selected) == n:
+            for i in range(n):
+                if <PyObject *>self.selected[i] != <PyObject *>tensors[i]:
+                    break
+            else:
+                return 0
+        self.reserve(n)
+        self.selected = tensors
+        self.is_assigned = False
+        return 0
+
+    cdef int take_gradients(self, list grads, bint is_bound=False) except -1:
+        """Checks the gradients of the selected tensors and takes their pointers."""
+        cdef Py_ssize_t i
+        cdef Tensor tensor
+        cdef bint has_gradient
+        if len(grads) != len(self.selected):
+            arrays.refuse_count(len(grads), len(self.selected))
+        for i in range(len(self.selected)):
+            if i >= len(grads):  # it is the user's own
+                raise ValueError("gradients: the list became shorter while it was read; leave it alone in a step")
+            grad = grads[i]
+            tensor = <Tensor>self.selected[i]
+            has_gradient = grad is not None
+            if has_gradient != self.has_gradient[i]:
+                self.has_gradient[i] = has_gradient
+                self.is_assigned = False
+            if has_gradient:
+                tensor.take_gradient(grad, is_bound, self.intervals, self.call_intervals)
+                if tensor.c.kernel == NULL:
+                    self.is_assigned = False
+        return 0
+
+    cdef int take_bound(self) except -1:
+        """Takes the bound gradients again, which were checked when they were bound."""
+        self.select(self.tensors)
+        return self.take_gradients(self.bound)
+
+    cdef void release(self) noexcept:
+        """Lets go of the gradients."""
+        cdef Tensor tensor
+        for tensor in self.selected:
+            tensor.gradient = None
+
+    def bind(self, grads):
+        """Takes gradients for every step to come; None lets go of them. On an error, what was bound stays."""
+        cdef list before = self.bound, bound
+        cdef Tensor tensor
+        cdef Py_ssize_t i
+        if grads is None:
+            self.release()
+            self.bound = None
+            return
+        try:
+            grads = self.listed(grads)
+            self.select(self.tensors)
+            self.take_gradients(grads, is_bound=True)
+            bound = []
+            for i in range(len(self.tensors)):
+                tensor = <Tensor>self.tensors[i]
+                # views: nobody else can give them another shape
+                bound.append(tensor.gradient.view() if self.has_gradient[i] else None)
+            self.bound = bound
+            self.take_bound()
+        except BaseException:
+            self.release()
+            self.bound = before
+            if before is not None:
+                self.take_bound()
+            raise
+
+    # -- Preparing a step --
+
+    cdef int assign(self, int isa, list moves=None) except -1:
+        """Finds out which tensors share coefficients and the kernel of each, and cuts the work into tasks."""
+        cdef Py_ssize_t i, place
+        cdef size_t subset = 0
+        cdef int format
+        cdef const fastopt_kernel *const *kernels = NULL  # stays so for the NumPy twin
+        cdef Tensor tensor
+        cdef Move move
+        cdef Shared *shared = NULL
+        cdef dict places = None
+        self.is_assigned = False
+        self.work.begin(len(self.selected) + (len(moves) if moves is not None else 0))
+        if table().isas[isa].name != NULL:
+            kernels = table().isas[isa].optimizers[self.row].kernels
+        self.shared_count = 0
+        for i in range(len(self.selected)):
+            if not self.has_gradient[i]:
+                continue
+            tensor = <Tensor>self.selected[i]
+            if shared == NULL or shared.group != tensor.group or shared.steps != tensor.steps:
+                place = self.shared_count
+                if place:  # a model of one group whose parameters all have gradients needs no dict
+                    if places is None:
+                        places = {(shared.group, shared.steps): 0}
+                    place = places.setdefault((tensor.group, tensor.steps), place)
+                shared = &self.shared[place]
+                if place == self.shared_count:
+                    self.shared_count += 1
+                    shared.group, shared.steps = tensor.group, tensor.steps
+                subset = (<Group>self.groups[tensor.group]).subset
+            tensor.c.call.coefficients = &shared.coefficients
+            tensor.c.kernel = NULL
+            if kernels != NULL:
+                tensor.c.kernel = kernels[tensor.format][subset]
+                if tensor.c.kernel == NULL:  # its states are not in use: their storage does not matter
+                    format = format_of[tensor.storage][tensor.gradient_storage][tensor.storage]
+                    tensor.c.kernel = kernels[format][subset]
+            self.work.add(&tensor.c)
+        if moves is not None:
+            for move in moves:
+                move.find_kernel(isa)
+                self.work.add(&move.c)
+        self.work.cut()
+        self.is_assigned, self.assigned_isa = moves is None, isa
+        return 0
+
+    cdef int fill_coefficients(self, double grad_scale) except -1:
+        cdef Py_ssize_t k, i
+        cdef Shared *shared
+        cdef Group group
+        cdef int64_t clock = -1
+        self.calls += 1
+        for k in range(self.shared_count):
+            shared = &self.shared[k]
+            group = <Group>self.groups[shared.group]
+            if group.callables:
+                if clock < 0:
+                    # the most steps that any of the parameters has made: a schedule needs no counter of its own
+                    for i in range(self.shared_count):
+                        clock = max(clock, self.shared[i].steps)
+                group.ask(self.calls, clock)
+            group.fill(&shared.coefficients, shared.steps + 1, grad_scale)
+        return 0
+
+    # -- A step --
+
+    def step(self, optimizer, object grads, double grad_scale):
+        """One update of every parameter that has a gradient; grads: a list or dict, or None for the bound ones."""
+        self.turns.enter()
+        try:
+            if not is_unchanged(optimizer.param_groups, self.items):
+                optimizer._take_edits()
+            self.make_step(optimizer, grads, grad_scale)
+        finally:
+            self.turns.leave()
+
+    cdef int make_step(self, optimizer, object grads, double grad_scale) except -1:
+        cdef Change change = None
+        cdef int team, isa = selected()
+        cdef bint is_made = False
+        try:
+            if grads is not None:
+                grads = self.listed(grads)
+                self.select(self.tensors)
+                self.take_gradients(grads)
+            elif self.bound is None:
+                raise TypeError("step() needs gradients: pass a list or a dict, or name buffers with bind()")
+            if self.has_flags:
+                change = optimizer._change_in_step(
+                    [self.has_gradient[i] != 0 for i in range(len(self.tensors))]
+                )
+            team = self.prepare(isa, grad_scale, change)
+            param_groups = optimizer.param_groups
+            is_made = True
+            self.write(param_groups, change, isa, team)
+            if grads is not None:
+                self.bound = None
+            self.work.end()
+        except BaseException:
+            if not is_made and grads is not None and self.bound is not None:
+                self.take_bound()
+            raise
+        finally:
+            if self.bound is None:
+                self.release()
+        return 0
+
+    cdef int prepare(self, int isa, double grad_scale, Change change) except -1:
+        """Everything that may still be refused; returns the number of threads."""
+        if change is not None or not self.is_assigned or self.assigned_isa != isa:
+            self.assign(isa, None if change is None else change.moves)
+        self.fill_coefficients(grad_scale)
+        return 0 if table().isas[isa].name == NULL else self.work.choose_team()
+
+    cdef int write(self, object param_groups, Change change, int isa, int team) except -1:
+        """Makes the prepared step. No Python code runs in here, but for the twins'."""
+        cdef Py_ssize_t i
+        if change is not None:
+            self._commit(param_groups, change)
+        for i in range(len(self.selected)):
+            if self.has_gradient[i]:
+                (<Tensor>self.selected[i]).steps += 1
+        for i in range(self.shared_count):
+            self.shared[i].steps += 1
+        if table().isas[isa].name == NULL:
+            self.run_twins(None if change is None else change.moves)
+        else:
+            self.work.run(team)
+        return 0
+
+    def move(self, optimizer, Change change):
+        """Makes the moves of a change, and the change, as a step that no parameter has a gradient in."""
+        cdef int team, isa = selected()
+        self.select(self.tensors)
+        memset(self.has_gradient, 0, self.capacity)
+        try:
+            team = self.prepare(isa, 1.0, change)
+            self.write(optimizer.param_groups, change, isa, team)
+            self.work.end()
+        finally:
+            self.is_assigned = False
+            if self.bound is not None:
+                self.take_bound()
+
+    cdef int run_twins(self, list moves) except -1:
+        """The same as the kernels do, by the NumPy twins, tensor by tensor."""
+        cdef Tensor tensor
+        cdef Move move
+        cdef Py_ssize_t i
+        cdef bint flushes = flushes_denormal()
+        cdef uint64_t mode = fastopt_flush_subnormals() if flushes else 0
+        try:
+            for i in range(len(self.selected)):
+                if self.has_gradient[i]:
+                    tensor = <Tensor>self.selected[i]
+                    used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)
+                    states = [tensor.states[x] if x in used else None for x in tensor.letters]
+                    # a callable may have given it another shape since it was checked
+                    grad = tensor.gradient.reshape(tensor.param.shape)
+                    run_twin(self.algorithm, tensor, grad, states, tensor.c.call.coefficients)
+            for move in moves or ():
+                run_twin(move.algorithm, move.tensor, move.tensor.states[move.letter], [None], &move.coefficients)
+        finally:
+            if flushes:
+                fastopt_set_floating_mode(mode)
+        return 0
+
+
+cdef int run_twin(algorithm, Tensor tensor, grad, list states, const fastopt_coefficients *coefficients) except -1:
+    scalars = [coefficients.scalars[k] for k in range(len(TABLE[algorithm.formula]["scalars"]))]
+    storage.update(
+        algorithm, tensor.param, grad, states, scalars, coefficients.random_key, tensor.c.call.first_element
+    )
+    return 0

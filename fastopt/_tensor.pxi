@@ -1,0 +1,287 @@
+# One parameter, its states and its gradient: arrays that were checked, and the pointers that a kernel takes.
+# Included by _plan.pyx.
+
+# -- How arrays are stored -----------------------------------------------------------------------
+
+cdef enum: FLOAT32, FLOAT64, FLOAT16, BFLOAT16, STORAGES, UNSEEN
+cdef list STORAGE_NAMES = ["float32", "float64", "float16", "bfloat16"]
+cdef int format_of[STORAGES][STORAGES][STORAGES]  # of parameter, gradient, states: a place in FORMATS, or -1
+cdef int bfloat16_number = -1  # NumPy's number of the dtype; there is none until ml_dtypes has been imported
+cdef object NDARRAY = np.ndarray
+
+
+def _number_formats():
+    cdef int p, g, s
+    places = {stored: place for place, stored in enumerate(FORMATS.values())}
+    for p, parameter in enumerate(STORAGE_NAMES):
+        for g, gradient in enumerate(STORAGE_NAMES):
+            for s, states in enumerate(STORAGE_NAMES):
+                format_of[p][g][s] = places.get((parameter, gradient, states), -1)
+
+
+_number_formats()
+
+
+cdef int storage_of(cnp.ndarray array) except -2:
+    """How an array is stored; -1 for what is no float that a kernel takes."""
+    global bfloat16_number
+    cdef int number = cnp.PyArray_TYPE(array)
+    if number == cnp.NPY_FLOAT32:
+        return FLOAT32
+    if number == cnp.NPY_FLOAT64:
+        return FLOAT64
+    if number == cnp.NPY_FLOAT16:
+        return FLOAT16
+    if number < 256:  # NumPy's own dtypes; behind them are those of other packages
+        return -1
+    if bfloat16_number < 0 and "ml_dtypes" in sys.modules:
+        bfloat16_number = np.dtype(sys.modules["ml_dtypes"].bfloat16).num
+    return BFLOAT16 if number == bfloat16_number else -1
+
+
+# -- Parameters --------------------------------------------------------------------------------
+
+
+cdef struct Interval:
+    uintptr_t begin, end
+    PyObject *tensor
+    Py_ssize_t buffer
+
+
+cdef class Intervals:
+    """The memory that steps write, sorted by address: no two parameters or states share any, nor a gradient.
+
+    tensors: all of a plan. names: what the user calls their states. before: what held until now. added: tuples of a
+    tensor, the number of a buffer and its array. without: tensors whose states `before` are replaced.
+    """
+
+    cdef Interval *intervals
+    cdef Py_ssize_t count
+    cdef readonly list tensors
+    cdef readonly object names
+
+    def __init__(self, list tensors, names, Intervals before=None, list added=[], set without=None):
+        cdef Py_ssize_t i = 0, most = before_count(before) + len(added)
+        cdef list pairs = []
+        self.tensors, self.names = tensors, names
+        self.intervals = <Interval *>calloc(most + 1, sizeof(Interval))
+        if self.intervals == NULL:
+            raise MemoryError
+        new = sorted(
+            [(address_of(array), tensor.index, buffer, tensor, array.nbytes)
+             for tensor, buffer, array in added if array.size],
+            key=lambda entry: entry[:3],
+        )
+        for address, _, buffer, tensor, nbytes in new:
+            while i < before_count(before) and before.intervals[i].begin < <uintptr_t>address:
+                self.append(&before.intervals[i], without, pairs)
+                i += 1
+            self.append_new(<uintptr_t>address, nbytes, tensor, buffer, pairs)
+        while i < before_count(before):
+            self.append(&before.intervals[i], without, pairs)
+            i += 1
+        if pairs:
+            arrays.refuse_shared(pairs)
+
+    def __dealloc__(self):
+        free(self.intervals)
+
+    cdef int append(self, Interval *interval, without, list pairs) except -1:
+        if interval.buffer == 0 or not without or <object>interval.tensor not in without:
+            self.append_new(
+                interval.begin, interval.end - interval.begin, <Tensor>interval.tensor, interval.buffer, pairs
+            )
+        return 0
+
+    cdef int append_new(self, uintptr_t begin, size_t nbytes, Tensor tensor, Py_ssize_t buffer, list pairs) except -1:
+        cdef Interval *last = &self.intervals[self.count - 1] if self.count else NULL
+        self.intervals[self.count] = Interval(begin, begin + nbytes, <PyObject *>tensor, buffer)
+        if last != NULL and last.end > begin:
+            pairs.append(tuple([
+                (t.index, b, t.name_of(b, self.names))
+                for t, b in ((<Tensor>last.tensor, last.buffer), (tensor, buffer))
+            ]))
+            if last.end > begin + nbytes:  # the longer one may share memory with the next as well
+                self.intervals[self.count] = last[0]
+        self.count += 1
+        return 0
+
+    cdef Interval *shared_with(self, cnp.ndarray array) noexcept:
+        """What shares memory with an array, or NULL."""
+        cdef uintptr_t begin = address_of(array), end = begin + cnp.PyArray_ITEMSIZE(array)
+        cdef Py_ssize_t low = 0, high = self.count, middle, reach
+        cdef int k
+        for k in range(cnp.PyArray_NDIM(array)):
+            if cnp.PyArray_DIMS(array)[k] == 0:
+                return NULL
+            reach = (cnp.PyArray_DIMS(array)[k] - 1) * cnp.PyArray_STRIDES(array)[k]
+            if reach < 0:
+                begin += reach
+            else:
+                end += reach
+        while low < high:  # the first interval that begins at `end` or behind it
+            middle = (low + high) // 2
+            if self.intervals[middle].begin < end:
+                low = middle + 1
+            else:
+                high = middle
+        return &self.intervals[low - 1] if low and self.intervals[low - 1].end > begin else NULL
+
+    def with_arrays(self, list tensors, list added, set without=None):
+        """These and others; `added` and `without` as above."""
+        return Intervals(tensors, self.names, self, added, without)
+
+    def holds(self, array):
+        """Whether an array shares memory with what steps write."""
+        return self.shared_with(array) != NULL
+
+    cdef int refuse_gradient(self, Tensor tensor, cnp.ndarray grad) except -1:
+        """Refuses a gradient that lies in memory which a step writes."""
+        cdef Interval *other = self.shared_with(grad)
+        if other != NULL:
+            arrays.refuse_shared_gradient(tensor.label, (<Tensor>other.tensor).name_of(other.buffer, self.names))
+        return 0
+
+
+cdef inline Py_ssize_t before_count(Intervals before) noexcept:
+    return before.count if before is not None else 0
+
+
+cdef inline uintptr_t address_of(cnp.ndarray array) noexcept:
+    return <uintptr_t>cnp.PyArray_DATA(array)
+
+
+cdef class Tensor:
+    """One parameter, its states and its gradient: arrays that were checked, and the pointers that a kernel takes.
+
+    index: its place among all. key: its name or number. given: the array that the user passed. group: the number of
+    its group. first_element: the number of its element 0, counted through all parameters.
+    """
+
+    cdef:
+        fastopt_tensor c
+        fastopt_source *source  # how the gradient lies, if it ever lay in another layout
+        readonly object key, given, param
+        readonly str label
+        readonly dict states  # by the formula's letters
+        readonly Py_ssize_t index, group
+        readonly int64_t steps
+        cnp.ndarray gradient  # while a step runs; for as long as it is bound
+        const void *disjoint  # the address of the last gradient that was found to share no memory
+        int storage, gradient_storage, state_storage  # the gradient's is UNSEEN before there has been one
+        int format  # of these three
+        int contiguity  # NumPy's flag of the parameter's order
+        int rank
+        const cnp.npy_intp *shape
+        readonly list letters  # of the states' buffers, in the kernel's order
+
+    def __init__(self, algorithm, Py_ssize_t index, key, given, Py_ssize_t group, uint64_t first_element):
+        self.index, self.key, self.given, self.group = index, key, given, group
+        self.label = arrays.label_of(key)
+        self.param = arrays.checked_parameter(self.label, given)
+        self.letters = [*TABLE[algorithm.formula]["state"], *TABLE[algorithm.formula]["optional"]]
+        self.states = {}
+        self.storage = self.state_storage = storage_of(self.param)
+        self.gradient_storage = UNSEEN
+        self.rank, self.shape = cnp.PyArray_NDIM(self.param), cnp.PyArray_DIMS(self.param)
+        self.contiguity = cnp.NPY_ARRAY_C_CONTIGUOUS if self.order == "C" else cnp.NPY_ARRAY_F_CONTIGUOUS
+        self.c.count = self.param.size
+        self.c.itemsizes[0] = self.param.itemsize
+        self.c.call.size = sizeof(fastopt_call)
+        self.c.call.buffers[0] = cnp.PyArray_DATA(self.param)
+        self.c.call.first_element = first_element
+
+    def __dealloc__(self):
+        free(self.source)
+
+    @property
+    def order(self):
+        return arrays.order_of(self.param)
+
+    @property
+    def end_element(self):
+        """The number of the element behind the last one."""
+        return self.c.call.first_element + self.c.count
+
+    def name_of(self, Py_ssize_t buffer, names):
+        """What a message calls the parameter (buffer 0) or one of its states; names: the states', by letter."""
+        return f"the state {names[self.letters[buffer - 2]]!r} of {self.label}" if buffer else self.label
+
+    cdef void take_states(self, dict states) noexcept:
+        """Puts states in place that `arrays.checked_states` returned, or `arrays.arena` made."""
+        cdef Py_ssize_t k
+        cdef cnp.ndarray state
+        self.states = states
+        self.state_storage = self.storage  # of those that are not there
+        for k in range(len(self.letters)):
+            state = states.get(self.letters[k])
+            self.c.call.buffers[2 + k] = NULL
+            if state is not None:
+                self.c.call.buffers[2 + k] = cnp.PyArray_DATA(state)
+                self.state_storage = storage_of(state)
+        self.c.itemsizes[2] = 8 if self.state_storage == FLOAT64 else 4 if self.state_storage == FLOAT32 else 2
+        self.gradient_storage = UNSEEN  # the format is found anew
+
+    cdef int take_gradient(
+        self, object given, bint is_bound, Intervals intervals, Intervals call_intervals
+    ) except -1:
+        """Checks a gradient and takes its pointer."""
+        cdef cnp.ndarray grad
+        cdef int k, storage
+        if type(given) is not NDARRAY:
+            grad = arrays.plain_gradient(self.label, self.param.dtype, given)
+        else:
+            grad = <cnp.ndarray>given
+        storage = storage_of(grad)
+        if storage != self.gradient_storage or not cnp.PyArray_ISNOTSWAPPED(grad):
+            self.take_gradient_storage(given, grad, storage)
+        if cnp.PyArray_NDIM(grad) != self.rank:
+            arrays.refuse_gradient_shape(self.label, self.param.shape, grad)
+        for k in range(self.rank):
+            if cnp.PyArray_DIMS(grad)[k] != self.shape[k]:
+                arrays.refuse_gradient_shape(self.label, self.param.shape, grad)
+        if cnp.PyArray_CHKFLAGS(grad, self.contiguity | cnp.NPY_ARRAY_ALIGNED) or not self.c.count:
+            if cnp.PyArray_DATA(grad) != self.disjoint:
+                self.refuse_shared(grad, intervals, call_intervals)
+                self.disjoint = cnp.PyArray_DATA(grad)
+            self.c.source = NULL
+        else:
+            self.refuse_shared(grad, intervals, call_intervals)
+            if is_bound:
+                arrays.refuse_bound_layout(self.label, self.order)
+            self.take_source(grad)
+        self.gradient = grad
+        self.c.call.buffers[1] = cnp.PyArray_DATA(grad)
+        return 0
+
+    cdef int refuse_shared(self, cnp.ndarray grad, Intervals intervals, Intervals call_intervals) except -1:
+        intervals.refuse_gradient(self, grad)
+        if call_intervals is not None:
+            call_intervals.refuse_gradient(self, grad)
+        return 0
+
+    cdef int take_gradient_storage(self, object given, cnp.ndarray grad, int storage) except -1:
+        """Takes note of how gradients are stored from now on."""
+        cdef int format = -1
+        if storage >= 0 and cnp.PyArray_ISNOTSWAPPED(grad):
+            format = format_of[self.storage][storage][self.state_storage]
+        if format < 0:
+            arrays.refuse_gradient_dtype(self.label, self.param.dtype, grad, given)
+        self.gradient_storage, self.format, self.disjoint = storage, format, NULL
+        self.c.itemsizes[1] = cnp.PyArray_ITEMSIZE(grad)
+        self.c.kernel = NULL
+        return 0
+
+    cdef int take_source(self, cnp.ndarray grad) except -1:
+        """Has a gradient of another layout gathered, task by task."""
+        if self.source == NULL:
+            self.source = <fastopt_source *>calloc(1, sizeof(fastopt_source))
+            if self.source == NULL:
+                raise MemoryError
+        fastopt_source_of(
+            self.source, cnp.PyArray_DATA(grad), cnp.PyArray_ITEMSIZE(grad), self.rank,
+            <const Py_ssize_t *>self.shape, <const Py_ssize_t *>cnp.PyArray_STRIDES(grad),
+            self.contiguity == cnp.NPY_ARRAY_F_CONTIGUOUS,
+        )
+        self.c.source = self.source
+        return 0

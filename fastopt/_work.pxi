@@ -1,0 +1,157 @@
+# The tensors of one step, cut into tasks, and the threads that run them. Included by _plan.pyx.
+
+cdef extern from "tasks.h" nogil:
+    ctypedef struct fastopt_source:
+        pass
+    ctypedef struct fastopt_tensor:
+        fastopt_kernel kernel
+        fastopt_call call
+        size_t count
+        const fastopt_source *source
+        uint8_t itemsizes[3]
+    ctypedef struct fastopt_chunk:
+        pass
+    ctypedef struct fastopt_part:
+        pass
+    ctypedef struct fastopt_work:
+        fastopt_tensor *const *tensors
+        size_t tensor_count, task_count, scratch_size
+        fastopt_chunk *chunks
+        size_t *tasks
+        fastopt_part *parts
+        char *scratch
+        int flush_subnormals
+    void fastopt_source_of(
+        fastopt_source *, const void *data, size_t itemsize, int ndim, const Py_ssize_t *shape,
+        const Py_ssize_t *strides, int fortran)
+    size_t fastopt_most_chunks(const fastopt_work *)
+    void fastopt_cut(fastopt_work *, int for_sums)
+    size_t fastopt_scratch_size(const fastopt_work *)
+    int fastopt_divide(fastopt_work *, int team)
+    void fastopt_run_part(fastopt_work *, int own)
+    void fastopt_run_all(fastopt_work *)
+    uint64_t fastopt_flush_subnormals()
+    void fastopt_set_floating_mode(uint64_t)
+    int fastopt_threads_can_start(int n)
+
+cdef extern from *:
+    """
+    /* The size of the last team of this thread: libgomp keeps a team's threads until another size is asked for. */
+    static _Thread_local int fastopt_last_team = 1;
+    """
+    int fastopt_last_team
+
+cdef bint has_openmp = OPENMP != 0
+cdef size_t PARALLEL_ELEMENTS = 65536  # fewer run on the calling thread, whatever was asked for
+cdef size_t ELEMENTS_UNDER_THE_GIL = 4096  # fewer take some microseconds, for which the GIL is not given away
+cdef size_t ELEMENTS_A_TENSOR = 64  # as long as so many elements takes what a tensor costs besides
+
+
+cdef class Work:
+    """The tensors of one step. tuners: of the number of threads, see `fastopt.thread_tuner`."""
+
+    cdef:
+        readonly object tuners
+        fastopt_work c
+        fastopt_tensor **tensors
+        size_t count, elements
+        size_t tensor_capacity, chunk_capacity, scratch_capacity
+        int part_capacity
+        bint is_timed  # whether `run` tells the tuners when it has ended
+
+    def __init__(self, tuners):
+        self.tuners = tuners
+
+    def __dealloc__(self):
+        free(self.tensors)
+        free(self.c.chunks)
+        free(self.c.tasks)
+        free(self.c.parts)
+        free(self.c.scratch)
+
+    cdef int begin(self, size_t most) except -1:
+        """Begins a list of at most so many tensors."""
+        if most > self.tensor_capacity:
+            free(self.tensors)
+            self.tensor_capacity = 0
+            self.tensors = <fastopt_tensor **>calloc(2 * most, sizeof(void *))
+            if self.tensors == NULL:
+                raise MemoryError
+            self.tensor_capacity = 2 * most
+        self.count = self.elements = 0
+        return 0
+
+    cdef void add(self, fastopt_tensor *tensor) noexcept:
+        self.tensors[self.count] = tensor
+        self.count += 1
+        self.elements += tensor.count
+
+    cdef int cut(self) except -1:
+        """Cuts the tensors into tasks."""
+        cdef size_t most
+        self.c.tensors, self.c.tensor_count = self.tensors, self.count
+        most = fastopt_most_chunks(&self.c)
+        if most > self.chunk_capacity:
+            free(self.c.chunks)
+            free(self.c.tasks)
+            self.c.chunks, self.c.tasks = NULL, NULL
+            self.chunk_capacity = 0
+            self.c.chunks = <fastopt_chunk *>calloc(most, sizeof(fastopt_chunk))
+            self.c.tasks = <size_t *>calloc(most + 1, sizeof(size_t))
+            if self.c.chunks == NULL or self.c.tasks == NULL:
+                raise MemoryError
+            self.chunk_capacity = most
+        fastopt_cut(&self.c, False)
+        return 0
+
+    cdef int choose_team(self) except -1:
+        """How many threads run the tasks; makes room for what they need."""
+        cdef int team = 1
+        cdef size_t scratch = fastopt_scratch_size(&self.c)
+        # libgomp hangs in a child of a process that has had a team: a child works alone
+        self.is_timed = has_openmp and self.elements >= PARALLEL_ELEMENTS and not forks()
+        if self.is_timed:
+            team = min(<int>self.tuners.begin(self.elements), <int>max(self.c.task_count, 1))
+        if team > fastopt_last_team:
+            # libgomp ends the process when it cannot make a thread
+            team = min(team, 1 + fastopt_threads_can_start(team - 1))
+        if team > self.part_capacity:
+            free(self.c.parts)
+            self.c.parts = NULL
+            self.part_capacity = 0
+            self.c.parts = <fastopt_part *>calloc(team, sizeof(fastopt_part))
+            if self.c.parts == NULL:
+                raise MemoryError
+            self.part_capacity = team
+        if scratch * team > self.scratch_capacity:
+            free(self.c.scratch)
+            self.c.scratch = NULL
+            self.scratch_capacity = 0
+            self.c.scratch = <char *>calloc(team, scratch)
+            if self.c.scratch == NULL:
+                raise MemoryError
+            self.scratch_capacity = scratch * team
+        self.c.scratch_size = scratch
+        return team
+
+    cdef void run(self, int team) noexcept:
+        cdef fastopt_work *work = &self.c
+        cdef int own
+        work.flush_subnormals = flushes_denormal()
+        if self.elements + self.count * ELEMENTS_A_TENSOR < ELEMENTS_UNDER_THE_GIL:
+            fastopt_run_all(work)
+        elif team == 1:
+            with nogil:
+                fastopt_run_all(work)
+        else:
+            team = fastopt_divide(work, team)
+            fastopt_last_team = team
+            with nogil:
+                for own in prange(team, num_threads=team, schedule="static"):
+                    fastopt_run_part(work, own)
+
+    cdef int end(self) except -1:
+        """Tells the tuners that the step has been made."""
+        if self.is_timed:
+            self.tuners.end()
+        return 0

@@ -1,0 +1,87 @@
+"""class Algorithm: what the author of an optimizer writes, apart from what its users see."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeAlias
+
+import numpy.typing as npt
+
+from fastopt._kernels import TABLE
+
+Array: TypeAlias = npt.NDArray[Any]
+Hyper: TypeAlias = dict[str, Any]
+"""The options of a parameter group by their names, and the flags."""
+
+
+class Algorithm:
+    """How an optimizer uses its formula; each optimizer has a subclass, nested in it as ``algorithm``.
+
+    In the hooks, ``h`` has the checked options and the flags of a parameter group.
+    """
+
+    formula: ClassVar[str]
+    """The row of src_c/formulas.def."""
+
+    states: ClassVar[dict[str, str]]
+    """The names that users (and torch) know the state buffers and numbers by, for each letter of the formula."""
+
+    flags: ClassVar[Hyper] = {}
+    """What a parameter group has besides options, with its first value: saved like an option, edited by nobody."""
+
+    @staticmethod
+    def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
+        """Returns the row's SCALARS in their order, for step ``t``, which is 1 first.
+
+        Here, and in `decay` and `initial_states`, every number of ``h`` is a float: callables have been asked.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def decay(h: Hyper) -> tuple[float, float]:
+        """Returns the multiple of p that is added to g, and the factor of p before the update."""
+        if h.get("decoupled_weight_decay"):
+            return 0.0, 1.0 - h["lr"] * h["weight_decay"]
+        return h["weight_decay"], 1.0
+
+    @staticmethod
+    def initial_states(h: Hyper) -> dict[str, float]:
+        """Returns by their letters the values that new state buffers are filled with, where that is not 0."""
+        return {}
+
+    @staticmethod
+    def optional_states(h: Hyper) -> set[str]:
+        """Returns the letters of the row's OPTIONAL buffers that ``h`` needs.
+
+        Here, and in `check` and `check_edit`, a number of ``h`` may be a callable, which counts as not 0.
+        """
+        return set()
+
+    @staticmethod
+    def check(h: Hyper) -> None:
+        """Raises ValueError if options that are right by themselves do not go together."""
+
+    @staticmethod
+    def check_edit(h: Hyper, before: Hyper) -> None:
+        """Raises ValueError if options that are right must not follow those ``before``."""
+
+    @staticmethod
+    def twin(p: Any, g: Any, *args: Any, **kwargs: Any) -> Any:
+        """Does in NumPy what the formula does, in place: the same operations in the same order, so the same bits.
+
+        Takes the parameter, the gradient, the row's STATE, OPTIONAL, SCALARS and FACTORS, each under its name in
+        the row. An OPTIONAL buffer that is not in use is None; scalars and factors have the dtype of the arrays.
+        Returns the SUMS, as a tuple of arrays shaped like p, if the row has any.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def subset(cls, h: Hyper) -> int:
+        """The optional buffers that ``h`` needs, as the bits that number the row's kernels."""
+        needed = cls.optional_states(h)
+        return sum(1 << bit for bit, letter in enumerate(TABLE[cls.formula]["optional"]) if letter in needed)
+
+    @classmethod
+    def letters(cls, h: Hyper) -> list[str]:
+        """All state buffers that ``h`` needs, in the row's order."""
+        row, needed = TABLE[cls.formula], cls.optional_states(h)
+        return [*row["state"], *(letter for letter in row["optional"] if letter in needed)]

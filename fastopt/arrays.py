@@ -1,0 +1,278 @@
+"""Which arrays may be parameters, states and gradients, and the memory that states lie in.
+
+Everything here either returns an array that a step may use, or raises TypeError or ValueError with a sentence that
+names the array, says what is wrong with it and what to do.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastopt._kernels import FORMATS, state_dtypes
+from fastopt.storage import storage_dtype
+
+Array: TypeAlias = npt.NDArray[Any]
+Key: TypeAlias = int | str
+"""What a parameter is called: its number, or its name."""
+
+ALIGNMENT = 64
+"""Bytes: every state array begins at a multiple of it."""
+
+PAGE = 4096
+"""Bytes: addresses that agree modulo it may be taken for the same by the processor."""
+
+
+def label_of(key: Key) -> str:
+    """What messages call the parameter of that number or name."""
+    return f"parameter {key}" if isinstance(key, int) else repr(key)
+
+
+def listing(labels: Sequence[str]) -> str:
+    """Labels for a message, however many there are."""
+    more = f" and {len(labels) - 9} more" if len(labels) > 10 else ""
+    return ", ".join(labels[:9] if more else labels) + more
+
+
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """Puts the place where something was found wrong before the message of the error."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{place}: {error}") from error.__cause__
+
+
+def is_bfloat16(array: Any) -> bool:
+    """Whether it is an array or scalar of ml_dtypes.bfloat16; there is none as long as ml_dtypes is not imported."""
+    ml_dtypes = sys.modules.get("ml_dtypes")
+    return (
+        ml_dtypes is not None
+        and isinstance(array, np.ndarray | np.generic)
+        and array.dtype == np.dtype(ml_dtypes.bfloat16)
+    )
+
+
+def plain(label: str, array: Any) -> Array:
+    """A plain view of an array, whatever class it is of: nobody else can give it another shape."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(
+            f"{label}: expected a NumPy array, got {type(array).__name__}; make one of it with numpy.asarray"
+        )
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{label}: the array is masked, and a step knows no mask; pass its data (array.data)")
+    return np.ndarray.view(array, np.ndarray)
+
+
+def is_in_order(array: Array, order: str) -> bool:
+    """Whether the elements lie one after the other, aligned, in C or Fortran order."""
+    flags = array.flags
+    return array.size == 0 or (flags.aligned and (flags.f_contiguous if order == "F" else flags.c_contiguous))
+
+
+def order_of(array: Array) -> str:
+    """The order in which a parameter's elements are numbered."""
+    return "C" if array.flags.c_contiguous else "F"
+
+
+def checked_parameter(label: str, array: Any) -> Array:
+    """A plain view of a parameter."""
+    param = plain(label, array)
+    if param.dtype.type not in (np.float32, np.float64) and not is_bfloat16(param):
+        raise TypeError(
+            f"{label}: dtype {param.dtype} cannot be updated; use float32, float64 or bfloat16 (array.astype)"
+        )
+    if not param.dtype.isnative:
+        raise ValueError(
+            f"{label}: the bytes are swapped (dtype {param.dtype.str}); use a native array: "
+            "array.astype(array.dtype.newbyteorder('='))"
+        )
+    if not param.flags.writeable:
+        refuse_read_only(label)
+    if not is_in_order(param, order_of(param)):
+        raise ValueError(
+            f"{label}: the array must be contiguous and aligned, to be updated in place (its strides are "
+            f"{param.strides}); train a copy (array.copy())"
+        )
+    return param
+
+
+def refuse_read_only(label: str) -> NoReturn:
+    raise ValueError(f"{label}: the array is read-only; pass a writable one (array.copy())")
+
+
+def checked_states(
+    label: str, param: Array, states: Mapping[str, Any], names: Mapping[str, str]
+) -> dict[str, Array]:
+    """Plain views of a parameter's states, by their letters; names: what the user calls each."""
+    found: dict[str, Array] = {}
+    for letter, given in states.items():
+        called = f"the state {names[letter]!r} of {label}"
+        state = plain(called, given)
+        possible = [a.dtype.name for a in found.values()][:1] or state_dtypes(param.dtype.name)
+        if state.dtype.name not in possible or not state.dtype.isnative:
+            raise TypeError(
+                f"{called}: it has dtype {state.dtype}, the parameter {param.dtype}; convert it to "
+                f"{' or '.join(possible)} with astype"
+            )
+        if not state.flags.writeable:
+            refuse_read_only(called)
+        if state.shape != param.shape:
+            raise ValueError(
+                f"{called}: it has shape {state.shape}, the parameter {param.shape}; they must be the same"
+            )
+        if not is_in_order(state, order_of(param)):
+            raise ValueError(
+                f"{called}: the array must be contiguous and aligned, in the parameter's order "
+                f"({order_of(param)}); make it with numpy.zeros_like"
+            )
+        found[letter] = state
+    return found
+
+
+# -- Gradients: the fast path is in _plan.pyx; here is all that it does not know ---------------------
+
+
+def plain_gradient(label: str, param_dtype: np.dtype[Any], grad: Any) -> Array:
+    """A gradient that is not exactly a NumPy array, as one."""
+    if isinstance(grad, np.ma.MaskedArray):
+        raise TypeError(f"{label}: its gradient is masked, and a step knows no mask; pass grad.filled(0)")
+    if isinstance(grad, np.ndarray):
+        return np.ndarray.view(grad, np.ndarray)
+    if isinstance(grad, np.generic) and grad.dtype.kind in "fV":
+        return np.asarray(grad)
+    try:
+        return np.asarray(memoryview(grad))
+    except Exception as error:
+        raise TypeError(
+            f"{label}: its gradient must be a NumPy array of {param_dtype}, got {type(grad).__name__}; make one of "
+            "it with numpy.asarray"
+        ) from error
+
+
+def refuse_gradient_dtype(label: str, param_dtype: np.dtype[Any], grad: Any, given: Any) -> NoReturn:
+    """given: what was passed for ``grad``, the array that it was taken for."""
+    if not isinstance(given, np.ndarray):
+        plain_gradient(label, param_dtype, object() if not isinstance(given, np.generic) else given)
+    raise TypeError(
+        f"{label}: its gradient has dtype {grad.dtype}, the parameter {param_dtype}; convert it with astype"
+    )
+
+
+def refuse_gradient_shape(label: str, shape: tuple[int, ...], grad: Array) -> NoReturn:
+    raise ValueError(f"{label}: its gradient has shape {grad.shape}, the parameter {shape}; they must be the same")
+
+
+def refuse_bound_layout(label: str, order: str) -> NoReturn:
+    raise ValueError(
+        f"{label}: a bound gradient must lie in memory as its parameter does ({order} order); make it with "
+        "numpy.empty_like"
+    )
+
+
+def listed(grads: Any, keys: Sequence[Key], labels: Sequence[str]) -> list[Any]:
+    """Gradients in the parameters' order, from any form in which a user may pass them."""
+    if isinstance(grads, Mapping):
+        missing = [label for key, label in zip(keys, labels, strict=True) if key not in grads]
+        if missing:
+            raise ValueError(
+                f"no gradient for {listing(missing)}; pass one for every parameter's name (None leaves a parameter "
+                "alone)"
+            )
+        known = set(keys)
+        unknown = [repr(key) for key in grads if key not in known]
+        if unknown:
+            raise ValueError(
+                f"gradients for unknown names {listing(unknown)}; leave them out: the parameters are "
+                f"{listing(labels)}"
+            )
+        return [grads[key] for key in keys]
+    if isinstance(grads, np.ndarray | np.generic | str | bytes) or not hasattr(grads, "__iter__"):
+        raise TypeError(
+            "gradients: expected a list in the parameters' order or a dict by their names, got "
+            f"{type(grads).__name__}; put a single array into a list"
+        )
+    found = list(grads)
+    if not found and hasattr(grads, "__next__"):
+        raise ValueError("gradients: the iterator has no more to give; make one for every step, or pass a list")
+    return found
+
+
+def refuse_count(given: int, expected: int) -> NoReturn:
+    raise ValueError(
+        f"gradients: got {given} for {expected} parameters; pass one for each, None to leave a parameter alone"
+    )
+
+
+# -- Memory that must not be shared ------------------------------------------------------------------
+
+
+def refuse_shared(pairs: Sequence[tuple[tuple[int, int, str], tuple[int, int, str]]]) -> NoReturn:
+    """pairs: arrays that share memory, each as the number of its parameter, its place there and what it is called.
+
+    Of several pairs the message names the one that the caller passed first: addresses differ from run to run.
+    """
+    first, second = min(tuple(sorted(pair)) for pair in pairs)
+    raise ValueError(
+        f"{first[2]} and {second[2]} share memory; pass every array once, and no two views of the same elements"
+    )
+
+
+def refuse_shared_gradient(label: str, other: str) -> NoReturn:
+    raise ValueError(f"{label}: its gradient shares memory with {other}; pass a copy of the gradient")
+
+
+# -- States ------------------------------------------------------------------------------------------
+
+
+def state_dtype_of(label: str, param: Array, wanted: str | None) -> np.dtype[Any]:
+    """The dtype of a parameter's states; refuses one that there are no kernels for."""
+    if wanted is None:
+        return param.dtype
+    possible = state_dtypes(param.dtype.name)
+    if wanted not in possible:
+        raise ValueError(
+            f"state_dtype: {label} is of {param.dtype}, its states cannot be of {wanted}; use "
+            f"{' or '.join(possible)}"
+        )
+    return storage_dtype(wanted)
+
+
+def arena(
+    params: Sequence[Array], dtypes: Sequence[np.dtype[Any]], letters: Sequence[Mapping[str, int]]
+) -> list[dict[str, Array]]:
+    """Zeros for the states of each parameter, in its shape and order and a dtype, in one piece of memory.
+
+    letters: of each parameter's states, with the place of each among all that the parameter has.
+    Every array begins at a multiple of ALIGNMENT. A processor takes a load for one that depends on a store
+    a little before it when their addresses agree modulo a page, and waits: so arrays of a page or more begin
+    a quarter of a page apart from each other, and half a page from their parameter.
+    """
+    sizes = [param.size * dtype.itemsize for param, dtype in zip(params, dtypes, strict=True)]
+    rooms = [-(-size // ALIGNMENT) * ALIGNMENT + PAGE * (size >= PAGE) for size in sizes]
+    memory = np.zeros(sum(room * len(x) for room, x in zip(rooms, letters, strict=True)) + ALIGNMENT, np.uint8)
+    start = memory.ctypes.data
+    at = -start % ALIGNMENT
+    made = []
+    for param, dtype, size, room, names in zip(params, dtypes, sizes, rooms, letters, strict=True):
+        arrays = {}
+        for name, k in names.items():
+            begin = at
+            if size >= PAGE:
+                apart = param.ctypes.data // ALIGNMENT * ALIGNMENT + PAGE // 2 + k * PAGE // 4
+                begin += (apart - start - at) % PAGE
+            flat = memory[begin : begin + size].view(dtype)
+            arrays[name] = flat.reshape(param.shape, order="C" if param.flags.c_contiguous else "F")
+            at += room
+        made.append(arrays)
+    return made
+
+
+FORMAT_OF = {stored: place for place, stored in enumerate(FORMATS.values())}
+"""By how parameter, gradient and states are stored: the place of the format in the table."""

@@ -1,0 +1,97 @@
+"""Everything that benchmarks use of fastopt beside its public functions.
+
+One place, so that a change of the package's inside changes one file of the benchmarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy.typing as npt
+
+import fastopt
+from fastopt import _kernels, machine, optimizers, reference
+from fastopt.options import options_of
+
+Array: TypeAlias = npt.NDArray[Any]
+Hyper: TypeAlias = dict[str, Any]
+Step: TypeAlias = Callable[[], object]
+OptimizerClass: TypeAlias = type[fastopt.Optimizer]
+
+OPTIMIZERS: list[OptimizerClass] = [getattr(optimizers, name) for name in optimizers.__all__]
+CPUS = machine.available_cpus()
+COMPILER: str = _kernels.COMPILER
+OPENMP: int = _kernels.OPENMP
+
+
+def facts() -> dict[str, str]:
+    """The machine, and the build of fastopt."""
+    return machine.facts()
+
+
+def formula_of(cls: OptimizerClass) -> str:
+    """The row of the table of formulas that an optimizer runs."""
+    return cls.algorithm.formula
+
+
+def hyper_of(cls: OptimizerClass, options: Hyper) -> Hyper:
+    """All hyper-parameters: the class's defaults and the options that differ from them."""
+    return {**{name: option.default for name, option in options_of(cls).items()}, **cls.algorithm.flags, **options}
+
+
+def state_letters(cls: OptimizerClass, hyper: Hyper) -> list[str]:
+    """The names, in the formula, of the state buffers that these hyper-parameters need."""
+    return cls.algorithm.letters(hyper)
+
+
+def optional_states_in_use(cls: OptimizerClass, hyper: Hyper) -> int:
+    """The optional state buffers that these hyper-parameters need, as bits."""
+    return cls.algorithm.subset(hyper)
+
+
+def number_of_kernels(cls: OptimizerClass) -> int:
+    """How many kernels an optimizer has: one for each subset of its optional state buffers."""
+    return 1 << len(_kernels.TABLE[formula_of(cls)]["optional"])
+
+
+def initial_states(cls: OptimizerClass, hyper: Hyper) -> dict[str, float | None]:
+    """For each state buffer of the row, in its order, its first value; None if it is not in use."""
+    row = _kernels.TABLE[formula_of(cls)]
+    first = cls.algorithm.initial_states(hyper)
+    needed = state_letters(cls, hyper)
+    letters = (*row["state"], *row["optional"])
+    return {letter: first.get(letter, 0.0) if letter in needed else None for letter in letters}
+
+
+def coefficients_of(cls: OptimizerClass, hyper: Hyper) -> Callable[[int], tuple[float, ...]]:
+    """A function of the step, counted from 1, that returns the kernel's coefficients in the row's order.
+
+    After the row's own come the factor of the gradient, weight decay and the factor of the parameter.
+    """
+    algorithm, sign = cls.algorithm, -1.0 if hyper["maximize"] else 1.0
+    return lambda t: (*algorithm.coefficients(hyper, t), sign, *algorithm.decay(hyper))
+
+
+def twin_update(cls: OptimizerClass, arrays: Sequence[Any], scalars: Sequence[Any]) -> None:
+    """One step of the NumPy twin. arrays: parameter, gradient, then the row's state buffers (None if unused)."""
+    param, grad, *states = arrays
+    reference.update(cls.algorithm, param, grad, states, scalars)
+
+
+def kernel_call(cls: OptimizerClass, options: Hyper, params: list[Array], grads: list[Array]) -> Step:
+    """A function that steps on these arrays, with next to nothing of Python around the kernel."""
+    optimizer = cls(params, **options)
+    optimizer.bind(grads)
+    return partial(optimizer._plan.step, optimizer, None, 1.0)
+
+
+def threads_in_use(optimizer: fastopt.Optimizer, elements: int) -> int:
+    """The number of threads that an optimizer has chosen for steps of so many elements."""
+    return optimizer._plan.work.tuners.threads(elements)  # type: ignore[no-any-return]
+
+
+def cython_version() -> str:
+    """The version of Cython that built the extension."""
+    return type(_kernels.bias_correction).__module__.removeprefix("_cython_").replace("_", ".")

@@ -1,4 +1,0 @@
-#undef FORMAT
-#undef PARAMETER
-#undef GRADIENT
-#undef STATES

@@ -1,4 +1,0 @@
-#undef OPTIMIZER
-#undef STATE
-#undef OPTIONAL
-#undef SCALARS

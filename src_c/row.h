@@ -1,0 +1,82 @@
+/* One row of formulas.def. Where ROW_ENTRY is defined, that; else the row's kernels in every format. */
+
+#ifndef STATE
+#define STATE
+#endif
+#ifndef OPTIONAL
+#define OPTIONAL
+#endif
+#ifndef SCALARS
+#define SCALARS
+#endif
+#ifndef SUMS
+#define SUMS
+#endif
+#ifndef FACTORS
+#define FACTORS
+#endif
+#ifndef NUMBERS
+#define NUMBERS
+#endif
+#ifndef READS
+#define READS p, g
+#endif
+
+#define ROW_KERNELS     PASTE(PASTE(FORMULA, _kernels_), ISA)
+#define ROW_SUM_KERNELS PASTE(PASTE(FORMULA, _sum_kernels_), ISA)
+
+#ifdef ROW_ENTRY
+ROW_ENTRY
+#else
+
+#define ROW_SAYS "formulas.def: the row " QUOTE(FORMULA) " has "
+_Static_assert(2 + COUNT(STATE) + COUNT(OPTIONAL) <= FASTOPT_MAX_BUFFERS,
+               ROW_SAYS "too many STATE and OPTIONAL buffers; raise FASTOPT_MAX_BUFFERS in fastopt.h");
+_Static_assert(COUNT(SCALARS) + COUNT(COMMON_SCALARS) <= FASTOPT_MAX_SCALARS,
+               ROW_SAYS "too many SCALARS; raise FASTOPT_MAX_SCALARS in fastopt.h");
+_Static_assert(COUNT(SUMS) <= FASTOPT_MAX_SUMS, ROW_SAYS "too many SUMS; raise FASTOPT_MAX_SUMS in fastopt.h");
+_Static_assert(COUNT(OPTIONAL) <= 2, ROW_SAYS "too many OPTIONAL buffers; extend EACH_SUBSET in row.h");
+
+/* X(s) for every subset s of the optional buffers */
+#if COUNT(OPTIONAL) == 0
+#define EACH_SUBSET(X) X(0)
+#elif COUNT(OPTIONAL) == 1
+#define EACH_SUBSET(X) X(0) X(1)
+#else
+#define EACH_SUBSET(X) X(0) X(1) X(2) X(3)
+#endif
+
+#define READ_p 1
+#define READ_g 2
+#define READ(name) | READ_##name
+#define READS_PARAMETER (((0 FOR_EACH(READ, READS)) & READ_p) != 0)
+#define READS_GRADIENT  (((0 FOR_EACH(READ, READS)) & READ_g) != 0)
+
+#define EACH_FORMAT "loops.h"
+#include "formats.def"
+
+#define FORMAT_ENTRY JOIN(FORMULA, kernels, FORMAT, ISA),
+static const fastopt_kernel *const ROW_KERNELS[] = {
+#define EACH_FORMAT "entry.h"
+#include "formats.def"
+};
+#undef FORMAT_ENTRY
+
+#define FORMAT_ENTRY JOIN(FORMULA, sum_kernels, FORMAT, ISA),
+static const fastopt_kernel *const ROW_SUM_KERNELS[] = {
+#define EACH_FORMAT "entry.h"
+#include "formats.def"
+};
+#undef FORMAT_ENTRY
+
+#undef EACH_SUBSET
+#endif
+
+#undef FORMULA
+#undef STATE
+#undef OPTIONAL
+#undef SCALARS
+#undef SUMS
+#undef FACTORS
+#undef NUMBERS
+#undef READS

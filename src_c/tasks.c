@@ -1,0 +1,358 @@
+/* One step of many tensors, cut into tasks, and one thread's share of them.
+ *
+ * A thread has the same part of the tasks in every step, because it finds that in its caches, and two threads'
+ * caches may lie far apart. A thread that has finished its own tasks takes tasks from the others, so that one
+ * that lost its core for a while delays the step by a task at most. */
+
+#include "tasks.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <limits.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* -- Cutting -- */
+
+enum { CACHE_LINE = 64 };
+
+size_t fastopt_most_chunks(const fastopt_work *work)
+{
+    size_t most = 2 * work->tensor_count + 2;
+    for (size_t i = 0; i < work->tensor_count; i++)
+        most += work->tensors[i]->count / (FASTOPT_TASK / 2) + 1;
+    return most;
+}
+
+/* How many elements the end of a chunk lies behind the last place where a tensor may be cut. Large tensors are
+ * cut where the parameter meets a cache line, so that only their first chunk pays for vectors that straddle two
+ * lines: NumPy aligns to 16 bytes. */
+static size_t beyond_cut(const fastopt_tensor *tensor, size_t end, int for_sums)
+{
+    if (for_sums)
+        return end % FASTOPT_SUM_BLOCK;
+    const size_t itemsize = tensor->itemsizes[0];
+    return ((uintptr_t)tensor->call.buffers[0] + end * itemsize) % CACHE_LINE / itemsize;
+}
+
+void fastopt_cut(fastopt_work *work, int for_sums)
+{
+    size_t chunks = 0, filled = 0; /* elements in the task that is being made */
+    work->task_count = 0;
+    work->tasks[0] = 0;
+    for (size_t i = 0; i < work->tensor_count; i++) {
+        fastopt_tensor *const tensor = work->tensors[i];
+        size_t position = 0;
+        while (position < tensor->count) {
+            const size_t rest = tensor->count - position;
+            size_t take = rest;
+            if (take > FASTOPT_TASK - filled) {
+                take = FASTOPT_TASK - filled;
+                const size_t beyond = beyond_cut(tensor, position + take, for_sums);
+                take = take > beyond ? take - beyond : 0;
+            }
+            if (take) {
+                work->chunks[chunks++] = (fastopt_chunk){tensor, position, position + take};
+                position += take;
+                filled += take;
+            }
+            if (take < rest || filled >= FASTOPT_TASK - CACHE_LINE) {
+                work->tasks[++work->task_count] = chunks;
+                filled = 0;
+            }
+        }
+    }
+    if (filled)
+        work->tasks[++work->task_count] = chunks;
+}
+
+/* -- Gradients in another layout -- */
+
+void fastopt_source_of(fastopt_source *source, const void *data, size_t itemsize, int ndim,
+                       const ptrdiff_t *shape, const ptrdiff_t *strides, int fortran)
+{
+    source->data = data;
+    source->itemsize = itemsize;
+    source->ndim = 0;
+    for (int k = 0; k < ndim; k++) {
+        const int axis = fortran ? ndim - 1 - k : k;
+        const int last = source->ndim - 1;
+        if (shape[axis] == 1)
+            continue;
+        if (last >= 0 && source->strides[last] == strides[axis] * shape[axis]) {
+            source->shape[last] *= (size_t)shape[axis]; /* walked as one with the axis before */
+            source->strides[last] = strides[axis];
+            continue;
+        }
+        source->shape[source->ndim] = (size_t)shape[axis];
+        source->strides[source->ndim] = strides[axis];
+        source->ndim++;
+    }
+}
+
+/* Copies elements that lie `stride` bytes apart; itemsize is a constant wherever this is inlined. */
+static inline __attribute__((always_inline)) void copy_items(
+    char *to, const char *from, ptrdiff_t stride, size_t count, size_t itemsize)
+{
+    for (size_t i = 0; i < count; i++)
+        memcpy(to + i * itemsize, from + (ptrdiff_t)i * stride, itemsize); /* the source may be unaligned */
+}
+
+static void copy_run(char *to, const char *from, ptrdiff_t stride, size_t count, size_t itemsize)
+{
+    if (stride == (ptrdiff_t)itemsize)
+        memcpy(to, from, count * itemsize);
+    else if (itemsize == 2)
+        copy_items(to, from, stride, count, 2);
+    else if (itemsize == 4)
+        copy_items(to, from, stride, count, 4);
+    else
+        copy_items(to, from, stride, count, 8);
+}
+
+/* Copies the elements begin <= i < end, numbered in the parameter's memory order. */
+static void gather(const fastopt_source *source, size_t begin, size_t end, char *to)
+{
+    const int last = source->ndim - 1;
+    size_t index[FASTOPT_MAX_AXES];
+    const char *from = source->data;
+
+    if (last < 0) { /* one element */
+        copy_run(to, from, (ptrdiff_t)source->itemsize, end - begin, source->itemsize);
+        return;
+    }
+    for (size_t rest = begin, k = source->ndim; k-- > 0; rest /= source->shape[k]) {
+        index[k] = rest % source->shape[k];
+        from += (ptrdiff_t)index[k] * source->strides[k];
+    }
+    while (begin < end) {
+        size_t run = source->shape[last] - index[last];
+        if (run > end - begin)
+            run = end - begin;
+        copy_run(to, from, source->strides[last], run, source->itemsize);
+        to += run * source->itemsize;
+        begin += run;
+        from += (ptrdiff_t)run * source->strides[last];
+        index[last] += run;
+        for (int k = last; k > 0 && index[k] == source->shape[k]; k--) {
+            from += source->strides[k - 1] - (ptrdiff_t)source->shape[k] * source->strides[k];
+            index[k] = 0;
+            index[k - 1]++;
+        }
+    }
+}
+
+size_t fastopt_scratch_size(const fastopt_work *work)
+{
+    size_t largest = 0;
+    for (size_t i = 0; i < work->tensor_count; i++) {
+        const fastopt_tensor *tensor = work->tensors[i];
+        if (tensor->kernel && tensor->source && tensor->source->itemsize > largest)
+            largest = tensor->source->itemsize;
+    }
+    return largest * FASTOPT_TASK;
+}
+
+/* Calls the kernel on buffers that begin with the chunk, as the gathered gradient does. */
+static void run_gathered(const fastopt_chunk *chunk, char *scratch)
+{
+    const fastopt_tensor *tensor = chunk->tensor;
+    const size_t begin = chunk->begin;
+    fastopt_call call = tensor->call;
+
+    gather(tensor->source, begin, chunk->end, scratch);
+    for (int k = 0; k < FASTOPT_MAX_BUFFERS; k++)
+        if (call.buffers[k])
+            call.buffers[k] = (char *)call.buffers[k] + begin * tensor->itemsizes[k < 2 ? k : 2];
+    call.buffers[1] = scratch;
+    call.first_element += begin;
+    if (call.sums)
+        call.sums += begin / FASTOPT_SUM_BLOCK * tensor->sum_count;
+    tensor->kernel(&call, 0, chunk->end - begin);
+}
+
+/* -- The floating-point mode -- */
+
+#if defined(__x86_64__)
+enum { FLUSH = 0x8040, STATUS = 0x3f }; /* of MXCSR: flush to zero and denormals are zero; what has happened */
+
+uint64_t fastopt_get_floating_mode(void)
+{
+    uint32_t mode;
+    __asm__ volatile("stmxcsr %0" : "=m"(mode));
+    return mode;
+}
+
+void fastopt_set_floating_mode(uint64_t mode)
+{
+    const uint32_t low = (uint32_t)mode;
+    __asm__ volatile("ldmxcsr %0" : : "m"(low));
+}
+#elif defined(__aarch64__)
+enum { FLUSH = 1 << 24, STATUS = 0 }; /* of FPCR: flush to zero */
+
+uint64_t fastopt_get_floating_mode(void)
+{
+    uint64_t mode;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+    return mode;
+}
+
+void fastopt_set_floating_mode(uint64_t mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
+#else /* a processor whose mode is not known here: threads compute in the mode that they were made with */
+enum { FLUSH = 0, STATUS = 0 };
+
+uint64_t fastopt_get_floating_mode(void) { return 0; }
+void fastopt_set_floating_mode(uint64_t mode) { (void)mode; }
+#endif
+
+uint64_t fastopt_flush_subnormals(void)
+{
+    const uint64_t before = fastopt_get_floating_mode();
+    fastopt_set_floating_mode(before | FLUSH);
+    return before;
+}
+
+/* -- Running -- */
+
+static void run_task(const fastopt_work *work, size_t task, char *scratch)
+{
+    const fastopt_chunk *chunk = work->chunks + work->tasks[task];
+    const fastopt_chunk *const end = work->chunks + work->tasks[task + 1];
+    for (; chunk < end; chunk++) {
+        const fastopt_tensor *tensor = chunk->tensor;
+        if (!tensor->kernel)
+            continue;
+        if (tensor->source)
+            run_gathered(chunk, scratch);
+        else
+            tensor->kernel(&tensor->call, chunk->begin, chunk->end);
+    }
+}
+
+/* Makes the calling thread compute in a mode; returns the one that it had. */
+static uint64_t enter_mode(const fastopt_work *work, uint64_t mode)
+{
+    const uint64_t before = fastopt_get_floating_mode();
+    const uint64_t wanted = (mode | (work->flush_subnormals ? FLUSH : 0)) & ~(uint64_t)STATUS;
+    if ((before & ~(uint64_t)STATUS) != wanted)
+        fastopt_set_floating_mode(wanted);
+    return before;
+}
+
+static void leave_mode(uint64_t before)
+{
+    if ((fastopt_get_floating_mode() ^ before) & ~(uint64_t)STATUS)
+        fastopt_set_floating_mode(before);
+}
+
+int fastopt_divide(fastopt_work *work, int team)
+{
+    if ((size_t)team > work->task_count)
+        team = (int)work->task_count;
+    for (int k = 0; k < team; k++) {
+        work->parts[k].next = (size_t)k * work->task_count / (size_t)team;
+        work->parts[k].end = (size_t)(k + 1) * work->task_count / (size_t)team;
+    }
+    work->floating_mode = fastopt_get_floating_mode();
+    return work->team = team;
+}
+
+void fastopt_run_part(fastopt_work *work, int own)
+{
+    char *const scratch = work->scratch ? work->scratch + (size_t)own * work->scratch_size : NULL;
+    const uint64_t before = enter_mode(work, work->floating_mode);
+    for (int k = 0; k < work->team; k++) {
+        fastopt_part *const part = &work->parts[(own + k) % work->team];
+        /* Looked at first: threads that all write to a part in which nothing is left wait for each other. */
+        while (__atomic_load_n(&part->next, __ATOMIC_RELAXED) < part->end) {
+            const size_t task = __atomic_fetch_add(&part->next, 1, __ATOMIC_RELAXED);
+            if (task < part->end)
+                run_task(work, task, scratch);
+        }
+    }
+    leave_mode(before);
+}
+
+void fastopt_run_all(fastopt_work *work)
+{
+    const uint64_t before = enter_mode(work, fastopt_get_floating_mode());
+    for (size_t task = 0; task < work->task_count; task++)
+        run_task(work, task, work->scratch);
+    leave_mode(before);
+}
+
+/* -- Threads that can be made -- */
+
+/* Reads a size as libgomp does: a number, then perhaps one of B, K, M and G; K without. */
+static int read_stack_size(const char *name, size_t *size)
+{
+    const char *text = getenv(name);
+    char *end;
+    int shift = 10;
+    if (!text)
+        return 0;
+    errno = 0;
+    const unsigned long value = strtoul(text, &end, 10);
+    if (errno || end == text)
+        return 0;
+    while (isspace((unsigned char)*end))
+        end++;
+    if (*end) {
+        const char *const units = "bkmg", *const unit = strchr(units, tolower((unsigned char)*end));
+        if (!unit)
+            return 0;
+        shift = 10 * (int)(unit - units);
+        for (end++; isspace((unsigned char)*end); end++)
+            ;
+    }
+    if (*end || value > ULONG_MAX >> shift)
+        return 0;
+    *size = (size_t)value << shift;
+    return 1;
+}
+
+static void *wait_for_gate(void *gate)
+{
+    pthread_mutex_lock(gate);
+    pthread_mutex_unlock(gate);
+    return NULL;
+}
+
+int fastopt_threads_can_start(int n)
+{
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    size_t stack_size;
+    int made = 0;
+    pthread_t *const threads = n > 0 ? malloc((size_t)n * sizeof *threads) : NULL;
+
+    if (!threads)
+        return 0;
+    if (pthread_attr_init(&attributes)) {
+        free(threads);
+        return 0;
+    }
+    if (read_stack_size("OMP_STACKSIZE", &stack_size) || read_stack_size("GOMP_STACKSIZE", &stack_size))
+        pthread_attr_setstacksize(&attributes, stack_size); /* a size that it refuses is one that libgomp ignores */
+    sigfillset(&all); /* no signal of the process is to be handled by one of these threads */
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_mutex_lock(&gate);
+    while (made < n && !pthread_create(&threads[made], &attributes, wait_for_gate, &gate))
+        made++;
+    /* OpenMP also takes memory for a team, and ends the process where there is none */
+    void *volatile memory = malloc(4096 + 1024 * (size_t)n);
+    const int enough = memory != NULL;
+    free(memory);
+    pthread_mutex_unlock(&gate);
+    for (int k = 0; k < made; k++)
+        pthread_join(threads[k], NULL);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_mutex_destroy(&gate);
+    pthread_attr_destroy(&attributes);
+    free(threads);
+    return enough ? made : 0;
+}

@@ -1,0 +1,101 @@
+/* One step of many tensors: cut into tasks, shared between threads. Knows nothing of Python or OpenMP: the
+ * caller makes the threads and calls fastopt_run_part in each.
+ *
+ *   work.tensors = …; work.tensor_count = …;
+ *   allocate work.chunks and work.tasks for fastopt_most_chunks(&work), then fastopt_cut(&work, for_sums)
+ *   before each step: set the tensors' kernels and calls
+ *   fastopt_run_all(&work), or: team = fastopt_divide(&work, team), and fastopt_run_part(&work, 0 … team - 1)
+ */
+#ifndef FASTOPT_TASKS_H
+#define FASTOPT_TASKS_H
+
+#include "fastopt.h"
+
+enum {
+    FASTOPT_TASK = 16384, /* elements: enough that taking a task costs nothing, few enough that threads end together */
+    FASTOPT_MAX_AXES = 64
+};
+
+/* A gradient that does not lie in memory as its parameter does. Axes are in the parameter's memory order,
+ * slowest first; neighbouring ones that can be walked as one are one. Strides are in bytes. */
+typedef struct {
+    const char *data; /* element 0 */
+    size_t itemsize;
+    int ndim;
+    size_t shape[FASTOPT_MAX_AXES];
+    ptrdiff_t strides[FASTOPT_MAX_AXES];
+} fastopt_source;
+
+/* Describes a gradient whose shape and strides come in index order, as in a Py_buffer. fortran: whether the
+ * parameter lies in Fortran order. The data need not be aligned. */
+void fastopt_source_of(fastopt_source *source, const void *data, size_t itemsize, int ndim,
+                       const ptrdiff_t *shape, const ptrdiff_t *strides, int fortran);
+
+/* One tensor of one step. */
+typedef struct {
+    fastopt_kernel kernel; /* NULL: nothing to do */
+    fastopt_call call;     /* buffers[1] may be NULL where there is a source */
+    size_t count;          /* elements */
+    /* NULL, or where the gradient lies: each thread gathers it, task by task, into its scratch memory */
+    const fastopt_source *source;
+    uint8_t itemsizes[3];  /* bytes of an element of parameter, gradient and states */
+    uint8_t sum_count;     /* in sum mode, how many SUMS the row has; else 0 */
+} fastopt_tensor;
+
+/* The part of a tensor that lies in one task. */
+typedef struct {
+    fastopt_tensor *tensor;
+    size_t begin, end;
+} fastopt_chunk;
+
+/* The tasks of one thread that nobody has taken yet. */
+typedef struct {
+    size_t next, end;
+    char apart[112]; /* two cache lines, so that threads do not wait for each other's writes */
+} fastopt_part;
+
+typedef struct {
+    fastopt_tensor *const *tensors;
+    size_t tensor_count;
+    fastopt_chunk *chunks;     /* room for fastopt_most_chunks() */
+    size_t *tasks;             /* room for one more; task k is chunks[tasks[k]] up to chunks[tasks[k + 1]] */
+    size_t task_count;
+    fastopt_part *parts;       /* room for the largest team; one thread needs none */
+    int team;
+    char *scratch;             /* room for fastopt_scratch_size() times the team; NULL if that is 0 */
+    size_t scratch_size;       /* bytes a thread */
+    int flush_subnormals;      /* whether numbers below the normal ones are taken for zero */
+    uint64_t floating_mode;    /* the caller's, in which all threads compute */
+} fastopt_work;
+
+/* The most chunks that the tensors' counts can be cut into, whatever their addresses. */
+size_t fastopt_most_chunks(const fastopt_work *work);
+
+/* Cuts the tensors into tasks. for_sums: at multiples of FASTOPT_SUM_BLOCK elements, as sum mode needs it;
+ * else where the parameter meets a cache line. Depends on counts, itemsizes and the parameters' addresses. */
+void fastopt_cut(fastopt_work *work, int for_sums);
+
+/* Bytes of scratch memory that a thread needs: 0 where no tensor that has a kernel has a source. */
+size_t fastopt_scratch_size(const fastopt_work *work);
+
+/* Gives each thread of a team its tasks, and records the calling thread's floating-point mode. Returns the
+ * number of threads that there are tasks for, at most `team`. To be called before every run by a team. */
+int fastopt_divide(fastopt_work *work, int team);
+
+/* One thread's share: its own tasks, then those that other threads have not begun. Several numbers may be run
+ * by one thread, one after the other. */
+void fastopt_run_part(fastopt_work *work, int own);
+
+/* All tasks on the calling thread. */
+void fastopt_run_all(fastopt_work *work);
+
+/* The processor's floating-point mode: rounding, and whether subnormal numbers are flushed to zero. */
+uint64_t fastopt_get_floating_mode(void);
+void fastopt_set_floating_mode(uint64_t mode);
+uint64_t fastopt_flush_subnormals(void); /* until the mode that it returns is set again */
+
+/* How many of n threads can be made at this moment, all alive at once, with the stacks that OpenMP would give
+ * them. libgomp ends the process when it cannot make a thread, so ask first. */
+int fastopt_threads_can_start(int n);
+
+#endif
