@@ -11,9 +11,10 @@ from cpython.dict cimport PyDict_CheckExact, PyDict_Next
 from cpython.ref cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM
 from cython.parallel cimport prange
+from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memset, strcmp
 
 cimport numpy as cnp
 
@@ -25,7 +26,7 @@ from fastopt import arrays, storage
 from fastopt._kernels import COMMON_SCALARS, FORMATS, OPENMP, TABLE
 
 from fastopt._kernels cimport (
-    FASTOPT_MAX_BUFFERS, fastopt_call, fastopt_coefficients, fastopt_kernel, fastopt_optimizer, flushes_denormal, forks, selected, table,
+    FASTOPT_FLOAT32, FASTOPT_MAX_BUFFERS, FASTOPT_STORAGES, fastopt_call, fastopt_coefficients, fastopt_converter, fastopt_format, fastopt_kernel, fastopt_optimizer, flushes_denormal, forks, selected, table,
 )
 from fastopt._turns cimport Turns
 
@@ -291,6 +292,7 @@ cdef class Plan:
                 if tensor.c.kernel == NULL:  # its states are not in use: their storage does not matter
                     format = format_of[tensor.storage][tensor.gradient_storage][tensor.storage]
                     tensor.c.kernel = kernels[format][subset]
+                stage_gradient(&tensor.c, isa, tensor.format, tensor.gradient_storage)
             self.work.add(&tensor.c)
         if moves is not None:
             for move in moves:

@@ -337,12 +337,26 @@ static void run_task(const fastopt_work *work, size_t task, char *scratch)
         run_elements(chunk->tensor, chunk->begin, chunk->end, scratch);
 }
 
-void fastopt_run_tensor(const fastopt_tensor *tensor, char *scratch)
+static void run_tensor(const fastopt_tensor *tensor, char *scratch)
 {
     for (size_t begin = 0; begin < tensor->count; begin += FASTOPT_TASK) {
         const size_t rest = tensor->count - begin;
         run_elements(tensor, begin, begin + (rest < FASTOPT_TASK ? rest : FASTOPT_TASK), scratch);
     }
+}
+
+static __attribute__((noinline)) void run_tensor_on_the_stack(const fastopt_tensor *tensor)
+{
+    char scratch[2 * FASTOPT_STAGE * 8 + SCRATCH_ALIGNMENT];
+    run_tensor(tensor, scratch);
+}
+
+void fastopt_run_tensor(const fastopt_tensor *tensor)
+{
+    if (is_staged(tensor))
+        run_tensor_on_the_stack(tensor);
+    else
+        run_tensor(tensor, NULL);
 }
 
 /* Makes the calling thread compute in a mode; returns the one that it had. */

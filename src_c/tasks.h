@@ -16,7 +16,6 @@ enum {
     /* elements of a gradient that are gathered or converted at once: they stay in the nearest cache, and are as many
      * as sum mode adds up to one number */
     FASTOPT_STAGE = FASTOPT_SUM_BLOCK,
-    FASTOPT_MOST_SCRATCH = 2 * FASTOPT_STAGE * 8 + 64, /* bytes a thread; see fastopt_scratch_size */
     FASTOPT_MAX_AXES = 64
 };
 
@@ -110,8 +109,9 @@ int fastopt_divide(fastopt_work *work, int team);
  * by one thread, one after the other. */
 void fastopt_run_part(fastopt_work *work, int own);
 
-/* One tensor on the calling thread, in the mode that it has. */
-void fastopt_run_tensor(const fastopt_tensor *tensor, char *scratch);
+/* One tensor on the calling thread, in its own floating-point mode; with 64 KiB of the stack for a gradient that is
+ * gathered or converted. */
+void fastopt_run_tensor(const fastopt_tensor *tensor);
 
 /* All tasks on the calling thread. */
 void fastopt_run_all(fastopt_work *work);

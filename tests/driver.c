@@ -97,11 +97,7 @@ static void run(const fastopt_isa *isa, const struct request *request)
     if (strcmp(format->gradient, format->kernel_gradient))
         tensor.stage = isa->converters[storage_of(format->gradient) * FASTOPT_STORAGES
                                        + storage_of(format->kernel_gradient)];
-    char *const scratch = malloc(FASTOPT_MOST_SCRATCH);
-    if (!scratch)
-        fail("out of memory", "");
-    fastopt_run_tensor(&tensor, scratch);
-    free(scratch);
+    fastopt_run_tensor(&tensor);
     for (int i = 0; i < FASTOPT_MAX_BUFFERS; i++)
         if (request->given >> i & 1) {
             fwrite(buffers[i], 1, request->count * tensor.itemsizes[i < 2 ? i : 2], stdout);
