@@ -194,21 +194,25 @@ cdef class Move:
     def __init__(self, Tensor tensor, str letter, Group group, int64_t t):
         self.tensor, self.letter, self.algorithm = tensor, letter, group.algorithm
         group.fill(&self.coefficients, t, 1.0)
-        self.c = tensor.c
-        self.c.source = NULL
-        memset(self.c.call.buffers, 0, sizeof(self.c.call.buffers))
+        self.c.count = tensor.c.count
+        self.c.call.size = tensor.c.call.size
+        self.c.call.first_element = tensor.c.call.first_element
         self.c.call.buffers[0] = tensor.c.call.buffers[0]
         self.c.call.buffers[1] = cnp.PyArray_DATA(<cnp.ndarray>tensor.states[letter])
         self.c.call.coefficients = &self.coefficients
-        self.c.itemsizes[1], self.c.itemsizes[2] = tensor.c.itemsizes[2], tensor.c.itemsizes[0]
+        self.c.itemsizes[0] = self.c.itemsizes[2] = tensor.c.itemsizes[0]
+        self.c.itemsizes[1] = tensor.c.itemsizes[2]
 
     cdef void find_kernel(self, int isa) noexcept:
         cdef const fastopt_optimizer *row = table().isas[isa].optimizers
         cdef Tensor tensor = self.tensor
+        cdef int format
         self.c.kernel = NULL
         if table().isas[isa].name != NULL:
             row += <size_t>list(TABLE).index(self.algorithm.formula)
-            self.c.kernel = row.kernels[format_of[tensor.storage][tensor.state_storage][tensor.storage]][0]
+            format = format_of[tensor.storage][tensor.state_storage][tensor.storage]
+            self.c.kernel = row.kernels[format][0]
+            stage_gradient(&self.c, isa, format, tensor.state_storage)
 
 
 cdef class Change:

@@ -44,6 +44,7 @@ cdef class Function:
         cdef uintptr_t[FASTOPT_MAX_BUFFERS] begin
         cdef uintptr_t[FASTOPT_MAX_BUFFERS] end
         cdef const fastopt_optimizer *row
+        memset(&c, 0, sizeof(c))
         step = options.pop("step", None)
         if not self.is_simple or count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:
             return self.slow(args, kwargs)
@@ -70,7 +71,6 @@ cdef class Function:
         for k in range(len(self.names)):
             begin[k] = end[k] = 0
             given = args[k] if k < count else options.pop(self.names[k], None)
-            c.call.buffers[k] = NULL
             if given is None:
                 continue
             if type(given) is not NDARRAY:
@@ -112,11 +112,12 @@ cdef class Function:
         c.kernel = row.kernels[k][group.subset]
         if c.kernel == NULL:
             c.kernel = row.kernels[format_of[stored[0]][stored[1]][stored[0]]][group.subset]
+        stage_gradient(&c, isa, k, stored[1])
+        for k in range(3):
+            c.itemsizes[k] = 8 if stored[k] == FLOAT64 else 4 if stored[k] == FLOAT32 else 2
         group.fill(&coefficients, t, grad_scale)
         c.call.size = sizeof(fastopt_call)
         c.call.coefficients = &coefficients
-        c.call.factors = c.call.sums = NULL
-        c.call.first_element = 0
         c.count = cnp.PyArray_SIZE(param)
         run_alone(&c)
         return None
@@ -129,10 +130,10 @@ cdef void run_alone(const fastopt_tensor *tensor) noexcept:
     if flushes:
         mode = fastopt_flush_subnormals()
     if tensor.count < ELEMENTS_UNDER_THE_GIL:
-        tensor.kernel(&tensor.call, 0, tensor.count)
+        fastopt_run_tensor(tensor)
     else:
         with nogil:
-            tensor.kernel(&tensor.call, 0, tensor.count)
+            fastopt_run_tensor(tensor)
     if flushes:
         fastopt_set_floating_mode(mode)
 

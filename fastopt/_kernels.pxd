@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "fastopt.h" nogil:
-    enum: FASTOPT_ABI_VERSION, FASTOPT_MAX_BUFFERS, FASTOPT_MAX_SCALARS, FASTOPT_SUM_BLOCK
+    enum: FASTOPT_ABI_VERSION, FASTOPT_MAX_BUFFERS, FASTOPT_MAX_SCALARS, FASTOPT_SUM_BLOCK, FASTOPT_FLOAT32, FASTOPT_STORAGES
     ctypedef struct fastopt_coefficients:
         double scalars[FASTOPT_MAX_SCALARS]
         uint64_t random_key
@@ -15,11 +15,13 @@ cdef extern from "fastopt.h" nogil:
         double *sums
         uint64_t first_element
     ctypedef void (*fastopt_kernel)(const fastopt_call *, size_t begin, size_t end) noexcept
+    ctypedef void (*fastopt_converter)(void *to, const void *, size_t count, double scale, double limit) noexcept
     ctypedef struct fastopt_format:
         const char *name
         const char *parameter
         const char *gradient
         const char *states
+        const char *kernel_gradient
     ctypedef struct fastopt_optimizer:
         const char *name
         const char *state
@@ -30,9 +32,12 @@ cdef extern from "fastopt.h" nogil:
         const char *numbers
         const fastopt_kernel *const *kernels
         const fastopt_kernel *const *sum_kernels
+        const fastopt_kernel *const *plain_kernels
     ctypedef struct fastopt_isa:
         const char *name
         const fastopt_optimizer *optimizers
+        const fastopt_optimizer *auxiliary
+        const fastopt_converter *converters
     ctypedef struct fastopt_table:
         const fastopt_isa *isas
         const fastopt_format *formats

@@ -12,9 +12,10 @@ from cpython.ref cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM
 from cpython.unicode cimport PyUnicode_CheckExact
 from cython.parallel cimport prange
+from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, qsort
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memset, strcmp
 
 cimport numpy as cnp
 
@@ -26,7 +27,8 @@ from fastopt import arrays, reference, storage
 from fastopt._kernels import COMMON_SCALARS, FORMATS, OPENMP, TABLE
 
 from fastopt._kernels cimport (
-    FASTOPT_MAX_BUFFERS, FASTOPT_SUM_BLOCK, fastopt_call, fastopt_coefficients, fastopt_kernel, fastopt_optimizer, flushes_denormal, forks, selected, table,
+    FASTOPT_FLOAT32, FASTOPT_MAX_BUFFERS, FASTOPT_STORAGES, FASTOPT_SUM_BLOCK, fastopt_call, fastopt_coefficients,
+    fastopt_converter, fastopt_format, fastopt_isa, fastopt_kernel, fastopt_optimizer, flushes_denormal, forks, selected, table,
 )
 from fastopt._turns cimport Turns
 
@@ -304,6 +306,7 @@ cdef class Plan:
                 if tensor.c.kernel == NULL:  # its states are not in use: their storage does not matter
                     format = format_of[tensor.storage][tensor.gradient_storage][tensor.storage]
                     tensor.c.kernel = kernels[format][subset]
+                stage_gradient(&tensor.c, isa, tensor.format, tensor.gradient_storage)
             self.work.add(&tensor.c)
         if moves is not None:
             for move in moves:

@@ -39,6 +39,15 @@ cdef int storage_of(cnp.ndarray array) except -2:
     return BFLOAT16 if number == bfloat16_number else -1
 
 
+cdef void stage_gradient(fastopt_tensor *tensor, int isa, int format, int gradient) noexcept:
+    """Has the gradient converted, task by task, where kernels of the format take it in another storage."""
+    cdef const fastopt_format *stored = &table().formats[format]
+    tensor.stage = NULL
+    if strcmp(stored.gradient, stored.kernel_gradient):  # 16 bits: exactly, to float32
+        tensor.stage = table().isas[isa].converters[gradient * FASTOPT_STORAGES + FASTOPT_FLOAT32]
+        tensor.stage_scale, tensor.stage_limit = 1.0, INFINITY
+
+
 # -- Parameters --------------------------------------------------------------------------------
 
 

@@ -8,6 +8,8 @@ cdef extern from "tasks.h" nogil:
         fastopt_call call
         size_t count
         const fastopt_source *source
+        fastopt_converter stage
+        double stage_scale, stage_limit
         uint8_t itemsizes[3]
         uint8_t sum_count
     ctypedef struct fastopt_chunk:
@@ -30,6 +32,7 @@ cdef extern from "tasks.h" nogil:
     size_t fastopt_scratch_size(const fastopt_work *)
     int fastopt_divide(fastopt_work *, int team)
     void fastopt_run_part(fastopt_work *, int own)
+    void fastopt_run_tensor(const fastopt_tensor *)
     void fastopt_run_all(fastopt_work *)
     uint64_t fastopt_flush_subnormals()
     void fastopt_set_floating_mode(uint64_t)

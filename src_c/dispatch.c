@@ -6,14 +6,20 @@
 #define STRING(...) #__VA_ARGS__
 #define QUOTE(...) STRING(__VA_ARGS__)
 
-extern const fastopt_optimizer fastopt_optimizers_baseline[];
+#define DECLARE(isa)                                                                     \
+    extern const fastopt_optimizer fastopt_optimizers_##isa[], fastopt_auxiliary_##isa[]; \
+    extern const fastopt_converter fastopt_converters_##isa[];
+#define ISA_ENTRY(isa) {#isa, fastopt_optimizers_##isa, fastopt_auxiliary_##isa, fastopt_converters_##isa},
+
+DECLARE(baseline)
 #ifdef __x86_64__
-extern const fastopt_optimizer fastopt_optimizers_avx2[];
-extern const fastopt_optimizer fastopt_optimizers_avx512[];
+DECLARE(avx2)
+DECLARE(avx512)
 #endif
 
 static const fastopt_format formats[] = {
-#define FORMAT_ENTRY {QUOTE(FORMAT), QUOTE(PARAMETER), QUOTE(GRADIENT), QUOTE(STATES)},
+#define FORMAT_ENTRY \
+    {QUOTE(FORMAT), QUOTE(PARAMETER), QUOTE(GRADIENT), QUOTE(STATES), QUOTE(KERNEL_GRADIENT)},
 #define EACH_FORMAT "entry.h"
 #include "formats.def"
     {0},
@@ -22,10 +28,10 @@ static const fastopt_format formats[] = {
 /* Best first. A processor that runs one of them runs those behind it. */
 static const fastopt_isa isas[] = {
 #ifdef __x86_64__
-    {"avx512", fastopt_optimizers_avx512},
-    {"avx2", fastopt_optimizers_avx2},
+    ISA_ENTRY(avx512)
+    ISA_ENTRY(avx2)
 #endif
-    {"baseline", fastopt_optimizers_baseline},
+    ISA_ENTRY(baseline)
     {0},
 };
 

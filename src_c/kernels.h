@@ -1,13 +1,15 @@
 /* THE MAP. All that is compiled once for each instruction set starts here.
  *
  *   isa_<name>.c           names an instruction set, switches the compiler to it, and includes
- *   kernels.h              this file. It reads the table of optimizers twice:
- *     formulas.def           one row for each optimizer; every row includes EACH_ROW, which is
+ *   kernels.h              this file. It reads two tables, each twice:
+ *     formulas.def           one row for each optimizer;
+ *     auxiliary.def          one for what else is done to a tensor in a step: norms, averages. A row includes EACH_ROW:
  *     row.h                  in the first reading the row's kernels, in the second its entry in the table
  *       formats.def            one entry for each format; every entry includes EACH_FORMAT, which is
  *       loops.h                the kernels of one row in one format: the loops, which include
  *         formulas/<name>.h      the formula
  *       entry.h                or a line of a list of the formats
+ *     converters.h           numbers from one storage to another
  *   dispatch.c             the public table: chooses the instruction sets, lists the formats
  *
  * storage.h loads and stores numbers, arithmetic.h refuses compilers that would change bits; fastopt.h is the
@@ -48,21 +50,35 @@
 #define SQRT(x) _Generic((x), float: __builtin_sqrtf, double: __builtin_sqrt)(x)
 #define ABS(x)  _Generic((x), float: __builtin_fabsf, double: __builtin_fabs)(x)
 
-/* -- The kernels of every row, then the table -- */
+/* -- The kernels of every row, then the tables -- */
 
 #define EACH_ROW "row.h"
 #include "formulas.def"
+#define EACH_ROW "row.h"
+#include "auxiliary.def"
 
-#define TABLE PASTE(fastopt_optimizers_, ISA)
 #define ROW_ENTRY                                                                                          \
     {                                                                                                      \
         .name = QUOTE(FORMULA), .state = QUOTE(STATE), .optional = QUOTE(OPTIONAL),                        \
         .scalars = QUOTE(SCALARS), .sums = QUOTE(SUMS), .factors = QUOTE(FACTORS),                         \
-        .numbers = QUOTE(NUMBERS), .kernels = ROW_KERNELS, .sum_kernels = ROW_SUM_KERNELS,                 \
+        .numbers = QUOTE(NUMBERS), .kernels = ROW_KERNELS(kernels),                                        \
+        .sum_kernels = ROW_KERNELS(sum_kernels), .plain_kernels = ROW_KERNELS(plain_kernels),              \
     },
-extern const fastopt_optimizer TABLE[];
-const fastopt_optimizer TABLE[] = {
+
+#define OPTIMIZERS PASTE(fastopt_optimizers_, ISA)
+extern const fastopt_optimizer OPTIMIZERS[];
+const fastopt_optimizer OPTIMIZERS[] = {
 #define EACH_ROW "row.h"
 #include "formulas.def"
     {0},
 };
+
+#define AUXILIARY PASTE(fastopt_auxiliary_, ISA)
+extern const fastopt_optimizer AUXILIARY[];
+const fastopt_optimizer AUXILIARY[] = {
+#define EACH_ROW "row.h"
+#include "auxiliary.def"
+    {0},
+};
+
+#include "converters.h"

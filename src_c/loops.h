@@ -1,11 +1,13 @@
-/* The kernels of one row of formulas.def in one format: for every subset of the optional buffers one for
- * update mode, such as adam_0_float32_avx2, and where the row has SUMS one for sum mode, lamb_sum_0_float32_avx2.
- * Both hold the same text of the formula. T is the type of the arithmetic.
+/* The kernels of one row of a table in one format: for every subset of the optional buffers one for update mode,
+ * such as adam_0_float32_avx2, and where the row has SUMS one for sum mode, lamb_sum_0_float32_avx2. Both hold
+ * the same text of the formula. T is the type of the arithmetic.
  *
  * Every buffer is loaded into a local once, the formula computes on the locals, and update mode stores every
  * buffer once, at the end: reading back what was just stored waits for the store, for long where it
  * crosses a cache line. The buffers are function parameters because that is where `restrict` counts;
  * on local pointers gcc checks for overlap at run time, which small arrays pay for. */
+
+#ifndef KERNELS /* else they are those of another format */
 
 #define T           PASTE(computed_, PARAMETER)
 #define UPDATE_LOOP JOIN(FORMULA, update, FORMAT, ISA)
@@ -35,11 +37,13 @@
     FOR_EACH(ARGUMENT, STATE) FOR_EACH(ARGUMENT, OPTIONAL)
 
 /* The numbers that are the same for all elements. */
-#define LOAD_SCALARS                                                                        \
+#define LOAD_SCALARS(plain)                                                                 \
     const double *const scalars = call->coefficients->scalars;                              \
     enum { FOR_EACH(INDEX, SCALARS) FOR_EACH(INDEX, COMMON_SCALARS) };                      \
     FOR_EACH(SCALAR, SCALARS)                                                               \
-    FOR_EACH(SCALAR, COMMON_SCALARS)
+    const T grad_scale UNUSED = plain ? 1 : (T)scalars[index_grad_scale];                   \
+    const T weight_decay UNUSED = plain ? 0 : (T)scalars[index_weight_decay];               \
+    const T decay UNUSED = plain ? 1 : (T)scalars[index_decay];
 
 /* Element i, as the formula sees it. */
 #define LOAD_ELEMENT                                                                        \
@@ -48,15 +52,15 @@
     FOR_EACH(LOAD_IF, OPTIONAL)                                                             \
     T g UNUSED = READS_GRADIENT ? grad_scale * PASTE(load_, GRADIENT)(g_[i]) : 0;           \
     g = READS_PARAMETER && weight_decay != 0 ? g + weight_decay * p : g;                    \
-    p = decay * p;                                                                          \
+    p = READS_GRADIENT ? decay * p : p; /* after the step there is no decay */              \
     FOR_EACH(SUM, SUMS)
 
 /* -- Update mode -- */
 
 static ALWAYS_INLINE void UPDATE_LOOP(
-    const unsigned subset UNUSED, const fastopt_call *call, size_t begin, size_t end, BUFFERS)
+    const unsigned subset UNUSED, const int plain, const fastopt_call *call, size_t begin, size_t end, BUFFERS)
 {
-    LOAD_SCALARS
+    LOAD_SCALARS(plain)
     const uint64_t key = call->coefficients->random_key;
     /* the element's place in a Weyl sequence; counted here, because a product in the loop would cost more */
     uint32_t weyl = (uint32_t)key + (uint32_t)(call->first_element + begin) * WEYL;
@@ -72,27 +76,40 @@ static ALWAYS_INLINE void UPDATE_LOOP(
             random_bits random = {.start = weyl ^ (uint32_t)(key >> 32)};
             LOAD_ELEMENT
 #include QUOTE(formulas/FORMULA.h)
-            p_[i] = PASTE(store_, PARAMETER)(p, &random);
+            if (WRITES_PARAMETER)
+                p_[i] = PASTE(store_, PARAMETER)(p, &random);
             FOR_EACH(STORE, STATE)
             FOR_EACH(STORE_IF, OPTIONAL)
         }
     }
 }
 
-#define UPDATE_KERNEL(subset)                                                                          \
-    static void JOIN(FORMULA, subset, FORMAT, ISA)(const fastopt_call *call, size_t begin, size_t end) \
-    {                                                                                                  \
-        enum { FOR_EACH(INDEX, p, g) FOR_EACH(INDEX, STATE) FOR_EACH(INDEX, OPTIONAL) };               \
-        UPDATE_LOOP(subset, call, begin, end, CALL_BUFFERS);                                           \
+#define UPDATE_KERNEL_NAME(subset, plain) JOIN(PASTE(FORMULA, plain), subset, FORMAT, ISA)
+#define UPDATE_KERNEL(subset, plain, is_plain)                                                             \
+    static void UPDATE_KERNEL_NAME(subset, plain)(const fastopt_call *call, size_t begin, size_t end)      \
+    {                                                                                                      \
+        enum { FOR_EACH(INDEX, p, g) FOR_EACH(INDEX, STATE) FOR_EACH(INDEX, OPTIONAL) };                   \
+        UPDATE_LOOP(subset, is_plain, call, begin, end, CALL_BUFFERS);                                     \
     }
+#define GENERAL_KERNEL(subset) UPDATE_KERNEL(subset, , 0)
+#define PLAIN_KERNEL(subset)   UPDATE_KERNEL(subset, _plain, 1)
 
-/* Without any state the formats that differ in its storage are one: the parameter's stands for all. */
-#define IS_NEEDED(subset) \
-    ((subset + COUNT(STATE)) || sizeof(PASTE(stored_, STATES)) == sizeof(PASTE(stored_, PARAMETER)))
-#define NAME(subset) READS_PARAMETER && IS_NEEDED(subset) ? JOIN(FORMULA, subset, FORMAT, ISA) : 0,
+/* Formats that differ in a storage which the row does not have are one, and the parameter's stands for all. What
+ * follows a step has its state in the type of the arithmetic. */
+#define IS_NEEDED(subset)                                                                        \
+    (!READS_PARAMETER                                                                            \
+     || (READS_GRADIENT ? (subset + COUNT(STATE))                                                \
+                              || sizeof(PASTE(stored_, STATES)) == sizeof(PASTE(stored_, PARAMETER)) \
+                        : sizeof(PASTE(stored_, STATES)) == sizeof(T)))
+#define NAME(subset) READS_PARAMETER && IS_NEEDED(subset) ? UPDATE_KERNEL_NAME(subset, ) : 0,
+#define PLAIN_NAME(subset) \
+    READS_PARAMETER && READS_GRADIENT && IS_PLAIN_FORMAT && IS_NEEDED(subset) ? UPDATE_KERNEL_NAME(subset, _plain) : 0,
+#define IS_PLAIN_FORMAT (sizeof(PASTE(stored_, STATES)) == sizeof(PASTE(stored_, PARAMETER)) && sizeof(PASTE(stored_, PARAMETER)) > 2)
 
-EACH_SUBSET(UPDATE_KERNEL)
+EACH_SUBSET(GENERAL_KERNEL)
+EACH_SUBSET(PLAIN_KERNEL)
 static const fastopt_kernel JOIN(FORMULA, kernels, FORMAT, ISA)[] = {EACH_SUBSET(NAME)};
+static const fastopt_kernel JOIN(FORMULA, plain_kernels, FORMAT, ISA)[] = {EACH_SUBSET(PLAIN_NAME)};
 #undef NAME
 
 /* -- Sum mode -- */
@@ -102,7 +119,7 @@ static const fastopt_kernel JOIN(FORMULA, kernels, FORMAT, ISA)[] = {EACH_SUBSET
 static const fastopt_kernel JOIN(FORMULA, sum_kernels, FORMAT, ISA)[] = {EACH_SUBSET(NO_NAME)};
 #else
 
-#define ADD(name)         lanes[index_##name][lane] += name;
+#define ADD(name)         lanes[index_##name][lane] = COMBINE(lanes[index_##name][lane], name);
 #define NUMBER_OF_LANES   16
 
 /* Adds the elements first … first + count - 1 to the lanes. */
@@ -110,7 +127,7 @@ static ALWAYS_INLINE void SUM_LANES(
     const unsigned subset UNUSED, const fastopt_call *call, size_t first, const size_t count,
     double (*restrict lanes)[NUMBER_OF_LANES], BUFFERS)
 {
-    LOAD_SCALARS
+    LOAD_SCALARS(0)
     {
         FOR_EACH(NO_FACTOR, FACTORS)
         enum { FOR_EACH(INDEX, OPTIONAL) count_optional };
@@ -143,7 +160,7 @@ static ALWAYS_INLINE void SUM_LOOP(
         for (size_t k = 0; k < COUNT(SUMS); k++) {
             for (size_t half = NUMBER_OF_LANES / 2; half; half /= 2)
                 for (size_t lane = 0; lane < half; lane++)
-                    lanes[k][lane] += lanes[k][lane + half];
+                    lanes[k][lane] = COMBINE(lanes[k][lane], lanes[k][lane + half]);
             sums[k] = lanes[k][0];
         }
     }
@@ -164,7 +181,10 @@ static const fastopt_kernel JOIN(FORMULA, sum_kernels, FORMAT, ISA)[] = {EACH_SU
 #endif
 
 #undef T
+#endif
+
 #undef FORMAT
 #undef PARAMETER
 #undef GRADIENT
 #undef STATES
+#undef KERNELS

@@ -1,4 +1,4 @@
-/* One row of formulas.def. Where ROW_ENTRY is defined, that; else the row's kernels in every format. */
+/* One row of formulas.def or auxiliary.def. Where ROW_ENTRY is defined, that; else the row's kernels in every format. */
 
 #ifndef STATE
 #define STATE
@@ -21,9 +21,15 @@
 #ifndef READS
 #define READS p, g
 #endif
+#ifndef WRITES
+#define WRITES p
+#endif
+#ifndef COMBINE
+#define COMBINE(a, b) (a) + (b)
+#endif
 
-#define ROW_KERNELS     PASTE(PASTE(FORMULA, _kernels_), ISA)
-#define ROW_SUM_KERNELS PASTE(PASTE(FORMULA, _sum_kernels_), ISA)
+/* by kind of kernels: `kernels`, `sum_kernels`, `plain_kernels` */
+#define ROW_KERNELS(kind) JOIN(FORMULA, of_all_formats, kind, ISA)
 
 #ifdef ROW_ENTRY
 ROW_ENTRY
@@ -51,19 +57,28 @@ _Static_assert(COUNT(OPTIONAL) <= 2, ROW_SAYS "too many OPTIONAL buffers; extend
 #define READ(name) | READ_##name
 #define READS_PARAMETER (((0 FOR_EACH(READ, READS)) & READ_p) != 0)
 #define READS_GRADIENT  (((0 FOR_EACH(READ, READS)) & READ_g) != 0)
+#define WRITES_PARAMETER (((0 FOR_EACH(READ, WRITES)) & READ_p) != 0)
 
 #define EACH_FORMAT "loops.h"
 #include "formats.def"
 
-#define FORMAT_ENTRY JOIN(FORMULA, kernels, FORMAT, ISA),
-static const fastopt_kernel *const ROW_KERNELS[] = {
+/* A format without kernels of its own has those of another. */
+#define FORMAT_ENTRY JOIN(FORMULA, kernels, KERNELS, ISA),
+static const fastopt_kernel *const ROW_KERNELS(kernels)[] = {
 #define EACH_FORMAT "entry.h"
 #include "formats.def"
 };
 #undef FORMAT_ENTRY
 
-#define FORMAT_ENTRY JOIN(FORMULA, sum_kernels, FORMAT, ISA),
-static const fastopt_kernel *const ROW_SUM_KERNELS[] = {
+#define FORMAT_ENTRY JOIN(FORMULA, sum_kernels, KERNELS, ISA),
+static const fastopt_kernel *const ROW_KERNELS(sum_kernels)[] = {
+#define EACH_FORMAT "entry.h"
+#include "formats.def"
+};
+#undef FORMAT_ENTRY
+
+#define FORMAT_ENTRY JOIN(FORMULA, plain_kernels, KERNELS, ISA),
+static const fastopt_kernel *const ROW_KERNELS(plain_kernels)[] = {
 #define EACH_FORMAT "entry.h"
 #include "formats.def"
 };
@@ -80,3 +95,5 @@ static const fastopt_kernel *const ROW_SUM_KERNELS[] = {
 #undef FACTORS
 #undef NUMBERS
 #undef READS
+#undef WRITES
+#undef COMBINE

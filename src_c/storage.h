@@ -96,4 +96,40 @@ static ALWAYS_INLINE uint16_t store_bfloat16(float value, random_bits *random)
     return (value == value ? bits : 0x7fc00000) >> 16;
 }
 
+/* -- Rounding to the nearest, of two equally near to the even one -- */
+
+static ALWAYS_INLINE float nearest_float32(double value) { return (float)value; }
+static ALWAYS_INLINE double nearest_float64(double value) { return value; }
+
+static ALWAYS_INLINE uint16_t nearest_bfloat16(float value)
+{
+    const uint32_t bits = as_bits(value);
+    return (value == value ? bits + 0x7fff + (bits >> 16 & 1) : 0x7fc00000) >> 16;
+}
+
+/* Without F16C, as load_float16. */
+static ALWAYS_INLINE uint16_t nearest_float16(float value)
+{
+    const uint32_t sign = as_bits(value) & 0x80000000, magnitude = as_bits(value) ^ sign;
+    const uint32_t normal = (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    /* the sum has its last place where the subnormal numbers have theirs */
+    const uint32_t subnormal = as_bits(as_float(magnitude) + 0.5f) - as_bits(0.5f);
+    uint32_t bits = magnitude < 113u << 23 ? subnormal : normal;
+    bits = magnitude >= 143u << 23 ? 0x7c00 : bits;
+    bits = magnitude > 255u << 23 ? 0x7e00 : bits;
+    return bits | sign >> 16;
+}
+
+/* A float32 that rounds to 16 bits as the float64 does: the last of the 14 bits that are left of the fraction
+ * says whether there was anything in it or behind it. */
+static ALWAYS_INLINE float sticky_float32(double value)
+{
+    const uint64_t behind = ((uint64_t)1 << 38) - 1;
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    bits = (bits & ~behind) | (((bits & behind) + behind) & (behind + 1));
+    memcpy(&value, &bits, sizeof value);
+    return (float)value;
+}
+
 #endif

@@ -9,6 +9,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <limits.h>
+#include <math.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -92,56 +93,103 @@ void fastopt_source_of(fastopt_source *source, const void *data, size_t itemsize
     }
 }
 
-/* Copies elements that lie `stride` bytes apart; itemsize is a constant wherever this is inlined. */
-static inline __attribute__((always_inline)) void copy_items(
-    char *to, const char *from, ptrdiff_t stride, size_t count, size_t itemsize)
+typedef enum { GATHER, SCATTER, CLEAR } motion;
+
+/* Elements that lie `stride` bytes apart, from or to others side by side; itemsize and what are constants wherever
+ * this is inlined. */
+static inline __attribute__((always_inline)) void move_items(
+    motion what, char *apart, ptrdiff_t stride, char *dense, size_t count, size_t itemsize)
 {
-    for (size_t i = 0; i < count; i++)
-        memcpy(to + i * itemsize, from + (ptrdiff_t)i * stride, itemsize); /* the source may be unaligned */
+    for (size_t i = 0; i < count; i++) { /* they may be unaligned */
+        char *const item = apart + (ptrdiff_t)i * stride;
+        if (what == GATHER)
+            memcpy(dense + i * itemsize, item, itemsize);
+        else if (what == SCATTER)
+            memcpy(item, dense + i * itemsize, itemsize);
+        else
+            memset(item, 0, itemsize);
+    }
 }
 
-static void copy_run(char *to, const char *from, ptrdiff_t stride, size_t count, size_t itemsize)
+static inline __attribute__((always_inline)) void move_run(
+    motion what, char *apart, ptrdiff_t stride, char *dense, size_t count, size_t itemsize)
 {
-    if (stride == (ptrdiff_t)itemsize)
-        memcpy(to, from, count * itemsize);
-    else if (itemsize == 2)
-        copy_items(to, from, stride, count, 2);
+    if (stride == (ptrdiff_t)itemsize) {
+        if (what == GATHER)
+            memcpy(dense, apart, count * itemsize);
+        else if (what == SCATTER)
+            memcpy(apart, dense, count * itemsize);
+        else
+            memset(apart, 0, count * itemsize);
+    } else if (itemsize == 2)
+        move_items(what, apart, stride, dense, count, 2);
     else if (itemsize == 4)
-        copy_items(to, from, stride, count, 4);
+        move_items(what, apart, stride, dense, count, 4);
     else
-        copy_items(to, from, stride, count, 8);
+        move_items(what, apart, stride, dense, count, 8);
 }
 
-/* Copies the elements begin <= i < end, numbered in the parameter's memory order. */
-static void gather(const fastopt_source *source, size_t begin, size_t end, char *to)
+/* Walks the elements begin <= i < end, numbered in the parameter's memory order. */
+static inline __attribute__((always_inline)) void move_elements(
+    motion what, const fastopt_source *source, size_t begin, size_t end, char *dense)
 {
     const int last = source->ndim - 1;
     size_t index[FASTOPT_MAX_AXES];
-    const char *from = source->data;
+    char *apart = (char *)source->data; /* read-only but where the caller asks for writes */
 
     if (last < 0) { /* one element */
-        copy_run(to, from, (ptrdiff_t)source->itemsize, end - begin, source->itemsize);
+        move_run(what, apart, (ptrdiff_t)source->itemsize, dense, end - begin, source->itemsize);
         return;
     }
     for (size_t rest = begin, k = source->ndim; k-- > 0; rest /= source->shape[k]) {
         index[k] = rest % source->shape[k];
-        from += (ptrdiff_t)index[k] * source->strides[k];
+        apart += (ptrdiff_t)index[k] * source->strides[k];
     }
     while (begin < end) {
         size_t run = source->shape[last] - index[last];
         if (run > end - begin)
             run = end - begin;
-        copy_run(to, from, source->strides[last], run, source->itemsize);
-        to += run * source->itemsize;
+        move_run(what, apart, source->strides[last], dense, run, source->itemsize);
+        if (what != CLEAR)
+            dense += run * source->itemsize;
         begin += run;
-        from += (ptrdiff_t)run * source->strides[last];
+        apart += (ptrdiff_t)run * source->strides[last];
         index[last] += run;
         for (int k = last; k > 0 && index[k] == source->shape[k]; k--) {
-            from += source->strides[k - 1] - (ptrdiff_t)source->shape[k] * source->strides[k];
+            apart += source->strides[k - 1] - (ptrdiff_t)source->shape[k] * source->strides[k];
             index[k] = 0;
             index[k - 1]++;
         }
     }
+}
+
+static void gather(const fastopt_source *source, size_t begin, size_t end, char *to)
+{
+    move_elements(GATHER, source, begin, end, to);
+}
+
+static void scatter(const fastopt_source *source, size_t begin, size_t end, const char *from)
+{
+    move_elements(SCATTER, source, begin, end, (char *)from);
+}
+
+static void clear(const fastopt_source *source, size_t begin, size_t end)
+{
+    move_elements(CLEAR, source, begin, end, NULL);
+}
+
+/* -- Gradients that a kernel does not read where they lie -- */
+
+enum { SCRATCH_ALIGNMENT = 64 };
+
+static size_t staged_itemsize(const fastopt_tensor *tensor)
+{
+    return tensor->itemsizes[0] == 8 ? 8 : 4;
+}
+
+static int is_staged(const fastopt_tensor *tensor)
+{
+    return (tensor->kernel || tensor->write_back) && (tensor->source || tensor->stage);
 }
 
 size_t fastopt_scratch_size(const fastopt_work *work)
@@ -149,28 +197,60 @@ size_t fastopt_scratch_size(const fastopt_work *work)
     size_t largest = 0;
     for (size_t i = 0; i < work->tensor_count; i++) {
         const fastopt_tensor *tensor = work->tensors[i];
-        if (tensor->kernel && tensor->source && tensor->source->itemsize > largest)
-            largest = tensor->source->itemsize;
+        size_t size = 0;
+        if (is_staged(tensor)) {
+            size += tensor->source ? tensor->source->itemsize : 0;
+            size += tensor->stage ? staged_itemsize(tensor) : 0;
+        }
+        if (size > largest)
+            largest = size;
     }
-    return largest * FASTOPT_TASK;
+    return largest ? largest * FASTOPT_STAGE + SCRATCH_ALIGNMENT : 0;
 }
 
-/* Calls the kernel on buffers that begin with the chunk, as the gathered gradient does. */
-static void run_gathered(const fastopt_chunk *chunk, char *scratch)
+/* The kernel, on buffers that begin with element `begin`, as the gradient does. */
+static void call_at(const fastopt_tensor *tensor, size_t begin, size_t end, char *gradient)
 {
-    const fastopt_tensor *tensor = chunk->tensor;
-    const size_t begin = chunk->begin;
     fastopt_call call = tensor->call;
-
-    gather(tensor->source, begin, chunk->end, scratch);
     for (int k = 0; k < FASTOPT_MAX_BUFFERS; k++)
         if (call.buffers[k])
             call.buffers[k] = (char *)call.buffers[k] + begin * tensor->itemsizes[k < 2 ? k : 2];
-    call.buffers[1] = scratch;
+    call.buffers[1] = gradient;
     call.first_element += begin;
     if (call.sums)
         call.sums += begin / FASTOPT_SUM_BLOCK * tensor->sum_count;
-    tensor->kernel(&call, 0, chunk->end - begin);
+    tensor->kernel(&call, 0, end - begin);
+}
+
+static void run_staged(const fastopt_tensor *tensor, size_t begin, size_t chunk_end, char *scratch)
+{
+    const fastopt_source *const source = tensor->source;
+    const size_t itemsize = source ? source->itemsize : tensor->itemsizes[1];
+    const int writes_back = tensor->write_back && !tensor->sum_count;
+    char *const gathered = scratch + -(uintptr_t)scratch % SCRATCH_ALIGNMENT;
+    char *const staged = gathered + (source ? FASTOPT_STAGE * itemsize : 0);
+
+    for (size_t end; begin < chunk_end; begin = end) {
+        const size_t count = chunk_end - begin < FASTOPT_STAGE ? chunk_end - begin : FASTOPT_STAGE;
+        char *gradient = gathered;
+        end = begin + count;
+        if (source)
+            gather(source, begin, end, gathered);
+        else
+            gradient = (char *)tensor->call.buffers[1] + begin * itemsize;
+        if (tensor->stage) {
+            char *const found = gradient;
+            gradient = staged;
+            tensor->stage(staged, found, count, tensor->stage_scale, tensor->stage_limit);
+            if (writes_back) {
+                tensor->write_back(found, staged, count, 1, (double)INFINITY);
+                if (source)
+                    scatter(source, begin, end, found);
+            }
+        }
+        if (tensor->kernel)
+            call_at(tensor, begin, end, gradient);
+    }
 }
 
 /* -- The floating-point mode -- */
@@ -217,19 +297,66 @@ uint64_t fastopt_flush_subnormals(void)
 
 /* -- Running -- */
 
+/* What follows the update, while the elements lie in the core's cache. */
+static void run_passes(const fastopt_tensor *tensor, size_t begin, size_t end)
+{
+    for (int k = 0; k < tensor->pass_count; k++) {
+        const fastopt_pass *const pass = &tensor->passes[k];
+        void *const *const buffers = pass->call.buffers;
+        if (pass->kernel)
+            pass->kernel(&pass->call, begin, end);
+        else
+            pass->converter((char *)buffers[2] + begin * pass->itemsizes[2],
+                            (const char *)buffers[0] + begin * pass->itemsizes[0], end - begin, 1, (double)INFINITY);
+    }
+    if (tensor->zero_gradient) {
+        const fastopt_source *const where = tensor->zeros ? tensor->zeros : tensor->source;
+        const size_t itemsize = tensor->itemsizes[1];
+        if (where)
+            clear(where, begin, end);
+        else
+            memset((char *)tensor->call.buffers[1] + begin * itemsize, 0, (end - begin) * itemsize);
+    }
+}
+
+static void run_elements(const fastopt_tensor *tensor, size_t begin, size_t end, char *scratch)
+{
+    if (is_staged(tensor))
+        run_staged(tensor, begin, end, scratch);
+    else if (tensor->kernel)
+        tensor->kernel(&tensor->call, begin, end);
+    if (!tensor->sum_count)
+        run_passes(tensor, begin, end);
+}
+
 static void run_task(const fastopt_work *work, size_t task, char *scratch)
 {
     const fastopt_chunk *chunk = work->chunks + work->tasks[task];
     const fastopt_chunk *const end = work->chunks + work->tasks[task + 1];
-    for (; chunk < end; chunk++) {
-        const fastopt_tensor *tensor = chunk->tensor;
-        if (!tensor->kernel)
-            continue;
-        if (tensor->source)
-            run_gathered(chunk, scratch);
-        else
-            tensor->kernel(&tensor->call, chunk->begin, chunk->end);
+    for (; chunk < end; chunk++)
+        run_elements(chunk->tensor, chunk->begin, chunk->end, scratch);
+}
+
+static void run_tensor(const fastopt_tensor *tensor, char *scratch)
+{
+    for (size_t begin = 0; begin < tensor->count; begin += FASTOPT_TASK) {
+        const size_t rest = tensor->count - begin;
+        run_elements(tensor, begin, begin + (rest < FASTOPT_TASK ? rest : FASTOPT_TASK), scratch);
     }
+}
+
+static __attribute__((noinline)) void run_tensor_on_the_stack(const fastopt_tensor *tensor)
+{
+    char scratch[2 * FASTOPT_STAGE * 8 + SCRATCH_ALIGNMENT];
+    run_tensor(tensor, scratch);
+}
+
+void fastopt_run_tensor(const fastopt_tensor *tensor)
+{
+    if (is_staged(tensor))
+        run_tensor_on_the_stack(tensor);
+    else
+        run_tensor(tensor, NULL);
 }
 
 /* Makes the calling thread compute in a mode; returns the one that it had. */

@@ -13,6 +13,9 @@
 
 enum {
     FASTOPT_TASK = 16384, /* elements: enough that taking a task costs nothing, few enough that threads end together */
+    /* elements of a gradient that are gathered or converted at once: they stay in the nearest cache, and are as many
+     * as sum mode adds up to one number */
+    FASTOPT_STAGE = FASTOPT_SUM_BLOCK,
     FASTOPT_MAX_AXES = 64
 };
 
@@ -95,7 +98,7 @@ size_t fastopt_most_chunks(const fastopt_work *work);
  * else where the parameter meets a cache line. Depends on counts, itemsizes and the parameters' addresses. */
 void fastopt_cut(fastopt_work *work, int for_sums);
 
-/* Bytes of scratch memory that a thread needs: 0 where no tensor that has a kernel has a source. */
+/* Bytes of scratch memory that a thread needs: 0 where no gradient is gathered or converted. */
 size_t fastopt_scratch_size(const fastopt_work *work);
 
 /* Gives each thread of a team its tasks, and records the calling thread's floating-point mode. Returns the
@@ -105,6 +108,10 @@ int fastopt_divide(fastopt_work *work, int team);
 /* One thread's share: its own tasks, then those that other threads have not begun. Several numbers may be run
  * by one thread, one after the other. */
 void fastopt_run_part(fastopt_work *work, int own);
+
+/* One tensor on the calling thread, in its own floating-point mode; with 64 KiB of the stack for a gradient that is
+ * gathered or converted. */
+void fastopt_run_tensor(const fastopt_tensor *tensor);
 
 /* All tasks on the calling thread. */
 void fastopt_run_all(fastopt_work *work);

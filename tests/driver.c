@@ -2,8 +2,9 @@
  * standard output, for the instruction set of its argument or the best one. tests/digest.py speaks to it, so
  * that a program for any processor, or under a sanitizer, is held against the stored digest. */
 
-#include "fastopt.h"
+#include "tasks.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,31 +39,44 @@ static const fastopt_table *table(void)
     return found;
 }
 
-static const fastopt_optimizer *optimizers_of(const char *isa)
+static const fastopt_isa *isa_of(const char *name)
 {
     for (const fastopt_isa *at = table()->isas; at->name; at++)
-        if (!isa || !strcmp(isa, at->name))
-            return at->optimizers;
-    fail("this processor cannot run", isa);
+        if (!name || !strcmp(name, at->name))
+            return at;
+    fail("this processor cannot run", name);
     return NULL;
 }
 
-/* Bytes of an element. */
-static size_t itemsize(const char *storage)
+static int storage_of(const char *name)
 {
-    return !strcmp(storage, "float64") ? 8 : !strcmp(storage, "float32") ? 4 : 2;
+    static const char *const names[] = {"float32", "float64", "float16", "bfloat16"};
+    for (int storage = 0; storage < FASTOPT_STORAGES; storage++)
+        if (!strcmp(name, names[storage]))
+            return storage;
+    fail("there is no storage", name);
+    return 0;
 }
 
-static void run(const fastopt_optimizer *row, const struct request *request)
+static uint8_t itemsize(const char *storage)
+{
+    static const uint8_t sizes[] = {4, 8, 2, 2};
+    return sizes[storage_of(storage)];
+}
+
+static void run(const fastopt_isa *isa, const struct request *request)
 {
     const fastopt_format *format = &table()->formats[request->format];
-    size_t bytes[FASTOPT_MAX_BUFFERS];
+    const fastopt_optimizer *row = isa->optimizers;
     fastopt_coefficients coefficients = {.random_key = request->random_key};
-    fastopt_call call = {
-        .size = sizeof call,
-        .coefficients = &coefficients,
-        .first_element = request->first_element,
+    fastopt_tensor tensor = {
+        .call = {.size = sizeof tensor.call, .coefficients = &coefficients, .first_element = request->first_element},
+        .count = request->count,
+        .itemsizes = {itemsize(format->parameter), itemsize(format->gradient), itemsize(format->states)},
+        .stage_scale = 1,
+        .stage_limit = (double)INFINITY,
     };
+    void **const buffers = tensor.call.buffers;
 
     while (row->name && strcmp(row->name, request->optimizer))
         row++;
@@ -73,27 +87,30 @@ static void run(const fastopt_optimizer *row, const struct request *request)
     read_all(coefficients.scalars, request->scalars * sizeof *coefficients.scalars);
     for (int i = 0; i < FASTOPT_MAX_BUFFERS; i++)
         if (request->given >> i & 1) {
-            const char *storage = i == 0 ? format->parameter : i == 1 ? format->gradient : format->states;
-            bytes[i] = request->count * itemsize(storage);
-            call.buffers[i] = malloc(bytes[i]); /* each alone, so that a sanitizer sees where it ends */
-            if (bytes[i] && !call.buffers[i])
+            const size_t bytes = request->count * tensor.itemsizes[i < 2 ? i : 2];
+            buffers[i] = malloc(bytes); /* each alone, so that a sanitizer sees where it ends */
+            if (bytes && !buffers[i])
                 fail("out of memory", "");
-            read_all(call.buffers[i], bytes[i]);
+            read_all(buffers[i], bytes);
         }
-    row->kernels[request->format][request->subset](&call, 0, request->count);
+    tensor.kernel = row->kernels[request->format][request->subset];
+    if (strcmp(format->gradient, format->kernel_gradient))
+        tensor.stage = isa->converters[storage_of(format->gradient) * FASTOPT_STORAGES
+                                       + storage_of(format->kernel_gradient)];
+    fastopt_run_tensor(&tensor);
     for (int i = 0; i < FASTOPT_MAX_BUFFERS; i++)
         if (request->given >> i & 1) {
-            fwrite(call.buffers[i], 1, bytes[i], stdout);
-            free(call.buffers[i]);
+            fwrite(buffers[i], 1, request->count * tensor.itemsizes[i < 2 ? i : 2], stdout);
+            free(buffers[i]);
         }
     fflush(stdout);
 }
 
 int main(int count, char **arguments)
 {
-    const fastopt_optimizer *optimizers = optimizers_of(count > 1 ? arguments[1] : NULL);
+    const fastopt_isa *isa = isa_of(count > 1 ? arguments[1] : NULL);
     struct request request;
     while (fread(&request, sizeof request, 1, stdin))
-        run(optimizers, &request);
+        run(isa, &request);
     return 0;
 }
