@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fastopt import functional, machine
+from fastopt.clipping import GradScaler, clip_grad_norm, clip_grad_value, global_norm
 from fastopt.machine import (
     available_isas,
     get_isa,
@@ -32,11 +33,15 @@ if TYPE_CHECKING:
 __version__: str
 __all__ = [
     *_optimizers,
+    "GradScaler",
     "Optimizer",
     "available_isas",
+    "clip_grad_norm",
+    "clip_grad_value",
     "functional",
     "get_isa",
     "get_num_threads",
+    "global_norm",
     "schedules",
     "set_flush_denormal",
     "set_isa",

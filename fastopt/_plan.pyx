@@ -12,7 +12,7 @@ from cpython.ref cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM
 from cpython.unicode cimport PyUnicode_CheckExact
 from cython.parallel cimport prange
-from libc.math cimport INFINITY
+from libc.math cimport INFINITY, isfinite, ldexp, sqrt
 from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, qsort
 from libc.string cimport memcpy, memset, strcmp
@@ -38,6 +38,7 @@ include "_work.pxi"
 include "_tensor.pxi"
 include "_change.pxi"
 include "_sums.pxi"
+include "_norms.pxi"
 include "_function.pxi"
 
 
@@ -60,6 +61,9 @@ cdef class Plan:
         readonly Change last_move  # what `move` made, until a step or a state that is loaded takes its place
         readonly Work work
         Factors factors
+        Norms norms
+        fastopt_coefficients *own_coefficients  # of each tensor, where each gradient has a factor of its own
+        size_t own_capacity
         dict bounds  # of the options that are numbers, by name
         list items  # the groups' dicts as they were last checked, for `is_unchanged`
         Turns turns
@@ -87,10 +91,12 @@ cdef class Plan:
         self.handed_over = Intervals([], algorithm.states)
         self.row = list(TABLE).index(algorithm.formula)
         self.factors = Factors(TABLE[algorithm.formula])
+        self.norms = Norms()
 
     def __dealloc__(self):
         free(self.has_gradient)
         free(self.shared)
+        free(self.own_coefficients)
 
     # -- Changes: prepared in Python, made here --
 
@@ -306,7 +312,7 @@ cdef class Plan:
                 if tensor.c.kernel == NULL:  # its states are not in use: their storage does not matter
                     format = format_of[tensor.storage][tensor.gradient_storage][tensor.storage]
                     tensor.c.kernel = kernels[format][subset]
-                stage_gradient(&tensor.c, isa, tensor.format, tensor.gradient_storage)
+            stage_gradient(&tensor.c, isa, tensor.format, tensor.gradient_storage)
             self.work.add(&tensor.c)
         if moves is not None:
             for move in moves:
@@ -359,16 +365,17 @@ cdef class Plan:
         optimizer._take_edits()
         return 0
 
-    def step(self, optimizer, object grads, double grad_scale):
+    def step(self, optimizer, object grads, double grad_scale, Clipping clipping=None):
         """One update of every parameter that has a gradient; grads: a list or dict, or None for the bound ones."""
         self.turns.enter()
         try:
             self.take_edits(optimizer)
-            self.make_step(optimizer, grads, grad_scale)
+            self.make_step(optimizer, grads, grad_scale, clipping)
+            return self.norms.total if clipping is not None and clipping.needs_norm else None
         finally:
             self.turns.leave()
 
-    cdef int make_step(self, optimizer, object grads, double grad_scale) except -1:
+    cdef int make_step(self, optimizer, object grads, double grad_scale, Clipping clipping) except -1:
         cdef Change change = None
         cdef int team, isa = selected()
         cdef bint is_made = False
@@ -385,10 +392,10 @@ cdef class Plan:
                 change = optimizer._change_in_step(
                     [self.has_gradient[i] != 0 for i in range(len(self.tensors))]
                 )
-            team = self.prepare(isa, grad_scale, change)
+            team = self.prepare(isa, grad_scale, change, clipping)
             param_groups = optimizer.param_groups
             is_made = True
-            self.write(param_groups, change, isa, team)
+            self.write(param_groups, change, isa, team, clipping)
             if grads is not None:
                 self.bound = None
             self.work.end()
@@ -397,21 +404,72 @@ cdef class Plan:
                 self.take_bound()
             raise
         finally:
+            if clipping is not None:
+                self.forget(clipping)  # also after an exception
             if self.bound is None:
                 self.release()
         return 0
 
-    cdef int prepare(self, int isa, double grad_scale, Change change) except -1:
+    cdef int prepare(self, int isa, double grad_scale, Change change, Clipping clipping) except -1:
         """Everything that may still be refused; returns the number of threads."""
         cdef int team = 1
+        cdef bint is_native = table().isas[isa].name != NULL
         if change is not None or not self.is_assigned or self.assigned_isa != isa:
             self.assign(isa, None if change is None else change.moves)
-        self.fill_coefficients(grad_scale)
-        if table().isas[isa].name != NULL:
+        if is_native:
             team = self.work.choose_team()
+        if clipping is not None:
+            grad_scale = self.prepare_gradients(isa, team, grad_scale, clipping)
+        self.fill_coefficients(grad_scale)
+        if clipping is not None and clipping.needs_norm and not self.norms.are_factors_equal:
+            self.give_own_coefficients()
         if self.factors.is_needed:
             self.prepare_factors(isa, team)
-        return self.work.make_ready(team) if table().isas[isa].name != NULL else 1
+        return self.work.make_ready(team) if is_native else 1
+
+    cdef list stepping(self):
+        """The tensors that have a gradient."""
+        cdef Py_ssize_t i
+        return [self.selected[i] for i in range(len(self.selected)) if self.has_gradient[i]]
+
+    cdef double prepare_gradients(self, int isa, int team, double grad_scale, Clipping clipping) except? -1:
+        """Norms and clipping; returns what the kernels still have to multiply all gradients by."""
+        cdef list tensors = self.stepping()
+        cdef Tensor tensor
+        if clipping.needs_norm:
+            self.norms.measure(tensors, isa, team, clipping, grad_scale)
+        if clipping.zero_grads:
+            arrays.refuse_zeroing([(tensor.label, tensor.gradient) for tensor in tensors])
+        self.is_assigned = False  # what follows holds for this call alone
+        for tensor in tensors:
+            tensor.c.zero_gradient = clipping.zero_grads
+            if clipping.max_value is not None:
+                clip_on_its_way(&tensor.c, isa, tensor.storage, tensor.gradient_storage, grad_scale, clipping.max_value)
+        if clipping.max_value is not None:
+            grad_scale = 1.0
+        if clipping.needs_norm and self.norms.are_factors_equal and tensors:
+            grad_scale *= self.norms.factors[0]
+        return grad_scale
+
+    cdef int give_own_coefficients(self) except -1:
+        """Gives each tensor coefficients of its own, because each gradient has a factor of its own."""
+        cdef list tensors = self.stepping()
+        cdef Tensor tensor
+        cdef size_t i, n = len(tensors)
+        cdef Py_ssize_t grad_scale = len(TABLE[self.algorithm.formula]["scalars"]) - len(COMMON_SCALARS)
+        if n > self.own_capacity:
+            free(self.own_coefficients)
+            self.own_capacity = 0
+            self.own_coefficients = <fastopt_coefficients *>calloc(2 * n, sizeof(fastopt_coefficients))
+            if self.own_coefficients == NULL:
+                raise MemoryError
+            self.own_capacity = 2 * n
+        for i in range(n):
+            tensor = <Tensor>tensors[i]
+            self.own_coefficients[i] = tensor.c.call.coefficients[0]
+            self.own_coefficients[i].scalars[grad_scale] *= self.norms.factors[i]
+            tensor.c.call.coefficients = &self.own_coefficients[i]
+        return 0
 
     cdef int prepare_factors(self, int isa, int team) except -1:
         """The formula's own sums, and what `Algorithm.prepare` makes of them."""
@@ -456,10 +514,13 @@ cdef class Plan:
             self.factors.sums.totals[place * self.factors.n_sums + k] = sums[k]
         return 0
 
-    cdef int write(self, object param_groups, Change change, int isa, int team) except -1:
+    cdef int write(self, object param_groups, Change change, int isa, int team, Clipping clipping) except -1:
         """Makes the prepared step. No Python code runs in here, but for the twins'."""
         cdef Py_ssize_t i, place = 0
         cdef Tensor tensor
+        if clipping is not None and clipping.skip_nonfinite and not self.norms.is_finite:
+            self.skip(isa, team, clipping)
+            return 0
         if change is not None:
             self._commit(param_groups, change)
         for i in range(len(self.selected)):
@@ -475,21 +536,40 @@ cdef class Plan:
         for i in range(self.shared_count):
             self.shared[i].steps += 1
         if table().isas[isa].name == NULL:
-            self.run_twins(None if change is None else change.moves)
+            self.run_twins(None if change is None else change.moves, clipping)
         else:
             self.work.run(team)
         return 0
+
+    cdef int skip(self, int isa, int team, Clipping clipping) except -1:
+        """What is left of a step that is skipped: zeros in the gradients, if they were asked for."""
+        cdef Tensor tensor
+        for tensor in self.stepping():
+            tensor.c.kernel = NULL
+            if table().isas[isa].name == NULL and clipping.zero_grads:
+                tensor.gradient[...] = 0
+        if table().isas[isa].name != NULL and clipping.zero_grads:
+            self.work.run(team)
+        return 0
+
+    cdef void forget(self, Clipping clipping) noexcept:
+        """Ends what held for one call alone."""
+        cdef Tensor tensor
+        for tensor in self.selected:
+            tensor.c.zero_gradient = False
+        self.is_assigned = False
 
     cdef tuple twin_arguments(self, Tensor tensor):
         """What a twin takes: scalars, states and the gradient."""
         used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)
         states = [tensor.states[x] if x in used else None for x in tensor.letters]
         # a callable may have given the gradient another shape since it was checked
-        return (
-            scalars_of(tensor.c.call.coefficients, self.algorithm), states, tensor.gradient.reshape(tensor.shape)
-        )
+        grad = tensor.gradient.reshape(tensor.shape)
+        if tensor.c.stage_limit != INFINITY and tensor.c.stage_limit:
+            grad = storage.clipped(grad, tensor.c.stage_scale, tensor.c.stage_limit)
+        return scalars_of(tensor.c.call.coefficients, self.algorithm), states, grad
 
-    cdef int run_twins(self, list moves) except -1:
+    cdef int run_twins(self, list moves, Clipping clipping) except -1:
         """The same as the kernels do, by the NumPy twins, tensor by tensor."""
         cdef Tensor tensor
         cdef Move move
@@ -501,6 +581,9 @@ cdef class Plan:
                 if self.has_gradient[i]:
                     tensor = <Tensor>self.selected[i]
                     scalars, states, grad = self.twin_arguments(tensor)
+                    if clipping is not None and clipping.zero_grads:
+                        grad = grad.copy()
+                        tensor.gradient[...] = 0
                     storage.update(
                         self.algorithm, tensor.now, grad, states, scalars,
                         tensor.c.call.coefficients.random_key, tensor.c.call.first_element, self.factors.of(place),
@@ -524,8 +607,8 @@ cdef class Plan:
         self.select(self.tensors)
         memset(self.has_gradient, 0, self.capacity)
         try:
-            team = self.prepare(isa, 1.0, change)
-            self.write(optimizer.param_groups, change, isa, team)
+            team = self.prepare(isa, 1.0, change, None)
+            self.write(optimizer.param_groups, change, isa, team, None)
             self.work.end()
         finally:
             self.is_assigned = False
@@ -534,16 +617,19 @@ cdef class Plan:
 
     # -- A step on arrays that are handed over --
 
-    def update(self, optimizer, object params, object grads, double grad_scale):
+    def update(self, optimizer, object params, object grads, double grad_scale, Clipping clipping=None):
         """One update of the parameters of this call; see `fastopt.Optimizer.update`."""
         self.turns.enter()
         try:
             self.take_edits(optimizer)
-            self.make_update(optimizer, params, grads, grad_scale)
+            self.make_update(optimizer, params, grads, grad_scale, clipping)
+            return self.norms.total if clipping is not None and clipping.needs_norm else None
         finally:
             self.turns.leave()
 
-    cdef int make_update(self, optimizer, object params, object grads, double grad_scale) except -1:
+    cdef int make_update(
+        self, optimizer, object params, object grads, double grad_scale, Clipping clipping
+    ) except -1:
         cdef Change change = None
         cdef Tensor tensor
         cdef int team, isa = selected()
@@ -560,15 +646,17 @@ cdef class Plan:
             if is_by_name:
                 grads = self.gradients_by_name(grads)
             self.take_gradients(grads)
-            team = self.prepare(isa, grad_scale, change)
+            team = self.prepare(isa, grad_scale, change, clipping)
             param_groups = optimizer.param_groups
             is_made = True
-            self.write(param_groups, change, isa, team)
+            self.write(param_groups, change, isa, team, clipping)
             if self.keeps_params:
                 self.keep_params(param_groups, arrays_in_order, change is not None)
             self.bound = None
             self.work.end()
         finally:
+            if clipping is not None:
+                self.forget(clipping)  # also after an exception
             for tensor in self.selected:
                 tensor.gradient = None
                 tensor.release_param(self.keeps_params)

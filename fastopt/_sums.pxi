@@ -43,9 +43,10 @@ cdef class Sums:
         self.count += 1
         return added
 
-    cdef int run(self, int team) except -1:
+    cdef int run(self, int team, bint takes_largest=False) except -1:
+        """takes_largest: blocks are not added up, but the largest is taken, and a NaN is kept."""
         cdef size_t i, k, block, blocks = 0
-        cdef double total
+        cdef double total, value
         for i in range(self.count):
             blocks += (self.tensors[i].count + FASTOPT_SUM_BLOCK - 1) // FASTOPT_SUM_BLOCK
         if blocks * self.each > self.block_capacity:
@@ -65,7 +66,11 @@ cdef class Sums:
             for k in range(<size_t>self.each):
                 total = 0.0
                 for block in range((self.tensors[i].count + FASTOPT_SUM_BLOCK - 1) // FASTOPT_SUM_BLOCK):
-                    total += self.tensors[i].call.sums[block * self.each + k]
+                    value = self.tensors[i].call.sums[block * self.each + k]
+                    if not takes_largest:
+                        total += value
+                    elif value > total or value != value:
+                        total = value
                 self.totals[i * self.each + k] = total
         return 0
 

@@ -39,13 +39,23 @@ cdef int storage_of(cnp.ndarray array) except -2:
     return BFLOAT16 if number == bfloat16_number else -1
 
 
+cdef void clip_on_its_way(
+    fastopt_tensor *tensor, int isa, int parameter, int gradient, double scale, double limit
+) noexcept:
+    """Has a gradient multiplied by scale and clipped to ±limit before the kernel takes it."""
+    cdef int to = FLOAT64 if parameter == FLOAT64 else FLOAT32
+    if table().isas[isa].name != NULL:
+        tensor.stage = table().isas[isa].converters[gradient * FASTOPT_STORAGES + to]
+    tensor.stage_scale, tensor.stage_limit = scale, limit
+
+
 cdef void stage_gradient(fastopt_tensor *tensor, int isa, int format, int gradient) noexcept:
     """Has the gradient converted, task by task, where kernels of the format take it in another storage."""
     cdef const fastopt_format *stored = &table().formats[format]
-    tensor.stage = NULL
-    if strcmp(stored.gradient, stored.kernel_gradient):  # 16 bits: exactly, to float32
+    tensor.stage, tensor.stage_scale, tensor.stage_limit = NULL, 1.0, INFINITY
+    # 16 bits: exactly, to float32
+    if table().isas[isa].name != NULL and strcmp(stored.gradient, stored.kernel_gradient):
         tensor.stage = table().isas[isa].converters[gradient * FASTOPT_STORAGES + FASTOPT_FLOAT32]
-        tensor.stage_scale, tensor.stage_limit = 1.0, INFINITY
 
 
 # -- Parameters --------------------------------------------------------------------------------
@@ -267,6 +277,15 @@ cdef class Tensor:
     def now(self):
         """The parameter: the array of this call, if it was handed over, else the one that is kept."""
         return self.param if self.handed is None else self.handed
+
+    @property
+    def array(self):
+        """The gradient."""
+        return self.gradient
+
+    def gradient_in_order(self):
+        """The gradient's elements in the parameter's memory order."""
+        return self.gradient.reshape(self.shape).ravel(self.order)
 
     def numbers_by_letter(self):
         return {letter: self.numbers[k] for k, letter in enumerate(self.number_letters)}

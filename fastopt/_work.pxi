@@ -10,6 +10,8 @@ cdef extern from "tasks.h" nogil:
         const fastopt_source *source
         fastopt_converter stage
         double stage_scale, stage_limit
+        fastopt_converter write_back
+        uint8_t zero_gradient
         uint8_t itemsizes[3]
         uint8_t sum_count
     ctypedef struct fastopt_chunk:

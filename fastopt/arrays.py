@@ -6,6 +6,7 @@ names the array, says what is wrong with it and what to do.
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -263,6 +264,45 @@ def refuse_count(given: int, expected: int) -> NoReturn:
     raise ValueError(
         f"gradients: got {given} for {expected} parameters; pass one for each, None to leave a parameter alone"
     )
+
+
+def refuse_loose_dtype(label: str, grad: Array) -> NoReturn:
+    raise TypeError(
+        f"{label}: dtype {grad.dtype} is none that gradients have; convert it to float32 or float64 with astype"
+    )
+
+
+def labelled(grads: Any) -> tuple[list[str], list[Any]]:
+    """Gradients in a list or a dict, and what messages call them."""
+    if isinstance(grads, Mapping):
+        return [f"gradient {name!r}" for name in grads], list(grads.values())
+    if isinstance(grads, np.ndarray | np.generic | str | bytes) or not hasattr(grads, "__iter__"):
+        raise TypeError(
+            f"grads: expected a list or a dict of arrays, got {type(grads).__name__}; put a single array into a list"
+        )
+    listed = list(grads)
+    return [f"gradient {i}" for i in range(len(listed))], listed
+
+
+def refuse_zeroing(gradients: Sequence[tuple[str, Array]]) -> None:
+    """Refuses gradients that zero_grads must not, or cannot, write zeros into."""
+    refuse_writing(gradients, "zero_grads cannot write zeros into it", "pass a copy, or leave out zero_grads")
+
+
+def refuse_writing(gradients: Sequence[tuple[str, Array]], purpose: str, advice: str) -> None:
+    """Refuses gradients that cannot be written in place, each element once."""
+    spans = []
+    for label, grad in gradients:
+        if not grad.flags.writeable:
+            raise ValueError(f"{label}: its gradient is read-only, so {purpose}; {advice}")
+        if grad.size > 1 and any(s == 0 and n > 1 for s, n in zip(grad.strides, grad.shape, strict=True)):
+            raise ValueError(f"{label}: its gradient is broadcast, so {purpose}; {advice}")
+        if grad.size:
+            spans.append((*np.lib.array_utils.byte_bounds(grad), label, grad))
+    spans.sort(key=lambda span: span[:2])
+    for before, after in itertools.pairwise(spans):
+        if before[1] > after[0] and np.shares_memory(before[3], after[3]):
+            raise ValueError(f"{before[2]} and {after[2]}: their gradients share memory, so {purpose}; {advice}")
 
 
 # -- Memory that must not be shared ------------------------------------------------------------------

@@ -39,6 +39,11 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
+def thread_tuners() -> ThreadTuners:
+    """What finds the number of threads for calls of this Python thread that no optimizer makes."""
+    return _thread.tuners
+
+
 def _defaults_of(cls: type[Optimizer]) -> Hyper:
     """The options of the class but one: here the states have the dtype that they have."""
     return {name: option.default for name, option in options_of(cls).items() if name != "state_dtype"}

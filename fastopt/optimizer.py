@@ -10,7 +10,7 @@ import numpy as np
 
 from fastopt import arrays, checkpoint, options
 from fastopt._kernels import TABLE
-from fastopt._plan import Change, Group, Plan, Tensor
+from fastopt._plan import Change, Clipping, Group, Plan, Tensor
 from fastopt._turns import Turns, exclusive, reading
 from fastopt.algorithm import Algorithm, Hyper
 from fastopt.arrays import Array, Key, within
@@ -64,23 +64,58 @@ class Optimizer:
         grads: Grads | None = None,
         *,
         grad_scale: float = 1.0,
+        max_value: float | None = None,
+        max_norm_each: float | None = None,
         max_norm: float | None = None,
+        norm_type: float = 2.0,
         skip_nonfinite: bool = False,
-    ) -> None:
+        zero_grads: bool = False,
+    ) -> float | None:
         """Updates every parameter that has a gradient, in place; all of them or, on an error, none.
 
         grads: for each parameter an array of its shape and dtype (or of 16 bits) in any layout, or None to
         leave the parameter, its state and its step alone: a list in the parameters' order or a dict by their
-        names; omitted after `bind`. grad_scale: every gradient is multiplied by it. max_norm and
-        skip_nonfinite are not there yet.
+        names; omitted after `bind`. What follows happens to the gradients in this order:
+
+        grad_scale: every gradient is multiplied by it.
+        max_value: elements are clipped to ±max_value (torch's clip_grad_value_).
+        max_norm_each: each gradient is scaled down to this norm of its own, by torch's rule g * min(1, max / (norm +
+        1e-6)) (Keras' clipnorm).
+        max_norm: all gradients are scaled down to this norm of them all, by the same rule (torch's clip_grad_norm_).
+        norm_type: 2 or infinity.
+        skip_nonfinite: a step with an infinity or a NaN in any gradient changes nothing.
+        zero_grads: zeros are written into the gradients after the step, also after one that is skipped.
+
+        Returns the norm of all gradients after ``grad_scale`` and before any clipping if max_norm, max_norm_each or
+        skip_nonfinite was asked for, else None. Not finite: with skip_nonfinite the step was skipped.
         """
-        if max_norm is not None or skip_nonfinite:
-            raise NotImplementedError("max_norm and skip_nonfinite are not there yet; leave them out")
         if type(grad_scale) is not float or grad_scale != 1.0:
             grad_scale = options.check_grad_scale(grad_scale)
-        self._plan.step(self, grads, grad_scale)
+        if (
+            max_norm is None and max_value is None and max_norm_each is None
+            and skip_nonfinite is False and zero_grads is False and norm_type == 2.0
+        ):  # fmt: skip
+            return self._plan.step(self, grads, grad_scale)
+        return self._plan.step(
+            self,
+            grads,
+            grad_scale,
+            _clipping(max_value, max_norm_each, max_norm, norm_type, skip_nonfinite, zero_grads),
+        )
 
-    def update(self, params: Handed, grads: Grads, *, grad_scale: float = 1.0) -> None:
+    def update(
+        self,
+        params: Handed,
+        grads: Grads,
+        *,
+        grad_scale: float = 1.0,
+        max_value: float | None = None,
+        max_norm_each: float | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        skip_nonfinite: bool = False,
+        zero_grads: bool = False,
+    ) -> float | None:
         """Updates parameters that are handed over at each call, in place; all of them or, on an error, none.
 
         params, grads: two lists in one order, or two dicts by the same names, never mixed. A dict may hold any of the
@@ -88,11 +123,17 @@ class Optimizer:
         the array must have the same shape and dtype, but may lie elsewhere. An optimizer that was made without
         parameters, ``Adam(lr=1e-3)``, keeps no reference to them; one that was made with parameters holds the new
         ones from then on. A new name joins the group that lists it, ``Adam([{"names": ["b"], "weight_decay": 0.0},
-        {}])``, else the last. The other arguments are those of `step`.
+        {}])``, else the last. The other arguments, and what is returned, are those of `step`.
         """
         if type(grad_scale) is not float or grad_scale != 1.0:
             grad_scale = options.check_grad_scale(grad_scale)
-        self._plan.update(self, params, grads, grad_scale)
+        clipping = None
+        if not (
+            max_norm is None and max_value is None and max_norm_each is None
+            and skip_nonfinite is False and zero_grads is False and norm_type == 2.0
+        ):  # fmt: skip
+            clipping = _clipping(max_value, max_norm_each, max_norm, norm_type, skip_nonfinite, zero_grads)
+        return self._plan.update(self, params, grads, grad_scale, clipping)
 
     @exclusive
     def bind(self, grads: Grads | None) -> None:
@@ -399,6 +440,20 @@ class Optimizer:
     def _change_in_step(self, has_gradient: Sequence[bool]) -> Change | None:
         """What a step changes besides the parameters that have a gradient; for optimizers with flags."""
         return None
+
+
+def _clipping(
+    max_value: Any, max_norm_each: Any, max_norm: Any, norm_type: Any, skip_nonfinite: Any, zero_grads: Any
+) -> Clipping:
+    """What a step does beside the update, checked."""
+    limits = [
+        None if limit is None else options.check_limit(name, limit)
+        for name, limit in (("max_value", max_value), ("max_norm_each", max_norm_each), ("max_norm", max_norm))
+    ]
+    for name, value in ("skip_nonfinite", skip_nonfinite), ("zero_grads", zero_grads):
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name}: expected True or False, got {shown(value)}")
+    return Clipping(*limits, options.is_infinity(norm_type), bool(skip_nonfinite), bool(zero_grads))
 
 
 def _as_groups(params: Any) -> list[Any]:

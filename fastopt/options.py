@@ -140,6 +140,19 @@ def check_grad_scale(value: Any) -> float:
     return check_in("grad_scale", as_number("grad_scale", value), _FINITE)
 
 
+def check_limit(name: str, value: Any) -> float:
+    """A limit that gradients are clipped to."""
+    return check_in(name, as_number(name, value), Interval(0, math.inf, "[]"))
+
+
+def is_infinity(norm_type: Any) -> bool:
+    """Whether a norm is the largest magnitude, not the root of the sum of squares."""
+    number = as_number("norm_type", norm_type, "2 or infinity")
+    if number not in (2.0, math.inf):
+        raise ValueError(f"norm_type: {shown(norm_type)} is no norm that can be used here; use 2 or math.inf")
+    return number == math.inf
+
+
 # -- Kinds of options ------------------------------------------------------------------------------
 
 

@@ -89,3 +89,37 @@ def total(blocks: Array) -> Array:
         for line in blocks:
             result += line
     return result
+
+
+def norms(
+    grad: Array, grad_scale: float, max_value: float | None, is_infinite: bool
+) -> tuple[float, float, bool]:
+    """The norm of a gradient times ``grad_scale``, the norm after clipping to ±max_value, and whether all is finite.
+
+    grad: flat, in the parameter's memory order, float32 or float64 or of 16 bits.
+    """
+    wide = grad.astype(np.float64) if grad.dtype != np.float64 else grad
+    arithmetic = np.float64 if grad.dtype == np.float64 else np.float32
+    with np.errstate(all="ignore"):
+        largest = float(np.abs(wide).max(initial=0.0))
+        is_finite = bool(np.isfinite(largest))
+        limited = wide
+        if max_value is not None:
+            scaled = arithmetic(grad_scale) * wide.astype(arithmetic)
+            limited = np.clip(scaled, -arithmetic(max_value), arithmetic(max_value)).astype(np.float64)
+        if is_infinite:
+            raw = largest * abs(grad_scale)
+            return raw, raw if max_value is None or not raw > max_value else max_value, is_finite
+        raw = _norm(wide, largest) * abs(grad_scale)
+        clipped = raw if max_value is None else _norm(limited, float(np.abs(limited).max(initial=0.0)))
+        return raw, clipped, is_finite
+
+
+def _norm(values: Array, largest: float) -> float:
+    """The root of the sum of squares, taken again of smaller values where it overflows."""
+    found = float(total(block_sums(values * values)[:, None])[0])
+    if np.isfinite(found) or not np.isfinite(largest):
+        return float(np.sqrt(found))
+    shrink = float(np.ldexp(1.0, -int(np.frexp(largest)[1])))
+    small = values * shrink
+    return float(np.sqrt(total(block_sums(small * small)[:, None])[0])) / shrink

@@ -90,3 +90,17 @@ def random_bits(random_key: int, first_element: int, p: Array) -> Iterator[Array
         yield (x ^ x >> np.uint32(16)) & np.uint32(0xFFFF)
         yield x >> np.uint32(16)
         start = start + np.uint32(0x85EBCA6B)
+
+
+def clipped(grad: Array, scale: float, limit: float) -> Array:
+    """A gradient in the dtype of the arithmetic, times ``scale``, clipped to ±limit."""
+    wide = widened(grad)
+    with np.errstate(all="ignore"):
+        number = wide.dtype.type
+        return np.clip(number(scale) * wide, -number(limit), number(limit))
+
+
+def clip_in_place(grad: Array, factor: float, limit: float) -> None:
+    """A gradient times ``factor``, clipped to ±limit; 16 bits are rounded to the nearest even."""
+    with np.errstate(all="ignore"):
+        grad[...] = clipped(grad, factor, limit).astype(grad.dtype)

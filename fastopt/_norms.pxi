@@ -1,0 +1,274 @@
+# Norms of gradients, clipping, and steps that are skipped. Included by _plan.pyx.
+
+
+cdef class Clipping:
+    """What a call of `step` asks for beside the update; see `fastopt.Optimizer.step`. None: not asked for."""
+
+    cdef readonly object max_value, max_norm_each, max_norm
+    cdef readonly bint is_infinite, skip_nonfinite, zero_grads, needs_norm
+
+    def __init__(self, max_value, max_norm_each, max_norm, bint is_infinite, bint skip_nonfinite, bint zero_grads):
+        self.max_value, self.max_norm_each, self.max_norm = max_value, max_norm_each, max_norm
+        self.is_infinite, self.skip_nonfinite, self.zero_grads = is_infinite, skip_nonfinite, zero_grads
+        self.needs_norm = max_norm is not None or max_norm_each is not None or skip_nonfinite
+
+
+cdef const fastopt_optimizer *auxiliary_row(int isa, const char *name) noexcept:
+    cdef const fastopt_optimizer *row = table().isas[isa].auxiliary
+    while row.name != NULL and strcmp(row.name, name):
+        row += 1
+    return row
+
+
+cdef double factor_of(double limit, double norm) noexcept:
+    """torch's rule; a NaN stays one."""
+    cdef double factor = limit / (norm + 1e-6)
+    return 1.0 if factor > 1.0 else factor
+
+
+cdef class Norms:
+    """The norms of the gradients of one call, and what the kernels multiply each gradient by."""
+
+    cdef:
+        Sums sums
+        fastopt_coefficients coefficients
+        double *raw       # of each gradient, times |grad_scale|
+        double *clipped   # the same after max_value
+        double *factors
+        size_t capacity
+        double total      # what the call returns
+        bint is_finite, are_factors_equal
+
+    def __init__(self):
+        self.sums = Sums()
+
+    def __dealloc__(self):
+        free(self.raw)
+
+    cdef int reserve(self, size_t count) except -1:
+        if count > self.capacity:
+            free(self.raw)
+            self.capacity = 0
+            self.raw = <double *>calloc(6 * count, sizeof(double))
+            if self.raw == NULL:
+                raise MemoryError
+            self.clipped, self.factors = self.raw + 2 * count, self.raw + 4 * count
+            self.capacity = 2 * count
+        return 0
+
+    cdef int measure(self, list tensors, int isa, int team, Clipping clipping, double grad_scale) except -1:
+        """tensors: those that have a gradient."""
+        cdef Py_ssize_t i, n = len(tensors)
+        cdef double total, scale = abs(grad_scale)
+        cdef bint is_value_clipped = clipping.max_value is not None
+        self.reserve(n)
+        if table().isas[isa].name == NULL:
+            self.measure_twins(tensors, clipping, grad_scale)
+        else:
+            self.measure_kernels(tensors, isa, team, clipping, grad_scale)
+        self.total = norm_of_norms(self.raw, n, clipping.is_infinite)
+        for i in range(n):
+            self.factors[i] = 1.0
+        if clipping.max_norm_each is not None:
+            for i in range(n):
+                self.factors[i] = factor_of(clipping.max_norm_each, self.clipped[i])
+        if clipping.max_norm is not None:
+            for i in range(n):
+                self.clipped[i] *= self.factors[i]
+            total = factor_of(clipping.max_norm, norm_of_norms(self.clipped, n, clipping.is_infinite))
+            for i in range(n):
+                self.factors[i] *= total
+        self.are_factors_equal = clipping.max_norm_each is None
+        return 0
+
+    cdef int run_sums(self, list tensors, int isa, int team, const char *name, int each) except -1:
+        cdef const fastopt_optimizer *row = auxiliary_row(isa, name)
+        cdef Tensor tensor
+        cdef fastopt_kernel kernel
+        cdef fastopt_tensor *added
+        self.sums.begin(len(tensors), each)
+        for tensor in tensors:
+            kernel = row.sum_kernels[format_of[tensor.storage][tensor.gradient_storage][tensor.storage]][0]
+            added = self.sums.add(&tensor.c, kernel)
+            added.call.coefficients = &self.coefficients
+        self.sums.run(team, takes_largest=not strcmp(name, b"largest"))
+        return 0
+
+    cdef int set_coefficients(self, list scalars) except -1:
+        cdef Py_ssize_t k
+        for k, value in enumerate([*scalars, 1.0, 0.0, 1.0]):
+            self.coefficients.scalars[k] = value
+        return 0
+
+    cdef int measure_kernels(self, list tensors, int isa, int team, Clipping clipping, double grad_scale) except -1:
+        cdef Py_ssize_t i, n = len(tensors)
+        cdef double scale = abs(grad_scale), largest
+        cdef bint is_value_clipped = clipping.max_value is not None
+        self.is_finite = True
+        if clipping.is_infinite:
+            self.set_coefficients([])
+            self.run_sums(tensors, isa, team, b"largest", 1)
+            for i in range(n):
+                largest = self.sums.totals[i]
+                self.is_finite = self.is_finite and isfinite(largest)
+                self.raw[i] = largest * scale
+                self.clipped[i] = self.raw[i]
+                if is_value_clipped and self.raw[i] > <double>clipping.max_value:
+                    self.clipped[i] = clipping.max_value
+            return 0
+        if is_value_clipped and (clipping.max_norm is not None or clipping.max_norm_each is not None):
+            self.set_coefficients([grad_scale, clipping.max_value, 1.0])
+            self.run_sums(tensors, isa, team, b"clipped_norm", 2)
+            for i in range(n):
+                self.raw[i] = sqrt(self.sums.totals[2 * i]) * scale
+                self.clipped[i] = sqrt(self.sums.totals[2 * i + 1])
+        else:
+            self.set_coefficients([])
+            self.run_sums(tensors, isa, team, b"norm", 1)
+            for i in range(n):
+                self.raw[i] = self.clipped[i] = sqrt(self.sums.totals[i]) * scale
+        for i in range(n):
+            if not (isfinite(self.raw[i]) and isfinite(self.clipped[i])):
+                self.measure_again(tensors, i, isa, team, clipping, grad_scale)
+        return 0
+
+    cdef int measure_again(
+        self, list tensors, Py_ssize_t i, int isa, int team, Clipping clipping, double grad_scale
+    ) except -1:
+        """A sum that is not finite: an element is not finite, or the sum overflows; then of smaller values."""
+        cdef double largest, shrink, scale = abs(grad_scale)
+        cdef list one = [tensors[i]]
+        self.set_coefficients([])
+        self.run_sums(one, isa, team, b"largest", 1)
+        largest = self.sums.totals[0]
+        if not isfinite(largest):
+            self.is_finite = False
+            return 0
+        shrink = ldexp(1.0, -int(np.frexp(largest)[1]))
+        self.coefficients.scalars[0] = shrink
+        self.run_sums(one, isa, team, b"norm", 1)
+        self.raw[i] = sqrt(self.sums.totals[0]) / shrink * scale
+        if clipping.max_value is None:
+            self.clipped[i] = self.raw[i]
+        elif not isfinite(self.clipped[i]):
+            shrink = ldexp(1.0, -int(np.frexp(min(largest * scale, <double>clipping.max_value))[1]))
+            self.set_coefficients([grad_scale, clipping.max_value, shrink])
+            self.run_sums(one, isa, team, b"clipped_norm", 2)
+            self.clipped[i] = sqrt(self.sums.totals[1]) / shrink
+        return 0
+
+    cdef int measure_twins(self, list tensors, Clipping clipping, double grad_scale) except -1:
+        cdef Py_ssize_t i
+        cdef Tensor tensor
+        self.is_finite = True
+        for i, tensor in enumerate(tensors):
+            raw, clipped, is_finite = reference.norms(
+                tensor.gradient_in_order(), grad_scale, clipping.max_value, clipping.is_infinite
+            )
+            self.raw[i], self.clipped[i] = raw, clipped
+            self.is_finite = self.is_finite and is_finite
+        return 0
+
+
+cdef double norm_of_norms(const double *norms, Py_ssize_t n, bint is_infinite) noexcept:
+    """The norm of all, in their order; a NaN is kept, and what is finite does not overflow on the way."""
+    cdef double total = 0.0, largest = 0.0
+    cdef Py_ssize_t i
+    for i in range(n):
+        if norms[i] > largest or norms[i] != norms[i]:
+            largest = norms[i]
+        if largest != largest:
+            return largest
+    if is_infinite or largest == 0.0 or not isfinite(largest):
+        return largest
+    for i in range(n):
+        total += norms[i] * norms[i]
+    if 1e-290 < total and isfinite(total):
+        return sqrt(total)
+    total = 0.0
+    for i in range(n):
+        total += (norms[i] / largest) * (norms[i] / largest)
+    return largest * sqrt(total)
+
+
+# -- Gradients without parameters ----------------------------------------------------------------
+
+
+cdef Tensor loose_gradient(int isa, Py_ssize_t index, label, array):
+    """A gradient alone, its elements in its own memory order if it is contiguous, else in C order."""
+    cdef cnp.ndarray grad = arrays.plain(label, array)
+    cdef Tensor tensor = Tensor.__new__(Tensor)
+    cdef int storage = storage_of(grad)
+    if storage < 0 or not cnp.PyArray_ISNOTSWAPPED(grad):
+        arrays.refuse_loose_dtype(label, grad)
+    tensor.index, tensor.label, tensor.gradient = index, label, grad
+    tensor.storage = FLOAT64 if storage == FLOAT64 else FLOAT32
+    tensor.gradient_storage = storage
+    tensor.order = arrays.order_of(grad) if cnp.PyArray_CHKFLAGS(grad, cnp.NPY_ARRAY_F_CONTIGUOUS) else "C"
+    tensor.shape, tensor.rank = (<object>grad).shape, cnp.PyArray_NDIM(grad)
+    tensor.contiguity = cnp.NPY_ARRAY_F_CONTIGUOUS if tensor.order == "F" else cnp.NPY_ARRAY_C_CONTIGUOUS
+    tensor.dims = <cnp.npy_intp *>calloc(tensor.rank + 1, sizeof(cnp.npy_intp))
+    if tensor.dims == NULL:
+        raise MemoryError
+    memcpy(tensor.dims, cnp.PyArray_DIMS(grad), tensor.rank * sizeof(cnp.npy_intp))
+    tensor.c.count = cnp.PyArray_SIZE(grad)
+    tensor.c.call.size = sizeof(fastopt_call)
+    tensor.c.call.buffers[0] = tensor.c.call.buffers[1] = cnp.PyArray_DATA(grad)  # the first is not read
+    tensor.c.itemsizes[0] = 8 if tensor.storage == FLOAT64 else 4
+    tensor.c.itemsizes[1] = cnp.PyArray_ITEMSIZE(grad)
+    if not cnp.PyArray_CHKFLAGS(grad, tensor.contiguity | cnp.NPY_ARRAY_ALIGNED) and tensor.c.count:
+        tensor.take_source(grad)
+    tensor.format = format_of[tensor.storage][storage][tensor.storage]
+    stage_gradient(&tensor.c, isa, tensor.format, storage)
+    return tensor
+
+
+cdef class Gradients:
+    """Gradients without parameters: their norm, and what clips them in place. tuners: of the number of threads."""
+
+    cdef readonly list tensors
+    cdef readonly double norm
+    cdef Norms norms
+    cdef Work work
+    cdef int isa, team
+
+    def __init__(self, list labels, list grads, tuners):
+        cdef Py_ssize_t i
+        cdef Tensor tensor
+        self.isa, self.norms, self.work = selected(), Norms(), Work(tuners)
+        self.tensors = [
+            loose_gradient(self.isa, i, labels[i], grads[i]) for i in range(len(grads)) if grads[i] is not None
+        ]
+        self.work.begin(len(self.tensors))
+        for tensor in self.tensors:
+            self.work.add(&tensor.c)
+        self.work.cut()
+        self.team = self.work.choose_team() if table().isas[self.isa].name != NULL else 1
+
+    def measure(self, Clipping clipping):
+        """The norm of all; what `clipping` asks for is worked out too."""
+        self.norms.measure(self.tensors, self.isa, self.team, clipping, 1.0)
+        self.norm = self.norms.total
+        return self.norm
+
+    def clip(self, limit=None):
+        """Multiplies every gradient by its factor of `measure`, or clips its elements to ±limit, in place."""
+        cdef Tensor tensor
+        cdef Py_ssize_t i
+        cdef int to
+        for i in range(len(self.tensors)):
+            tensor = <Tensor>self.tensors[i]
+            factor = 1.0 if limit is not None else self.norms.factors[i]
+            if table().isas[self.isa].name == NULL:
+                storage.clip_in_place(tensor.gradient, factor, INFINITY if limit is None else limit)
+                continue
+            to = FLOAT64 if tensor.storage == FLOAT64 else FLOAT32
+            clip_on_its_way(
+                &tensor.c, self.isa, tensor.storage, tensor.gradient_storage, factor,
+                INFINITY if limit is None else limit,
+            )
+            tensor.c.write_back = table().isas[self.isa].converters[to * FASTOPT_STORAGES + tensor.gradient_storage]
+            tensor.c.kernel = NULL
+        if table().isas[self.isa].name != NULL:
+            self.work.run(self.work.make_ready(self.team))
+        self.work.end()

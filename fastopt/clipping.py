@@ -1,0 +1,135 @@
+"""Norms and clipping of gradients without an optimizer, and the scale of a loss for 16-bit gradients.
+
+`fastopt.Optimizer.step` does the same on the way, without a pass over memory of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from fastopt import arrays, options
+from fastopt._plan import Clipping, Gradients
+from fastopt.arrays import Array
+from fastopt.functional import thread_tuners
+
+GradientList: TypeAlias = Sequence[Array | None] | Mapping[str, Array | None]
+
+
+def _gradients(grads: GradientList) -> Gradients:
+    labels, listed = arrays.labelled(grads)
+    return Gradients(labels, listed, thread_tuners())
+
+
+def global_norm(grads: GradientList, norm_type: float = 2.0) -> float:
+    """The norm of all gradients together: the root of the sum of their squares, or their largest magnitude.
+
+    grads: a list or dict of float32, float64, float16 or bfloat16 arrays in any layout; None does not count.
+    norm_type: 2 or infinity.
+
+    Squares are added up in float64 in an order that no machine or number of threads changes; a sum that overflows is
+    taken again of smaller values. Without any gradient it is 0.0.
+    """
+    clipping = Clipping(None, None, None, options.is_infinity(norm_type), True, False)
+    return float(_gradients(grads).measure(clipping))
+
+
+def clip_grad_norm(grads: GradientList, max_norm: float, norm_type: float = 2.0) -> float:
+    """Scales all gradients down, in place, so that their global norm is at most ``max_norm``; returns the norm before.
+
+    By torch's rule, ``g * min(1, max_norm / (norm + 1e-6))``. The arguments are those of `global_norm`; arrays must
+    be writable, and share no memory.
+    """
+    limit, is_infinite = options.check_limit("max_norm", max_norm), options.is_infinity(norm_type)
+    gradients = _writable(grads)
+    norm = float(gradients.measure(Clipping(None, None, limit, is_infinite, False, False)))
+    gradients.clip()
+    return norm
+
+
+def clip_grad_value(grads: GradientList, clip_value: float) -> None:
+    """Clips every element to ±``clip_value``, in place; a NaN stays one."""
+    limit = options.check_limit("clip_value", clip_value)
+    _writable(grads).clip(limit)
+
+
+def _writable(grads: GradientList) -> Gradients:
+    gradients = _gradients(grads)
+    arrays.refuse_writing(
+        [(tensor.label, tensor.array) for tensor in gradients.tensors], "it cannot be clipped in place", "pass a copy"
+    )
+    return gradients
+
+
+class GradScaler:
+    """The factor of a loss whose gradients are too small for 16 bits, as torch's ``amp.GradScaler`` works it out.
+
+    Multiply the loss by `scale`, step with ``norm = opt.step(grads, grad_scale=1 / scaler.scale,
+    skip_nonfinite=True)``, and call ``scaler.update(norm)``.
+
+    init_scale: the first scale. growth_factor: multiplies it after ``growth_interval`` finite steps in a row.
+    backoff_factor: multiplies it after a step whose norm was not finite.
+    """
+
+    def __init__(
+        self,
+        init_scale: float = 65536.0,
+        growth_factor: float = 2.0,
+        backoff_factor: float = 0.5,
+        growth_interval: int = 2000,
+    ) -> None:
+        self.scale = _number("init_scale", init_scale, options.Interval(0, math.inf, "()"))
+        self.growth_factor = _number("growth_factor", growth_factor, options.Interval(1, math.inf, "()"))
+        self.backoff_factor = _number("backoff_factor", backoff_factor, options.Interval(0, 1, "()"))
+        self.growth_interval = _whole("growth_interval", growth_interval, 1)
+        self.finite_steps = 0
+
+    def update(self, norm: float | None) -> None:
+        """Takes the norm that a step returned, and changes the scale where that is due."""
+        if norm is None:
+            raise TypeError("norm: expected what step() returned, got None; step with skip_nonfinite=True")
+        if not math.isfinite(options.as_number("norm", norm)):
+            self.scale, self.finite_steps = self.scale * self.backoff_factor, 0
+            return
+        self.finite_steps += 1
+        if self.finite_steps == self.growth_interval:
+            grown = self.scale * self.growth_factor
+            self.scale, self.finite_steps = grown if math.isfinite(grown) else self.scale, 0
+
+    def state_dict(self) -> dict[str, float | int]:
+        """What `load_state_dict` takes; the keys are torch's."""
+        return {
+            "scale": self.scale,
+            "growth_factor": self.growth_factor,
+            "backoff_factor": self.backoff_factor,
+            "growth_interval": self.growth_interval,
+            "_growth_tracker": self.finite_steps,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Puts in place what `state_dict` returned, or torch's scaler; on an error nothing."""
+        names = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
+        missing = [name for name in names if name not in state_dict]
+        if missing:
+            raise ValueError(f"state_dict: {', '.join(missing)} missing; pass what state_dict() returned")
+        new = GradScaler(*(state_dict[name] for name in names[:4]))
+        steps = _whole("_growth_tracker", state_dict["_growth_tracker"], 0)
+        self.__dict__.update(new.__dict__ | {"finite_steps": steps})
+
+    def __repr__(self) -> str:
+        return (
+            f"GradScaler(init_scale={self.scale}, growth_factor={self.growth_factor}, "
+            f"backoff_factor={self.backoff_factor}, growth_interval={self.growth_interval})"
+        )
+
+
+def _number(name: str, value: Any, interval: options.Interval) -> float:
+    return options.check_in(name, options.as_number(name, value), interval)
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    number = options.as_number(name, value, "a whole number")
+    if not number >= least or number != math.floor(number) or math.isinf(number):
+        raise ValueError(f"{name}: {value!r} is out of range; it must be a whole number, at least {least}")
+    return int(number)
