@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from fastopt._kernels import FORMATS, state_dtypes
+from fastopt._kernels import state_dtypes
 from fastopt.storage import storage_dtype
 
 if TYPE_CHECKING:
     from fastopt._plan import Tensor
 
 Array: TypeAlias = npt.NDArray[Any]
+P = ParamSpec("P")
+T = TypeVar("T")
 Key: TypeAlias = int | str
 """What a parameter is called: its number, or its name."""
 
@@ -51,6 +54,19 @@ def within(place: str) -> Iterator[None]:
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{place}: {error}") from error.__cause__
+
+
+def quietly(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Calls a function that casts numbers: float32 makes infinity of what is too large, without a warning.
+
+    It runs in a context of its own, because an interrupt on the way out of `errstate` would leave that in force.
+    """
+
+    def call() -> T:
+        with np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+
+    return copy_context().run(call)
 
 
 def is_bfloat16(array: Any) -> bool:
@@ -140,7 +156,9 @@ def checked_states(
     return found
 
 
-def refuse_other_param(label: str, dtype: np.dtype[Any], shape: tuple[int, ...], order: str, given: Any) -> NoReturn:
+def refuse_other_param(
+    label: str, dtype: np.dtype[Any], shape: tuple[int, ...], order: str, given: Any
+) -> NoReturn:
     """Says why an array cannot take the place of the one that a parameter had in the call before."""
     param = checked_parameter(label, given)
     if param.dtype != dtype or param.shape != shape:

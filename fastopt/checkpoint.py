@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastopt.algorithm import Hyper
-from fastopt.arrays import Array, Key, within
+from fastopt.arrays import Array, Key, quietly, within
 from fastopt.options import shown
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class States(Mapping[Key, "dict[str, Any]"]):
         return {"step": int(tensor.steps), **views}
 
     def __iter__(self) -> Iterator[Key]:
-        return iter(self._place)
+        return iter([*self._place])  # another thread may add parameters
 
     def __len__(self) -> int:
         return len(self._place)
@@ -78,8 +78,7 @@ def state_dict(plan: Plan, edits: Change, names: Mapping[str, str]) -> dict[str,
         for letter, array in new_states.get(tensor, tensor.states).items():
             entry[names[letter]] = np.copy(array)
             if id(array) in sources:
-                with np.errstate(all="ignore"):
-                    entry[names[letter]][...] = sources[id(array)]
+                quietly(np.copyto, entry[names[letter]], sources[id(array)], "unsafe")
         state[i] = entry
     return {"state": state, "param_groups": saved_groups}
 

@@ -6,13 +6,11 @@ begins. A trace function runs at all of these places and more, so it stands for 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import random
-import signal
+import re
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import FrameType
 from typing import Any, NamedTuple
@@ -31,7 +29,9 @@ Look = list[Any]
 class Scene:
     """An optimizer before a call, and the call."""
 
-    def __init__(self, optimizer: Any, params: Sequence[Any], call: Callable[[], object], grads: Any = None) -> None:
+    def __init__(
+        self, optimizer: Any, params: Sequence[Any], call: Callable[[], object], grads: Any = None
+    ) -> None:
         self.optimizer, self.params, self.call, self.grads = optimizer, list(params), call, grads
 
     def look(self) -> Look:
@@ -55,7 +55,7 @@ class Scene:
 
 
 def options_of(group: dict[str, Any]) -> dict[str, Any]:
-    found = {name: "a callable" if callable(value) else repr(value) for name, value in group.items()}
+    found = {name: re.sub(" at 0x[0-9a-f]+", "", repr(value)) for name, value in group.items()}
     return found | {"params": [bytes_of(p) for p in group["params"]]}
 
 
@@ -75,7 +75,12 @@ def arrays(count: int, value: float = 1.0, dtype: str = "float32", size: int = 3
 
 
 def trained(
-    cls: Any = fastopt.Adam, groups: int = 1, each: int = 2, dtype: str = "float32", names: bool = False, **options: Any
+    cls: Any = fastopt.Adam,
+    groups: int = 1,
+    each: int = 2,
+    dtype: str = "float32",
+    names: bool = False,
+    **options: Any,
 ) -> tuple[Any, list[Any], list[Any]]:
     """An optimizer after two steps, its parameters and gradients for them."""
     params, grads = arrays(groups * each, dtype=dtype), arrays(groups * each, 0.5, dtype)
@@ -143,7 +148,7 @@ def step_beside_bound_gradients() -> Scene:
 
 @scene
 def step_with_callables() -> Scene:
-    optimizer, params, grads = trained(groups=3, lr=fastopt.schedules.cosine(0.1, 10), betas=(lambda t: 0.5, 0.9))
+    optimizer, params, grads = trained(groups=3, lr=lambda t: 0.1 / (t + 1), betas=(lambda t: 0.5, 0.9))
     return Scene(optimizer, params, lambda: optimizer.step(grads))
 
 
@@ -171,7 +176,7 @@ SCENES |= {
     "step_after_amsgrad_in_100_groups": partial(step_after_edits, {"amsgrad": True}, 100),
     "step_after_state_dtype": partial(step_after_edits, {"state_dtype": "bfloat16"}),
     "step_after_all": partial(
-        step_after_edits, {"lr": lambda t: 0.3, "betas": [0.5, 0.6], "amsgrad": True, "own": 1, "weight_decay": 0.1}
+        step_after_edits, {"lr": lambda t: 0.3, "betas": [0.5, 0.6], "amsgrad": True, "weight_decay": 0.1}
     ),
 }
 
@@ -216,7 +221,7 @@ def bind_none() -> Scene:
 
 @scene
 def add_param_group() -> Scene:
-    optimizer, params, grads = trained()
+    optimizer, params, _ = trained()
     more = arrays(1, 5.0)
     return Scene(optimizer, params + more, lambda: optimizer.add_param_group({"params": more, "lr": 0.5}))
 
@@ -228,7 +233,9 @@ def add_param_group_with_several() -> Scene:
     optimizer.param_groups[0].update(amsgrad=True, lr=0.25)
     more = {f"v{k}": p for k, p in enumerate(arrays(4, 5.0))}
     return Scene(
-        optimizer, params + [*more.values()], lambda: optimizer.add_param_group({"params": more, "betas": [0.5, 0.6]})
+        optimizer,
+        [*params, *more.values()],
+        lambda: optimizer.add_param_group({"params": more, "betas": [0.5, 0.6]}),
     )
 
 
@@ -395,29 +402,35 @@ def check(scene: Scene, outcomes: list[tuple[Look, Look]]) -> None:
 
 
 def difference(look: Look, outcomes: list[tuple[Look, Look]]) -> str:
-    differing = [[k for k, (a, b) in enumerate(zip(look, before, strict=True)) if a != b] for before, _ in outcomes]
+    differing = [
+        [k for k, (a, b) in enumerate(zip(look, before, strict=True)) if a != b] for before, _ in outcomes
+    ]
     return f"neither made nor not made: from the legal outcomes it differs in the parts {differing}"
 
 
-FEW = 60
+FEW = 30
 """Places of each call by default."""
 
 
-def places(total: int, few: bool, seed: object) -> Sequence[int]:
-    if not few:
-        return range(total)
-    return sorted(random.Random(repr(seed)).sample(range(total), min(FEW, total)))
+MANY = 3000
+
+
+def places(name: str, total: int, few: bool) -> Sequence[int]:
+    """Some of the places of a call: all where there are not too many."""
+    most = MANY if not few else FEW if total < 20_000 else 4
+    return sorted(random.Random(name).sample(range(total), min(most, total)))
 
 
 few_or_all = pytest.mark.parametrize("few", [True, pytest.param(False, marks=table.nightly)], ids=["few", "every"])
 
 
-def interrupt_everywhere(make: Make, few: bool) -> Places:
+def interrupt_everywhere(name: str, few: bool) -> Places:
+    make = SCENES[name]
     outcomes = legal(make)
     outside = make()
     total = traced(outside.call, -1)
     interrupted = 0
-    for place in places(total, few, make):
+    for place in places(name, total, few):
         scene = make()
 
         def handler(scene: Scene = scene) -> None:
@@ -437,21 +450,22 @@ def interrupt_everywhere(make: Make, few: bool) -> Places:
 @few_or_all
 @pytest.mark.parametrize("name", SCENES)
 def test_an_interrupt_anywhere(name: str, few: bool) -> None:
-    found = interrupt_everywhere(SCENES[name], few)
-    assert found.interrupted > 0.5 * min(found.total, FEW)
+    found = interrupt_everywhere(name, few)
+    assert found.interrupted > 0.9 * len(places(name, found.total, few))  # the last ones may not be reached again
 
 
 # -- Handlers that look ------------------------------------------------------------------------------
 
 
-def look_everywhere(make: Make, few: bool) -> None:
+def look_everywhere(name: str, few: bool) -> None:
     """A handler reads at each place; the call goes on."""
+    make = SCENES[name]
     seen_outcomes = [before for before, _ in legal(make)]
     end = make()
     end.call()
     outcomes = [(end.look(), [])]
     total = traced(make().call, -1)
-    for place in places(total, few, make):
+    for place in places(name, total, few):
         scene = make()
         looks: list[Look] = []
 
@@ -464,11 +478,13 @@ def look_everywhere(make: Make, few: bool) -> None:
 
         with table.named(f"place {place} of {total}"):
             traced(scene.call, place, handler)
-            assert looks[0][1:] in [look[1:] for look in seen_outcomes]  # all but NumPy's errors, in whose `with` it is
+            assert looks[0][1:] in [
+                look[1:] for look in seen_outcomes
+            ]  # all but NumPy's errors, in whose `with` it is
             assert scene.look() == outcomes[0][0]
 
 
 @few_or_all
 @pytest.mark.parametrize("name", [n for n in SCENES if not n.startswith("make")])
 def test_a_handler_reads_anywhere(name: str, few: bool) -> None:
-    look_everywhere(SCENES[name], few)
+    look_everywhere(name, few)
