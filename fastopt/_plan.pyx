@@ -23,7 +23,7 @@ import sys
 import numpy as np
 
 from fastopt import arrays, storage
-from fastopt._kernels import COMMON_SCALARS, FORMATS, OPENMP, TABLE
+from fastopt._kernels import COMMON_SCALARS, FORMATS, OPENMP, TABLE, openmp_places
 
 from fastopt._kernels cimport (
     FASTOPT_MAX_BUFFERS, fastopt_call, fastopt_coefficients, fastopt_kernel, fastopt_optimizer, flushes_denormal, forks, selected, table,
