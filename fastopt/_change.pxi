@@ -136,6 +136,7 @@ cdef class Group:
     def scalars(self, t):
         """All scalars of step ``t``, in the kernel's order."""
         cdef fastopt_coefficients filled
+        self.resolved_for = -1
         self.ask(-2, t - 1)
         self.fill(&filled, t, 1.0)
         return tuple([filled.scalars[k] for k in range(self.scalar_count + len(COMMON_SCALARS))])
@@ -228,6 +229,7 @@ cdef class Change:
     cdef public list groups, added_groups, added_tensors, states, copies, steps, moves, numbers
     cdef public Intervals intervals
     cdef public dict notes
+    cdef list items, added_items, added_dicts, replaced  # see `Plan.make_ready`
 
     def __init__(self):
         self.groups, self.added_groups, self.added_tensors = [], [], []

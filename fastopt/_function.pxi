@@ -13,8 +13,7 @@ cdef class Function:
     cdef object checked, slow
     cdef tuple names
     cdef size_t row
-    cdef tuple last_options  # of the last call, name, value, name, value; and the group made of them
-    cdef Group last_group
+    cdef tuple last  # the options of the last call, as `items_of` gives them, and the group made of them
     cdef double default_lr
     cdef bint is_simple  # whether the row has no sums, factors or numbers
 
@@ -23,13 +22,15 @@ cdef class Function:
         self.row = list(TABLE).index(algorithm.formula)
         row = TABLE[algorithm.formula]
         self.is_simple = not (row["sums"] or row["factors"] or row["numbers"])
-        self.last_options, self.last_group = (), None
+        self.last = ((), None)
 
     cdef Group group_of(self, dict options):
         """The group for options that were given by name: the last call's, if they are the very same objects."""
-        if self.last_group is None or not is_group_unchanged(options, self.last_options):
-            self.last_group, self.last_options = self.checked(options), items_of(options)
-        return self.last_group
+        cdef tuple last = self.last
+        if last[1] is None or not is_group_unchanged(options, <tuple>last[0]):
+            items = items_of(options)
+            self.last = last = (items, self.checked(options))
+        return <Group>last[1]
 
     cdef call(self, tuple args, dict kwargs):
         cdef fastopt_tensor c
@@ -97,7 +98,9 @@ cdef class Function:
         if group.callables:
             return self.slow(args, kwargs)
         if <double>group.h["lr"] != lr:
-            self.last_group = group = group.with_lr(lr)
+            items = items_of(options)
+            group = group.with_lr(lr)
+            self.last = (items, group)
         row = &table().isas[isa].optimizers[self.row]
         for k in range(len(self.names)):
             if c.call.buffers[k] == NULL and (

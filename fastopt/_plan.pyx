@@ -24,7 +24,7 @@ import sys
 import numpy as np
 
 from fastopt import arrays, reference, storage
-from fastopt._kernels import COMMON_SCALARS, FORMATS, OPENMP, TABLE
+from fastopt._kernels import COMMON_SCALARS, FORMATS, OPENMP, TABLE, openmp_places
 
 from fastopt._kernels cimport (
     FASTOPT_FLOAT32, FASTOPT_MAX_BUFFERS, FASTOPT_STORAGES, FASTOPT_SUM_BLOCK, fastopt_call, fastopt_coefficients,
@@ -112,28 +112,44 @@ cdef class Plan:
         param_groups: the user's list of dicts. An option whose plain form is another object is replaced there,
         unless the user has edited it since it was read.
         """
-        self.reserve(len(self.tensors) + len(change.added_tensors))
+        self.make_ready(param_groups, change)
         self._commit(param_groups, change)
+
+    cdef int make_ready(self, object param_groups, Change change) except -1:
+        """Makes what `_commit` would have to make, and keeps alive what it replaces: what dies may run Python code."""
+        self.reserve(len(self.tensors) + len(change.added_tensors))
+        change.items = [items_of(checked) for _, _, checked, _ in change.groups]
+        change.added_items = [items_of(checked) for checked, _ in change.added_groups]
+        change.added_dicts = [dict(checked) for checked, _ in change.added_groups]
+        change.replaced = [self.bound, self.intervals, [tensor.states for tensor, _ in change.states]]
+        for index, _, _, _ in change.groups:
+            change.replaced.append((self.groups[index], self.items[index]))
+            if type(param_groups) is list and index < len(<list>param_groups):
+                mine = (<list>param_groups)[index]
+                if type(mine) is dict:
+                    change.replaced.append((<dict>mine).copy())
+        return 0
 
     cdef int _commit(self, object param_groups, Change change) except -1:
         cdef Tensor tensor
         cdef dict known, seen, checked
-        cdef Py_ssize_t index
+        cdef Py_ssize_t index, k
+        cdef cnp.ndarray array, values
         for array, values in change.copies:
-            np.copyto(array, values, casting="unsafe")
-        for index, seen, checked, group in change.groups:
+            cnp.PyArray_CopyInto(array, values)
+        for k, (index, seen, checked, group) in enumerate(change.groups):
             self.groups[index] = group
-            self.items[index] = items_of(checked)
+            self.items[index] = change.items[k]
             if type(param_groups) is list and index < len(<list>param_groups):
                 mine = (<list>param_groups)[index]
                 if type(mine) is dict:
                     for name, value in checked.items():
                         if seen is None or value is not seen.get(name) and (<dict>mine).get(name) is seen.get(name):
                             (<dict>mine)[name] = value
-        for checked, group in change.added_groups:
-            (<list>param_groups).append(dict(checked))
+        for k, (checked, group) in enumerate(change.added_groups):
+            (<list>param_groups).append(change.added_dicts[k])
             self.groups.append(group)
-            self.items.append(items_of(checked))
+            self.items.append(change.added_items[k])
         for tensor in change.added_tensors:
             self.place[tensor.key] = len(self.tensors)
             self.tensors.append(tensor)
@@ -354,11 +370,12 @@ cdef class Plan:
             for i in range(len(self.items)):
                 mine = (<list>param_groups)[i]
                 if not is_group_unchanged(mine, <tuple>self.items[i]):
+                    items = items_of(<dict>mine) if type(mine) is dict else ()  # before any Python code runs
                     group = (<Group>self.groups[i]).with_numbers(mine, <tuple>self.items[i], self.bounds)
                     if group is None:  # more than a number has changed
                         optimizer._take_edits()
                         return 0
-                    changed.append((i, group, items_of(<dict>mine)))
+                    changed.append((i, group, items))
             for i, group, items in changed:
                 self.groups[i], self.items[i] = group, items
             return 0
@@ -392,8 +409,8 @@ cdef class Plan:
                 change = optimizer._change_in_step(
                     [self.has_gradient[i] != 0 for i in range(len(self.tensors))]
                 )
-            team = self.prepare(isa, grad_scale, change, clipping)
             param_groups = optimizer.param_groups
+            team = self.prepare(param_groups, isa, grad_scale, change, clipping)
             is_made = True
             self.write(param_groups, change, isa, team, clipping)
             if grads is not None:
@@ -410,10 +427,21 @@ cdef class Plan:
                 self.release()
         return 0
 
-    cdef int prepare(self, int isa, double grad_scale, Change change, Clipping clipping) except -1:
+    cdef int prepare(
+        self, object param_groups, int isa, double grad_scale, Change change, Clipping clipping
+    ) except -1:
         """Everything that may still be refused; returns the number of threads."""
+        cdef Tensor tensor
+        cdef Py_ssize_t i
         cdef int team = 1
         cdef bint is_native = table().isas[isa].name != NULL
+        for i in range(len(self.selected)):
+            if self.has_gradient[i]:
+                (<Tensor>self.selected[i]).refuse_read_only()
+        if change is not None:
+            for tensor in self.tensors:  # it may move parameters that have no gradient
+                tensor.refuse_read_only()
+            self.make_ready(param_groups, change)
         if change is not None or not self.is_assigned or self.assigned_isa != isa:
             self.assign(isa, None if change is None else change.moves)
         if is_native:
@@ -607,8 +635,9 @@ cdef class Plan:
         self.select(self.tensors)
         memset(self.has_gradient, 0, self.capacity)
         try:
-            team = self.prepare(isa, 1.0, change, None)
-            self.write(optimizer.param_groups, change, isa, team, None)
+            param_groups = optimizer.param_groups
+            team = self.prepare(param_groups, isa, 1.0, change, None)
+            self.write(param_groups, change, isa, team, None)
             self.work.end()
         finally:
             self.is_assigned = False
@@ -646,8 +675,8 @@ cdef class Plan:
             if is_by_name:
                 grads = self.gradients_by_name(grads)
             self.take_gradients(grads)
-            team = self.prepare(isa, grad_scale, change, clipping)
             param_groups = optimizer.param_groups
+            team = self.prepare(param_groups, isa, grad_scale, change, clipping)
             is_made = True
             self.write(param_groups, change, isa, team, clipping)
             if self.keeps_params:

@@ -358,6 +358,14 @@ cdef class Tensor:
         else:
             self.param = self.given = None
 
+    cdef int refuse_read_only(self) except -1:
+        """Refuses a parameter that has become read-only since the optimizer was given it."""
+        if self.handed is None and self.given is not None and not cnp.PyArray_CHKFLAGS(
+            <cnp.ndarray>self.given, cnp.NPY_ARRAY_WRITEABLE
+        ):
+            arrays.refuse_read_only(self.label)
+        return 0
+
     cdef int take_gradient(
         self, object given, bint is_bound, Intervals intervals, Intervals call_intervals
     ) except -1:

@@ -38,7 +38,7 @@ cdef extern from "tasks.h" nogil:
     void fastopt_run_all(fastopt_work *)
     uint64_t fastopt_flush_subnormals()
     void fastopt_set_floating_mode(uint64_t)
-    int fastopt_threads_can_start(int n)
+    int fastopt_threads_can_start(int n, const int *places)
 
 cdef extern from *:
     """
@@ -46,6 +46,25 @@ cdef extern from *:
     static _Thread_local int fastopt_last_team = 1;
     """
     int fastopt_last_team
+
+cdef int *PLACES = NULL  # as fastopt_threads_can_start takes them; never freed
+cdef bint places_are_known = False
+
+
+cdef int *places_in_c() except? NULL:
+    """The places to which OpenMP binds threads, which it determined when it was loaded; NULL where it binds none."""
+    global PLACES, places_are_known
+    if not places_are_known:
+        numbers = [number for place in openmp_places() for number in (len(place), *place)]
+        if numbers:
+            PLACES = <int *>calloc(len(numbers) + 1, sizeof(int))
+            if PLACES == NULL:
+                raise MemoryError
+            for k, number in enumerate(numbers):
+                PLACES[k] = number
+        places_are_known = True
+    return PLACES
+
 
 cdef bint has_openmp = OPENMP != 0
 cdef size_t PARALLEL_ELEMENTS = 65536  # fewer run on the calling thread, whatever was asked for
@@ -122,7 +141,7 @@ cdef class Work:
         team = min(team, <int>max(self.c.task_count, 1))
         if team > fastopt_last_team:
             # libgomp ends the process when it cannot make a thread
-            team = min(team, 1 + fastopt_threads_can_start(team - 1))
+            team = min(team, 1 + fastopt_threads_can_start(team - 1, places_in_c()))
         if team > self.part_capacity:
             free(self.c.parts)
             self.c.parts = NULL

@@ -9,20 +9,23 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from fastopt._kernels import FORMATS, state_dtypes
+from fastopt._kernels import state_dtypes
 from fastopt.storage import storage_dtype
 
 if TYPE_CHECKING:
     from fastopt._plan import Tensor
 
 Array: TypeAlias = npt.NDArray[Any]
+P = ParamSpec("P")
+T = TypeVar("T")
 Key: TypeAlias = int | str
 """What a parameter is called: its number, or its name."""
 
@@ -52,6 +55,19 @@ def within(place: str) -> Iterator[None]:
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{place}: {error}") from error.__cause__
+
+
+def quietly(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Calls a function that casts numbers: float32 makes infinity of what is too large, without a warning.
+
+    It runs in a context of its own, because an interrupt on the way out of `errstate` would leave that in force.
+    """
+
+    def call() -> T:
+        with np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+
+    return copy_context().run(call)
 
 
 def is_bfloat16(array: Any) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastopt._kernels import TABLE
 from fastopt.algorithm import Hyper
-from fastopt.arrays import Array, Key, within
+from fastopt.arrays import Array, Key, quietly, within
 from fastopt.options import shown
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class States(Mapping[Key, "dict[str, Any]"]):
         return {"step": int(tensor.steps), **views, **numbers}
 
     def __iter__(self) -> Iterator[Key]:
-        return iter(self._place)
+        return iter([*self._place])  # another thread may add parameters
 
     def __len__(self) -> int:
         return len(self._place)
@@ -82,8 +82,7 @@ def state_dict(plan: Plan, edits: Change, names: Mapping[str, str]) -> dict[str,
         for letter, array in new_states.get(tensor, tensor.states).items():
             entry[names[letter]] = np.copy(array)
             if id(array) in sources:
-                with np.errstate(all="ignore"):
-                    entry[names[letter]][...] = sources[id(array)]
+                quietly(np.copyto, entry[names[letter]], sources[id(array)], "unsafe")
         entry.update({names[letter]: np.array(value) for letter, value in tensor.numbers_by_letter().items()})
         state[i] = entry
     return {"state": state, "param_groups": saved_groups}

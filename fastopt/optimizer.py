@@ -198,8 +198,7 @@ class Optimizer:
     # -- Changes: each is prepared where it may still be refused, then made at once by `Plan.commit` --
 
     def _commit(self, change: Change) -> None:
-        with np.errstate(all="ignore"):  # float32 makes infinity of what is too large, as ever
-            self._plan.commit(self.param_groups, change)
+        arrays.quietly(self._plan.commit, self.param_groups, change)
 
     def _take_edits(self) -> None:
         """Checks groups that were edited and makes the states that they newly need."""
@@ -432,7 +431,7 @@ class Optimizer:
             for letter, array in new.get(tensor, tensor.states).items():
                 value = values.get(letter)
                 if value is None:
-                    value = np.float64(fill.get(letter, 0.0))
+                    value = np.array(fill.get(letter, 0.0))
                 elif self._plan.intervals.holds(value):
                     value = value.copy()  # it may be overwritten before its turn to be read comes
                 change.copies.append((array, value))

@@ -4,6 +4,8 @@
  * caches may lie far apart. A thread that has finished its own tasks takes tasks from the others, so that one
  * that lost its core for a while delays the step by a task at most. */
 
+#define _GNU_SOURCE /* sched_setaffinity */
+
 #include "tasks.h"
 
 #include <ctype.h>
@@ -11,6 +13,7 @@
 #include <limits.h>
 #include <math.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -441,16 +444,49 @@ static int read_stack_size(const char *name, size_t *size)
     return 1;
 }
 
-static void *wait_for_gate(void *gate)
+typedef struct {
+    pthread_mutex_t gate; /* closed until all threads have been made */
+    const int *places;
+    int can_bind;
+} probe;
+
+static void *wait_for_gate(void *of)
 {
-    pthread_mutex_lock(gate);
-    pthread_mutex_unlock(gate);
+    probe *const all = of;
+    pthread_mutex_lock(&all->gate);
+    pthread_mutex_unlock(&all->gate);
     return NULL;
 }
 
-int fastopt_threads_can_start(int n)
+/* The first of the threads tries the places, as OpenMP's threads are bound when they are made. */
+static void *try_places(void *of)
 {
-    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    probe *const all = of;
+#ifdef __linux__
+    for (const int *place = all->places; place && *place; place += 1 + *place) {
+        int last = 0;
+        for (int k = 1; k <= *place; k++)
+            last = place[k] > last ? place[k] : last;
+        cpu_set_t *const cpus = CPU_ALLOC((size_t)last + 1);
+        if (!cpus) {
+            all->can_bind = 0;
+            break;
+        }
+        const size_t size = CPU_ALLOC_SIZE((size_t)last + 1);
+        CPU_ZERO_S(size, cpus);
+        for (int k = 1; k <= *place; k++)
+            CPU_SET_S((size_t)place[k], size, cpus);
+        if (sched_setaffinity(0, size, cpus))
+            all->can_bind = 0;
+        CPU_FREE(cpus);
+    }
+#endif
+    return wait_for_gate(all);
+}
+
+int fastopt_threads_can_start(int n, const int *places)
+{
+    probe all_threads = {PTHREAD_MUTEX_INITIALIZER, places, 1};
     pthread_attr_t attributes;
     sigset_t all, before;
     size_t stack_size;
@@ -467,19 +503,20 @@ int fastopt_threads_can_start(int n)
         pthread_attr_setstacksize(&attributes, stack_size); /* a size that it refuses is one that libgomp ignores */
     sigfillset(&all); /* no signal of the process is to be handled by one of these threads */
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    pthread_mutex_lock(&gate);
-    while (made < n && !pthread_create(&threads[made], &attributes, wait_for_gate, &gate))
+    pthread_mutex_lock(&all_threads.gate);
+    while (made < n
+           && !pthread_create(&threads[made], &attributes, made ? wait_for_gate : try_places, &all_threads))
         made++;
     /* OpenMP also takes memory for a team, and ends the process where there is none */
     void *volatile memory = malloc(4096 + 1024 * (size_t)n);
     const int enough = memory != NULL;
     free(memory);
-    pthread_mutex_unlock(&gate);
+    pthread_mutex_unlock(&all_threads.gate);
     for (int k = 0; k < made; k++)
         pthread_join(threads[k], NULL);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_mutex_destroy(&gate);
+    pthread_mutex_destroy(&all_threads.gate);
     pthread_attr_destroy(&attributes);
     free(threads);
-    return enough ? made : 0;
+    return enough && all_threads.can_bind ? made : 0;
 }

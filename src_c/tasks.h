@@ -122,7 +122,9 @@ void fastopt_set_floating_mode(uint64_t mode);
 uint64_t fastopt_flush_subnormals(void); /* until the mode that it returns is set again */
 
 /* How many of n threads can be made at this moment, all alive at once, with the stacks that OpenMP would give
- * them. libgomp ends the process when it cannot make a thread, so ask first. */
-int fastopt_threads_can_start(int n);
+ * them. libgomp ends the process when it cannot make a thread, so ask first. places: NULL, or the CPUs of each
+ * place to which OpenMP binds threads, each preceded by their number, and a 0 at the end: where the process may
+ * no longer run on the CPUs of a place, no thread can be made. */
+int fastopt_threads_can_start(int n, const int *places);
 
 #endif

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import table
-from own_process import own_process
+from own_process import fork, own_process
 from table import Variant
 
 import fastopt
@@ -249,6 +251,317 @@ def test_ctrl_c_during_a_kernel_of_nag(call: str, watched: int) -> None:
         return [[p[0] for p in params], [s["step"] for s in states], optimizer.param_groups[0]["ahead"]]
 
     assert made(interrupted=True) == made(interrupted=False)
+
+
+# -- Turns -----------------------------------------------------------------------------------------
+
+
+@own_process
+def test_nobody_starves() -> None:
+    """A thread that steps in a loop lets others in, whether its steps give the GIL away or not."""
+    for size in SIZE, 10:
+        params, grads = [np.zeros(size, np.float32)], [np.ones(size, np.float32)]
+        optimizer = fastopt.SGD(params, lr=1.0)
+        stop = threading.Event()
+
+        def step(optimizer: Any = optimizer, grads: Any = grads, stop: Any = stop) -> None:
+            while not stop.is_set():
+                optimizer.step(grads)
+
+        loops = [threading.Thread(target=step) for _ in range(2)]
+        for thread in loops:
+            thread.start()
+        before = optimizer.state[0]["step"]
+        for _ in range(50):
+            optimizer.state_dict()
+        between = optimizer.state[0]["step"] - before
+        stop.set()
+        for thread in loops:
+            thread.join()
+        assert 50 <= between <= 300, between  # each of the two steps once while one copies
+
+
+@own_process
+def test_waiting_threads_are_served_in_order() -> None:
+    entered: list[int] = []
+    inside, go_on = threading.Event(), threading.Event()
+
+    def lr(step: int) -> float:
+        entered.append(threading.get_ident())
+        inside.set()
+        go_on.wait()
+        return 0.1
+
+    optimizer = fastopt.SGD([np.ones(2)], lr=lr)
+    threads = []
+    for _ in range(5):
+        threads.append(threading.Thread(target=lambda: optimizer.step([np.ones(2)])))
+        threads[-1].start()
+        inside.wait()
+        time.sleep(0.05)  # until it waits
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert entered == [thread.ident for thread in threads]
+
+
+class Holder:
+    """An optimizer that is inside a call of another thread until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.inside, self.go_on = threading.Event(), threading.Event()
+        self.params, self.grads = [np.ones(3)], [np.ones(3)]
+        self.optimizer = fastopt.SGD(self.params, lr=self.lr)
+        self.thread = threading.Thread(target=lambda: self.optimizer.step(self.grads))
+        self.thread.start()
+        self.inside.wait()
+
+    def lr(self, step: int) -> float:
+        if not self.inside.is_set():
+            self.inside.set()
+            self.go_on.wait()
+        return 0.1
+
+    def end(self) -> None:
+        """All calls were served, and the next ones are."""
+        self.go_on.set()
+        self.thread.join()
+        steps = self.optimizer.state_dict()["state"][0]["step"]
+        in_threads(lambda: self.optimizer.step(self.grads), lambda: self.optimizer.step(self.grads))
+        assert self.optimizer.state[0]["step"] == steps + 2
+
+
+@pytest.mark.parametrize("call", ["step", "state_dict"])
+@own_process
+def test_ctrl_c_while_waiting(call: str) -> None:
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    for delay in [0.05] + [0.002] * 20:
+        holder = Holder()
+        calls = {"step": lambda o=holder: o.optimizer.step(o.grads), "state_dict": holder.optimizer.state_dict}
+        signal.setitimer(signal.ITIMER_REAL, delay)
+        with pytest.raises(KeyboardInterrupt):
+            if call == "step" or delay > 0.01:
+                calls[call]()
+            else:  # at about the time when it gets its turn
+                threading.Timer(delay, holder.go_on.set).start()
+                calls[call]()
+            time.sleep(10)
+        holder.end()
+
+
+@own_process
+def test_a_handler_while_its_thread_waits() -> None:
+    """It reads, before its own thread's call, and may not write."""
+    found: list[Any] = []
+    holder = Holder()
+
+    def handler(*_: object) -> None:
+        for write in (
+            lambda: holder.optimizer.step(holder.grads),
+            lambda: holder.optimizer.add_param_group({"params": [np.ones(2)]}),
+            lambda: holder.optimizer.bind(None),
+        ):
+            with pytest.raises(RuntimeError, match="inside another call of this thread"):
+                write()
+        threading.Timer(0.05, holder.go_on.set).start()
+        found.append(holder.optimizer.state_dict()["state"][0]["step"])
+        found.append(len(repr(holder.optimizer)))
+        found.append(holder.optimizer.state[0]["step"])
+
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    holder.optimizer.step(holder.grads)
+    assert [found[0], found[2]] == [1, 1]
+    assert holder.optimizer.state[0]["step"] == 2
+    holder.end()
+
+
+@own_process
+def test_a_child_never_waits() -> None:
+    holder = Holder()
+    waiting = threading.Thread(target=lambda: holder.optimizer.step(holder.grads))
+    waiting.start()
+    time.sleep(0.02)
+
+    def refused() -> None:
+        for call in (lambda: holder.optimizer.step(holder.grads), holder.optimizer.state_dict):
+            with pytest.raises(RuntimeError, match="when the process was forked"):
+                call()
+
+    def child() -> None:
+        # a new thread here may have the very identity of the parent's that was stepping
+        in_threads(*[refused] * 8)
+        refused()
+        in_threads(refused)
+        assert fork(refused) == 0
+
+    assert fork(child, seconds=5) == 0
+    waiting_before = threading.active_count()
+    assert waiting_before == 3
+    holder.end()
+    waiting.join()
+    assert fork(lambda: holder.optimizer.step(holder.grads), seconds=5) == 0
+
+
+@own_process
+def test_a_child_that_is_forked_inside_a_call_goes_on() -> None:
+    """The thread that forked has the turn in the child too."""
+    children: list[int] = []
+
+    def lr(step: int) -> float:
+        if step == 1:
+            children.append(os.fork())
+        return 0.1
+
+    optimizer = fastopt.SGD([np.ones(2)], lr=lr)
+    for _ in range(3):
+        optimizer.step([np.ones(2)])
+    in_threads(lambda: optimizer.step([np.ones(2)]))
+    assert optimizer.state_dict()["state"][0]["step"] == 4
+    if not children[0]:
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+
+
+@own_process
+def test_a_child_that_is_forked_while_waiting() -> None:
+    """By a handler, while another thread of the parent had the turn: the call is refused in the child."""
+    holder = Holder()
+    children: list[int] = []
+
+    def handler(*_: object) -> None:
+        children.append(os.fork())
+        if children[0]:
+            holder.go_on.set()
+
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        holder.optimizer.step(holder.grads)
+    except RuntimeError as error:
+        os._exit(0 if "forked" in str(error) and not children[0] else 1)
+    if not children[0]:
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+    holder.end()
+
+
+@own_process
+def test_forks_while_turns_are_handed_over() -> None:
+    """In the child a call is made or refused at once, whatever moment the fork found."""
+    sys.setswitchinterval(1e-5)
+    params, grads = [np.zeros(20_000, np.float32)], [np.ones(20_000, np.float32)]
+    optimizer = fastopt.SGD(params, lr=1.0, momentum=0.5)
+    stop = threading.Event()
+
+    def step() -> None:
+        while not stop.is_set():
+            optimizer.step(grads)
+
+    def child() -> int:
+        try:
+            optimizer.step(grads)
+            in_threads(lambda: optimizer.step(grads))
+        except RuntimeError as error:
+            assert "forked" in str(error)
+            return 3
+        whole([*params, optimizer.state[0]["momentum_buffer"]])
+        return 0
+
+    threads = [threading.Thread(target=step) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    ends = {fork(child, seconds=10) for _ in range(60)}
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert ends <= {0, 3}
+    whole([*params, optimizer.state[0]["momentum_buffer"]])
+
+
+@own_process
+def test_saving_in_the_background() -> None:
+    """And parameters that are added meanwhile: nobody gets an error."""
+    optimizer = fastopt.Adagrad([np.zeros(SIZE, np.float32)], lr=0.1)
+    stop = threading.Event()
+    saves = 0
+
+    def save() -> None:
+        nonlocal saves
+        while not stop.is_set():
+            saved = optimizer.state_dict()
+            assert len(saved["state"]) == sum(len(group["params"]) for group in saved["param_groups"])
+            for state in saved["state"].values():
+                whole([state["sum"]] if "sum" in state else [])
+            assert "Adagrad" in repr(optimizer)
+            assert len(dict(optimizer.state)) <= len(optimizer.state)
+            saves += 1
+
+    def train() -> None:
+        while saves < 200:
+            if saves % 10 == 0 and len(optimizer.param_groups) < 50:
+                optimizer.add_param_group({"params": [np.zeros(10, np.float32)]})
+            optimizer.step([np.ones_like(p) for group in optimizer.param_groups for p in group["params"]])
+            if saves % 7 == 0:
+                optimizer.load_state_dict(optimizer.state_dict())
+        stop.set()
+
+    in_threads(save, save, train)
+
+
+@own_process
+def test_functions_in_several_threads() -> None:
+    """Each call has the options that it was given, whatever another thread's call left behind."""
+    sys.setswitchinterval(1e-6)
+    adam = fastopt.functional.adam
+    betas = [(0.5, 0.5), (0.9, 0.9), (0.1, 0.99)]
+
+    def once(k: int, lr: float) -> bytes:
+        p, g, m, v = (np.full(3, x) for x in (1.0, 0.5, 0.0, 0.0))
+        adam(p, g, m, v, step=1, lr=lr, betas=betas[k])
+        return p.tobytes() + m.tobytes()
+
+    expected = [[once(k, lr) for lr in (0.1, 0.2)] for k in range(3)]
+
+    def work(k: int) -> None:
+        for i in range(3000):
+            assert once(k, (0.1, 0.2)[i % 2]) == expected[k][i % 2]
+
+    in_threads(*[lambda k=k: work(k) for k in range(3)])  # type: ignore[misc]
+
+
+# -- Sources ---------------------------------------------------------------------------------------
+
+SOURCES = Path(__file__).parent.parent
+
+
+def statics(text: str) -> list[str]:
+    """Declarations of C variables that live as long as the process, in C or in Cython's verbatim C."""
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    found = re.findall(r"^[ \t]*static\b([^;{}()=]*)[;=]", text, flags=re.MULTILINE)
+    return [" ".join(words.split()) for words in found]
+
+
+def test_what_c_keeps_is_constant_or_a_threads_own() -> None:
+    kept = {}
+    for path in [*SOURCES.glob("src_c/**/*"), *SOURCES.glob("fastopt/*.p[yx][xid]")]:
+        if path.is_file():
+            kept |= {words: path.name for words in statics(path.read_text())}
+    kept = {
+        words: name for words, name in kept.items() if not {"const", "_Thread_local", "inline"} & {*words.split()}
+    }
+    # changed by one thread alone: in a child that has just been forked, or by an atomic instruction
+    assert kept.keys() == {
+        "int fastopt_forks", "uint64_t fastopt_last_thread", "uint64_t fastopt_survivor", "int fastopt_fork_count"
+    }  # fmt: skip
+
+
+def test_what_cython_keeps_is_set_once_or_one_word() -> None:
+    """Variables of modules that functions set: settings, which are one word each, and what is always the same."""
+    kept = []
+    for path in SOURCES.glob("fastopt/*.p[yx][xi]"):
+        kept += re.findall(r"^ +global (.*)$", path.read_text(), flags=re.MULTILINE)
+    assert sorted(kept) == ["PLACES, places_are_known", "bfloat16_number", "is_flushing", "selected_index"]
 
 
 def test_free_threading_is_not_declared() -> None:
