@@ -6,25 +6,20 @@ They are stored in tests/referees/<library>.json, which tests/referees/make.py w
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from referees.cases import LR_FACTOR, RUNS, gradients, parameters
 
 import fastopt
 
 FOLDER = Path(__file__).with_name("referees")
-sys.path.insert(0, str(FOLDER))
-from cases import LR_FACTOR, RUNS, gradients, parameters
-
 TOLERANCE = 1e-12
 """Times the largest number of a tensor."""
 
-LINES = [
-    (path.stem, line) for path in sorted(FOLDER.glob("*.json")) for line in json.loads(path.read_text())
-]
+LINES = [(path.stem, line) for path in sorted(FOLDER.glob("*.json")) for line in json.loads(path.read_text())]
 
 
 @pytest.mark.parametrize(("library", "line"), LINES, ids=[f"{one}-{line['ours']}" for one, line in LINES])

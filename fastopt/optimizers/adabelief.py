@@ -23,19 +23,18 @@ class AdaBelief(Optimizer):
         m^ = m / (1 - beta1^t);  s^ = s / (1 - beta2^t)
         p = p - lr * m^ / (sqrt(s^) + eps)
 
-    optax computes this, without weight decay. The authors' package adabelief-pytorch has one eps for both here, and
-    ``rectify=True`` as its default.
+    optax computes this, without weight decay. The authors' package adabelief-pytorch has one eps for both here,
+    and ``rectify=True`` as its default.
 
-    Source: Zhuang, Tang, Ding, Tatikonda, Dvornek, Papademetris, Duncan 2020, arXiv:2010.07468. State: ``exp_avg``,
-    ``exp_avg_var``.
+    Source: Zhuang, Tang, Ding, Tatikonda, Dvornek, Papademetris, Duncan 2020, arXiv:2010.07468. State:
+    ``exp_avg``, ``exp_avg_var``.
 
     Options:
     betas: beta1 and beta2, the weights of the old in m and in s (the authors').
-    eps: added to the root, against a division by 0; the authors advise 1e-8 where SGD does better than Adam (the
-        authors').
+    eps: added to the root, against a division by 0; 1e-8 is advised where SGD is better than Adam (the authors').
     weight_decay: p loses this part of itself, times lr, before the update (the authors').
     eps_root: added to s in every step (optax's).
-    decoupled_weight_decay: False: g + weight_decay * p takes the place of g instead (the authors' weight_decouple).
+    decoupled_weight_decay: False: g + weight_decay * p takes the place of g (the authors' weight_decouple).
     rectify: steps are rectified as in `RAdam`, with sqrt(s) + eps as the divisor before bias correction; no
         division at all in the first steps (the authors').
     """

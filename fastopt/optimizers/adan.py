@@ -25,11 +25,11 @@ class Adan(Optimizer):
         p = p * (1 - lr * weight_decay) - lr * u                         no_prox
 
     The authors' code and timm compute this. Their max_grad_norm is ``step(grads, max_norm=…)`` here. The betas are
-    the weights of the old, as in that code; the paper's are 1 minus these. optax multiplies by 1 - beta2 where this
-    has beta2, which agrees neither with the authors' code nor with the paper.
+    the weights of the old, as in that code; the paper's are 1 minus these. optax multiplies by 1 - beta2 where
+    this has beta2, which agrees neither with the authors' code nor with the paper.
 
-    Source: Xie, Zhou, Li, Lin, Yan 2022, arXiv:2208.06677. State: ``exp_avg``, ``exp_avg_sq`` (n), ``exp_avg_diff``
-    (v), ``neg_pre_grad`` (minus the last gradient).
+    Source: Xie, Zhou, Li, Lin, Yan 2022, arXiv:2208.06677. State: ``exp_avg``, ``exp_avg_sq`` (n),
+    ``exp_avg_diff`` (v), ``neg_pre_grad`` (minus the last gradient).
 
     Options:
     betas: beta1, beta2 and beta3, the weights of the old in m, v and n (the authors').

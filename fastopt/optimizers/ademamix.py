@@ -24,11 +24,11 @@ class AdEMAMix(Optimizer):
         p = p - lr * (m^ + alpha * m2) / (sqrt(v^) + eps)
 
     In the first ``alpha_warmup`` steps alpha grows in proportion to t, and in the first ``beta3_warmup`` the
-    half-life of m2 grows evenly from that of m1: training is less stable without. The paper sets both to the number
-    of steps of the training. In the authors' code for torch alpha is 2 by default, in theirs for optax 5.
+    half-life of m2 grows evenly from that of m1: training is less stable without. The paper sets both to the
+    number of steps of the training. In the authors' code for torch alpha is 2 by default, in theirs for optax 5.
 
-    Source: Pagliardini, Ablin, Grangier 2024, arXiv:2409.03137. State: ``exp_avg_fast`` (m1), ``exp_avg_slow`` (m2),
-    ``exp_avg_sq``.
+    Source: Pagliardini, Ablin, Grangier 2024, arXiv:2409.03137. State: ``exp_avg_fast`` (m1), ``exp_avg_slow``
+    (m2), ``exp_avg_sq``.
 
     Options:
     betas: beta1, beta2 and beta3, the weights of the old in m1, v and m2 (the authors').

@@ -22,8 +22,8 @@ class FTRL(Optimizer):
 
     p follows from z: what it was before the first step plays a part only by way of z, and without penalties the
     first step takes away much of it. Keras and TensorFlow compute the same, under the names
-    ``l1_regularization_strength``, ``l2_regularization_strength`` and ``l2_shrinkage_regularization_strength``; their
-    ``learning_rate_power`` is always -0.5 here. torch and optax have none.
+    ``l1_regularization_strength``, ``l2_regularization_strength`` and ``l2_shrinkage_regularization_strength``;
+    their ``learning_rate_power`` is always -0.5 here. torch and optax have none.
 
     Source: McMahan et al. 2013, Ad click prediction: a view from the trenches (KDD). State: ``accumulator``,
     ``linear``.

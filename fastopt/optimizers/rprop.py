@@ -10,7 +10,7 @@ from fastopt.options import Interval, NonNegative, Number, Positive, Seed, State
 
 
 class Rprop(Optimizer):
-    """Rprop: every element has a step of its own, which grows while the gradient keeps its sign. For whole batches.
+    """Rprop: each element has a step of its own, which grows while its gradient keeps its sign. For whole batches.
 
     ::
 
@@ -35,9 +35,10 @@ class Rprop(Optimizer):
         self,
         params: Params | None = None,
         lr: NonNegative = 1e-2,
-        etas: tuple[
-            Annotated[Number, Interval(0, 1, "()")], Annotated[Number, Interval(1, ends="()")]
-        ] = (0.5, 1.2),
+        etas: tuple[Annotated[Number, Interval(0, 1, "()")], Annotated[Number, Interval(1, ends="()")]] = (
+            0.5,
+            1.2,
+        ),
         step_sizes: tuple[NonNegative, Positive] = (1e-6, 50.0),
         weight_decay: NonNegative = 0.0,
         *,

@@ -20,8 +20,8 @@ class Yogi(Optimizer):
         m^ = m / (1 - beta1^t);  v^ = v / (1 - beta2^t)
         p = p - lr * m^ / (sqrt(v^) + eps)
 
-    m and v begin at ``initial_accumulator_value``. optax and pytorch_optimizer compute the same; in optax lr has no
-    default, in pytorch_optimizer weight decay is decoupled by default. The paper has no bias correction.
+    m and v begin at ``initial_accumulator_value``. optax and pytorch_optimizer compute the same; in optax lr has
+    no default, in pytorch_optimizer weight decay is decoupled by default. The paper has no bias correction.
 
     Source: Zaheer, Reddi, Sachan, Kale, Kumar 2018 (NeurIPS: Adaptive methods for nonconvex optimization). State:
     ``exp_avg``, ``exp_avg_sq``.
