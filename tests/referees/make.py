@@ -3,8 +3,8 @@
     pip install torch==2.13.0 adabelief-pytorch==0.2.1 …    (the packages below that are asked for)
     python tests/referees/make.py timm keras …
 
-Each line of <library>.json is a call there, ours, how many steps, and the parameters after some of them, in float64.
-A tensor has an optimizer of its own, because some count the steps of all tensors together.
+Each line of <library>.json has a call there, ours, how many steps are made, and the parameters after some of them,
+in float64. Each tensor has an optimizer of its own, because some count the steps of all tensors together.
 """
 
 from __future__ import annotations
@@ -118,10 +118,25 @@ def adabelief_pytorch() -> Iterator[dict[str, Any]]:
     )
 
 
+def madgrad() -> Iterator[dict[str, Any]]:
+    make = torch_like(importlib.import_module("madgrad"))
+    yield from both(make, "MADGRAD()", "MADGRAD()")
+    for momentum in 0.9, 0.0:
+        more = f"{TEN}, momentum={momentum}, eps=1e-3"
+        yield line(
+            make, "ten", f"MADGRAD({more}, decouple_decay=True)", f"MADGRAD({more}, decoupled_weight_decay=True)"
+        )
+
+
 def pytorch_optimizer() -> Iterator[dict[str, Any]]:
     make = torch_like(importlib.import_module("pytorch_optimizer"))
     yield from both(make, "Yogi(weight_decouple=False)", "Yogi()")
-    yield line(make, "ten", f"Yogi({TEN}, betas=(0.8, 0.9))", f"Yogi({TEN}, betas=(0.8, 0.9), decoupled_weight_decay=True)")
+    yield line(
+        make,
+        "ten",
+        f"Yogi({TEN}, betas=(0.8, 0.9))",
+        f"Yogi({TEN}, betas=(0.8, 0.9), decoupled_weight_decay=True)",
+    )
 
 
 def authors() -> Iterator[dict[str, Any]]:
@@ -162,8 +177,8 @@ def keras_lines() -> Iterator[dict[str, Any]]:
     yield line(
         make,
         "ten",
-        f"Ftrl({ten}, initial_accumulator_value=0.5, l1_regularization_strength=0.3, l2_regularization_strength=0.2, "
-        "l2_shrinkage_regularization_strength=0.1, beta=0.7)",
+        f"Ftrl({ten}, initial_accumulator_value=0.5, l1_regularization_strength=0.3, "
+        "l2_regularization_strength=0.2, l2_shrinkage_regularization_strength=0.1, beta=0.7)",
         f"FTRL({TEN}, initial_accumulator_value=0.5, l1=0.3, l2=0.2, l2_shrinkage=0.1, beta=0.7)",
     )
     yield line(make, "hundred", "Adamax(epsilon=1e-3)", "Adamax(lr=1e-3, eps=1e-3, eps_in_max=False)")
@@ -172,6 +187,7 @@ def keras_lines() -> Iterator[dict[str, Any]]:
 
 LIBRARIES = {
     "adabelief_pytorch": adabelief_pytorch,
+    "madgrad": madgrad,
     "pytorch_optimizer": pytorch_optimizer,
     "authors": authors,
     "keras": keras_lines,
