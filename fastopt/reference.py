@@ -9,7 +9,7 @@ same frame around the formulas in C. How 16-bit arrays are stored is in ``storag
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,6 +20,33 @@ SUM_BLOCK = 4096
 
 SUM_LANES = 16
 """Within a block, element i is added to lane i modulo this."""
+
+
+def cbrt(x: Any) -> Any:
+    """The cube root, for twins: that of ``src_c/roots.h``, whose bits no library's differ from.
+
+    As NumPy's own functions do, it leaves arguments that say so to their ``__array_function__``.
+    """
+    if not isinstance(x, np.ndarray) and hasattr(x, "__array_function__"):
+        return x.__array_function__(cbrt, (type(x),), (x,), {})
+    bits_dtype, constant, iterations = _CUBE_ROOT[x.dtype.name]
+    eighth = np.asarray(x * 0.125)
+    bits = eighth.view(bits_dtype) >> 2
+    bits = bits + (bits >> 2)
+    bits = bits + (bits >> 4)
+    bits = bits + (bits >> 8) + constant
+    y = np.asarray(bits).view(x.dtype)
+    for _ in range(iterations):
+        cube = y * y * y
+        y = y * ((cube + 2 * eighth) / (2 * cube + eighth))
+    return np.where((x > 0) & (x < np.inf), 2 * y, x)
+
+
+_CUBE_ROOT = {
+    "float32": (np.uint32, np.uint32(709921077), 2),
+    "float64": (np.uint64, np.uint64(0x2A9F7893782DA1CE), 3),
+}
+"""For each dtype that of its bits, the bits that a third of them lack, and how many iterations are enough."""
 
 
 def update(

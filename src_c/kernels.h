@@ -12,11 +12,12 @@
  *     converters.h           numbers from one storage to another
  *   dispatch.c             the public table: chooses the instruction sets, lists the formats
  *
- * storage.h loads and stores numbers, arithmetic.h refuses compilers that would change bits; fastopt.h is the
- * public header. bias.c, tasks.c and tasks.h stand apart. */
+ * storage.h loads and stores numbers, arithmetic.h refuses compilers that would change bits, roots.h has the cube
+ * root; fastopt.h is the public header. bias.c, tasks.c and tasks.h stand apart. */
 
 #include "arithmetic.h"
 #include "fastopt.h"
+#include "roots.h"
 #include "storage.h"
 
 /* -- Names made of names -- */

@@ -362,7 +362,7 @@ def wrong_values(cls: Class, name: str) -> list[Any]:
         return [1, 0, 0.5, np.nan, "yes", None, [], [True], np.ones(2, bool), np.array(True), Tensor()]
     if isinstance(default, tuple):
         first, *_, last = kinds(cls, name)
-        lengths = [None, 0.9, (), default[1:], (*default, 0.5), "ab", np.ones(len(default)), {*default}, iter(default), {}]
+        lengths = [None, 0.9, (), default[1:], (*default, 0.5), "ab", {*default}, iter(default), {}]
         wrong = [(*default[:-1], x) for x in wrong_numbers(last)]
         return [*lengths, *wrong, *((x, *default[1:]) for x in wrong_numbers(first)[::7])]
     if isinstance(default, int) or not hasattr(kinds(cls, name)[0], "boolean"):
@@ -395,10 +395,11 @@ def right_values(cls: Class, name: str) -> list[Any]:
     if isinstance(default, tuple):
         by_place = [good(kind)[:: (-1) ** i] for i, kind in enumerate(kinds(cls, name))]
         return [form(each) for form in (tuple, list) for each in zip(*by_place, strict=False)]
-    kind, found = kinds(cls, name)[0], good(kinds(cls, name)[0])
+    kind = kinds(cls, name)[0]
     if name == "lr":
-        return [*found, *(lambda t, x=x: x for x in (0.0, 0.3, 1)), *(lambda t, x=x: x for x in WRONG_NUMBERS[::4])]
-    return [*found, *[True, False] * kind.boolean, *[None] * kind.none]
+        rates = [0.0, 0.3, 1, *WRONG_NUMBERS[::4]]
+        return [*good(kind), *(lambda t, x=x: x for x in rates)]
+    return [*good(kind), *[True, False] * kind.boolean, *[None] * kind.none]
 
 
 def some_wrong_values(cls: Class, name: str) -> list[Any]:

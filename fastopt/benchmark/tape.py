@@ -1,4 +1,4 @@
-"""Records the ufuncs (and np.where) that the NumPy twin calls, to replay them with ``out=`` or to write them as one loop.
+"""Records the ufuncs (and np.where) that the NumPy twin calls, to replay them or to write them as one loop.
 
 Benchmarks need no second copy of a formula this way. A replay allocates nothing: each ufunc writes into a
 buffer whose old content is not read again, that of its own input where it can.
@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fastopt import reference
+
 Array: TypeAlias = npt.NDArray[Any]
 Tape: TypeAlias = list[tuple[Any, tuple[Any, ...], Any]]
 """For each call: the ufunc, its inputs, and its result."""
@@ -20,6 +22,14 @@ Tape: TypeAlias = list[tuple[Any, tuple[Any, ...], Any]]
 def where(condition: Array, yes: Any, no: Any, *, out: Array) -> None:
     """``np.where`` with ``out``, which may be one of the inputs; NumPy has none, so this allocates."""
     out[...] = np.where(condition, yes, no)
+
+
+def cbrt(x: Array, *, out: Array) -> None:
+    """The twins' cube root with ``out``; in a loop, whose bits may differ, it is ``np.cbrt``."""
+    out[...] = reference.cbrt(x)
+
+
+WITH_OUT = {np.where: where, reference.cbrt: cbrt}
 
 
 class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
@@ -46,10 +56,10 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
         return result
 
     def __array_function__(self, function: Any, types: Any, inputs: Any, options: Any) -> Recorded:
-        if function is not np.where or len(inputs) != 3 or options:
-            raise TypeError(f"{function.__name__}: only ufuncs and np.where are recorded")
+        if function not in WITH_OUT or options:
+            raise TypeError(f"{function.__name__}: only ufuncs and a few other functions are recorded")
         result = Recorded(self.tape)
-        self.tape.append((where, inputs, result))
+        self.tape.append((WITH_OUT[function], inputs, result))
         return result
 
     def __bool__(self) -> bool:
