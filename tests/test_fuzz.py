@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -481,7 +482,13 @@ def loading(world: World, spoiled: str | None) -> Made:
         return True, lambda: None
     if spoiled is not None:
         SPOILED[spoiled](saved)
-    return right and spoiled is None, lambda: world.optimizer.load_state_dict(saved)
+
+    def call() -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "group .*: state_dtype is")
+            world.optimizer.load_state_dict(saved)
+
+    return right and spoiled is None, call
 
 
 def looking_ahead(world: World) -> Made:
