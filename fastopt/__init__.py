@@ -10,6 +10,8 @@ except ModuleNotFoundError as _error:
         "build here with pip install -e ."
     ) from _error
 
+from typing import TYPE_CHECKING, Any
+
 from fastopt import functional, machine
 from fastopt.machine import (
     available_isas,
@@ -23,6 +25,10 @@ from fastopt.optimizer import Optimizer
 from fastopt.optimizers import *  # noqa: F403  every optimizer, from the list in that module
 from fastopt.optimizers import __all__ as _optimizers
 
+if TYPE_CHECKING:
+    from fastopt import torch_state
+    from fastopt.files import load, save
+
 __version__: str
 __all__ = [
     *_optimizers,
@@ -31,14 +37,25 @@ __all__ = [
     "functional",
     "get_isa",
     "get_num_threads",
+    "load",
+    "save",
     "set_flush_denormal",
     "set_isa",
     "set_num_threads",
+    "torch_state",
 ]
 
 
-def __getattr__(name: str) -> str:
-    # The version is read when it is asked for: that takes as long as all the rest of the import.
+def __getattr__(name: str) -> Any:
+    # These are looked up when they are asked for: together they take longer than all the rest of the import.
+    if name in {"load", "save"}:
+        from fastopt import files
+
+        return getattr(files, name)
+    if name == "torch_state":
+        import fastopt.torch_state
+
+        return fastopt.torch_state
     if name == "__version__":
         version = machine.version("fastopt")
         if version is not None:

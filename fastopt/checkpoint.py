@@ -63,7 +63,7 @@ IMMUTABLE = (int, float, str, bytes, type(None))
 def state_dict(plan: Plan, edits: Change, names: Mapping[str, str], *, copies: bool = True) -> dict[str, Any]:
     """All but the parameters; edits: of the groups, not yet taken by a step.
 
-    copies: with False the arrays are those that steps write.
+    copies: with False the arrays are those that steps write, and callables stand where otherwise their numbers do.
     """
     tensors: list[Tensor] = plan.tensors
     groups = list(plan.groups)
@@ -79,7 +79,7 @@ def state_dict(plan: Plan, edits: Change, names: Mapping[str, str], *, copies: b
     for group, own in zip(groups, members, strict=True):
         saved = {
             name: value if isinstance(value, IMMUTABLE) else copy.deepcopy(value)
-            for name, value in group.numbers_after(most).items()
+            for name, value in (group.numbers_after(most) if copies else group.h).items()
             if name != "params"
         }
         saved["params"] = [tensor.index for tensor in own]
