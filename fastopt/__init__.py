@@ -28,7 +28,8 @@ from fastopt.optimizers import *  # noqa: F403  every optimizer, from the list i
 from fastopt.optimizers import __all__ as _optimizers
 
 if TYPE_CHECKING:
-    from fastopt import schedules
+    from fastopt import schedules, torch_state
+    from fastopt.files import load, save
 
 __version__: str
 __all__ = [
@@ -42,17 +43,22 @@ __all__ = [
     "get_isa",
     "get_num_threads",
     "global_norm",
+    "load",
+    "save",
     "schedules",
     "set_flush_denormal",
     "set_isa",
     "set_num_threads",
+    "torch_state",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # What takes long to load is loaded when it is asked for: the schedules a third as long as all the rest.
-    if name == "schedules":
-        return import_module("fastopt.schedules")
+    if name in {"schedules", "torch_state"}:
+        return import_module(f"fastopt.{name}")
+    if name in {"load", "save"}:
+        return getattr(import_module("fastopt.files"), name)
     # The version as long as all the rest.
     if name == "__version__":
         version = machine.version("fastopt")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import re
 import reprlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +15,15 @@ import numpy as np
 from fastopt._kernels import TABLE
 from fastopt.algorithm import Hyper
 from fastopt.arrays import Array, Key, quietly, within
-from fastopt.options import shown
+from fastopt.options import IMPLEMENTATION_OPTIONS, options_of, shown
+from fastopt.storage import storage_dtype
 
 if TYPE_CHECKING:
     from fastopt._plan import Change, Plan, Tensor
     from fastopt.optimizer import Optimizer
 
-IMPLEMENTATION_OPTIONS = {"foreach", "fused", "capturable", "differentiable", "initial_lr"}
-"""What torch's param_groups have besides hyper-parameters."""
+BFLOAT16_IN_FILES = np.dtype("V2")
+"""What NumPy's own files make of bfloat16, which is no dtype of its own."""
 
 MOST_STEPS = 2**62
 """More than anybody makes; so no counter runs over."""
@@ -55,8 +60,14 @@ class States(Mapping[Key, "dict[str, Any]"]):
 # -- Out ---------------------------------------------------------------------------------------------
 
 
-def state_dict(plan: Plan, edits: Change, names: Mapping[str, str]) -> dict[str, Any]:
-    """A copy of all but the parameters; edits: of the groups, not yet taken by a step."""
+IMMUTABLE = (int, float, str, bytes, type(None))
+
+
+def state_dict(plan: Plan, edits: Change, names: Mapping[str, str], *, copies: bool = True) -> dict[str, Any]:
+    """All but the parameters; edits: of the groups, not yet taken by a step.
+
+    copies: with False the arrays are those that steps write, and callables stand where otherwise their numbers do.
+    """
     tensors: list[Tensor] = plan.tensors
     groups = list(plan.groups)
     for index, _, _, group in edits.groups:
@@ -70,7 +81,9 @@ def state_dict(plan: Plan, edits: Change, names: Mapping[str, str]) -> dict[str,
     saved_groups = []
     for group, own in zip(groups, members, strict=True):
         saved = {
-            name: value for name, value in group.numbers_after(most).items() if name not in {"params", "names"}
+            name: value if isinstance(value, IMMUTABLE) else copy.deepcopy(value)
+            for name, value in (group.numbers_after(most) if copies else group.h).items()
+            if name not in {"params", "names"}
         }
         saved["params"] = [tensor.index for tensor in own]
         if any(isinstance(tensor.key, str) for tensor in own):
@@ -80,15 +93,29 @@ def state_dict(plan: Plan, edits: Change, names: Mapping[str, str]) -> dict[str,
     for i, tensor in enumerate(tensors):
         entry: dict[str, Any] = {"step": int(tensor.steps)}
         for letter, array in new_states.get(tensor, tensor.states).items():
-            entry[names[letter]] = np.copy(array)
-            if id(array) in sources:
-                quietly(np.copyto, entry[names[letter]], sources[id(array)], "unsafe")
+            values = sources.get(id(array))
+            entry[names[letter]] = np.copy(array) if copies or values is not None else array
+            if values is not None:
+                quietly(np.copyto, entry[names[letter]], values, "unsafe")
         entry.update({names[letter]: np.array(value) for letter, value in tensor.numbers_by_letter().items()})
         state[i] = entry
     return {"state": state, "param_groups": saved_groups}
 
 
 # -- In ----------------------------------------------------------------------------------------------
+
+
+def warn_of_new_state_dtypes(tensors: Sequence[Tensor], before: Sequence[Hyper], after: Sequence[Hyper]) -> None:
+    """Says where groups, ``before`` a load and ``after`` it, have their states in different dtypes."""
+    for index, (old, new) in enumerate(zip(before, after, strict=True)):
+        was, is_now = old.get("state_dtype"), new["state_dtype"]
+        own = {tensor.param.dtype.name for tensor in tensors if tensor.group == index}
+        if any((was or dtype) != (is_now or dtype) for dtype in own):
+            warnings.warn(
+                f"group {index}: state_dtype is {is_now!r} from now on, as in the state dict; it was {was!r}. "
+                f"Set param_groups[{index}]['state_dtype'] after the load to have it otherwise",
+                stacklevel=3,
+            )
 
 
 def _expect(name: str, value: Any, kind: type, called: str) -> None:
@@ -114,7 +141,7 @@ def read(
         if name not in state_dict:
             raise ValueError(f"it has no {name!r}; pass what state_dict() returned")
         _expect(name, state_dict[name], kind, "a list of groups" if kind is Sequence else "a dict by parameters")
-    saved_groups, saved_states = state_dict["param_groups"], dict(state_dict["state"])
+    saved_groups, saved_states = state_dict["param_groups"], _by_numbers(state_dict["state"])
     if len(saved_groups) != len(now):
         raise ValueError(
             f"it has {len(saved_groups)} parameter groups, the optimizer {len(now)}; make the optimizer with "
@@ -123,11 +150,11 @@ def read(
     groups: list[Hyper] = []
     order: list[int] = []  # the saved numbers of the parameters
     for index, (saved, mine) in enumerate(zip(saved_groups, now, strict=True)):
-        order += _saved_numbers(f"group {index}", saved, [t.key for t in tensors if t.group == index])
-        skipped = {"params", "param_names"} | IMPLEMENTATION_OPTIONS
-        new = {name: value for name, value in saved.items() if name not in skipped}
-        loaded = {name: _unless_callable(mine.get(name), value) for name, value in new.items()}
-        groups.append(checked_group(index, {**mine, **loaded}))
+        keys = [tensor.key for tensor in tensors if tensor.group == index]
+        order += _saved_numbers(f"group {index}", saved, keys)
+        with within(f"group {index}"):
+            merged = _merged(cls, saved, mine, any(isinstance(key, str) for key in keys))
+        groups.append(checked_group(index, merged))
     if len(set(order)) != len(order):
         raise ValueError("param_groups: two parameters have one number; give each its own")
     by_order = [tensor for index in range(len(now)) for tensor in tensors if tensor.group == index]
@@ -157,13 +184,41 @@ def read(
     return groups, states, steps
 
 
-def _unless_callable(mine: Any, saved: Any) -> Any:
-    """A saved option, but callables stay: a number saved in the place of one is its number of one step."""
-    if callable(mine):
-        return mine
-    if isinstance(mine, tuple) and isinstance(saved, tuple | list) and len(saved) == len(mine):
-        return tuple(own if callable(own) else value for own, value in zip(mine, saved, strict=True))
-    return saved
+def _by_numbers(saved: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The states by numbers, also where they are digits: JSON makes strings of all keys."""
+    found: dict[Any, Any] = {}
+    for key, entry in saved.items():
+        if isinstance(key, str) and re.fullmatch("0|[1-9][0-9]{,17}", key):
+            key = int(key)
+        if key in found:
+            raise ValueError(f"state: it has parameter {key} twice, by its number and as a string; leave one")
+        found[key] = entry
+    return found
+
+
+def _merged(cls: type[Optimizer], saved: Mapping[str, Any], mine: Hyper, has_names: bool) -> Hyper:
+    """A group with what the saved one has; callables stay, and so does a state_dtype if the saved one is None.
+
+    has_names: whether the parameters have names, which then are no key of the user's own.
+    """
+    merged = dict(mine)
+    for name, value in saved.items():
+        if name == "params" or name in IMPLEMENTATION_OPTIONS or (name == "param_names" and has_names):
+            continue
+        if name in options_of(cls) or name in cls.algorithm.flags:
+            now = mine.get(name)
+            if isinstance(value, np.ndarray):  # of a file that stores nothing else
+                value = value.tolist()
+            if callable(now) or (name == "state_dtype" and value is None):
+                value = now
+            elif isinstance(now, tuple | list) and isinstance(value, tuple | list) and len(now) == len(value):
+                value = tuple(old if callable(old) else new for old, new in zip(now, value, strict=True))
+            if isinstance(cls.algorithm.flags.get(name), bool) and not isinstance(value, bool):
+                raise TypeError(f"{name}: expected True or False, got {shown(value)}")
+        elif not isinstance(value, np.ndarray) and getattr(value, "shape", None) == () and hasattr(value, "item"):
+            value = value.item()  # of a tensor: a torch scheduler keeps the learning rate as it found it
+        merged[name] = value
+    return merged
 
 
 def _saved_numbers(place: str, saved: Any, keys: Sequence[Key]) -> list[int]:
@@ -202,6 +257,13 @@ def _saved_state(cls: type[Optimizer], tensor: Tensor, entry: Mapping[str, Any])
         if name not in letters:
             raise ValueError(f"{name}: no state of {cls.__name__}; it has {', '.join(letters) or 'none'}")
         array = _as_array(name, value)
+        if isinstance(value, list | tuple):  # as in JSON, which makes whole numbers of some floats
+            if array.dtype.kind in "iu":
+                array = array.astype(np.float64)
+            if array.size == 0 == math.prod(tensor.shape):
+                array = array.reshape(tensor.shape)
+        if array.dtype == BFLOAT16_IN_FILES:
+            array = array.view(storage_dtype("bfloat16"))
         if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
             raise TypeError(f"{name}: it has dtype {array.dtype}; convert it to {tensor.dtype}")
         if array.shape != (() if letters[name] in TABLE[cls.algorithm.formula]["numbers"] else tensor.shape):
@@ -216,6 +278,11 @@ def _as_array(name: str, value: Any) -> Array:
     try:
         return np.asarray(value)
     except Exception as error:
+        if type(value).__module__.partition(".")[0] == "torch":
+            raise TypeError(
+                f"{name}: of this tensor numpy.asarray says: {error}; pass "
+                "fastopt.torch_state.from_torch(state_dict)"
+            ) from error
         raise TypeError(
             f"{name}: expected what numpy.asarray takes, got {shown(value)}, of which it says: {error}"
         ) from error

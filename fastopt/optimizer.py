@@ -165,11 +165,19 @@ class Optimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Puts in place what `state_dict` returned, or torch's does (as arrays); on an error nothing.
 
-        Options that are callables here stay, and each callable in ``betas``. Options that a dict from torch does
-        not have stay, and its options that only choose an implementation are passed over.
+        Options that the dict does not have stay, callables stay, each callable in ``betas`` too, and so does
+        ``state_dtype`` if it is None there. Other keys of the dict's groups are kept, but for those by which torch
+        chooses an implementation.
         """
+        before = self._groups_now()
+        change = self._change_to(state_dict, before)
+        checkpoint.warn_of_new_state_dtypes(self._plan.tensors, before, [h for _, _, h, _ in change.groups])
+        self._commit(change)
+
+    def _change_to(self, state_dict: Mapping[str, Any], groups_now: Sequence[Hyper]) -> Change:
+        """What the load of a state dict changes."""
         groups, states, steps = checkpoint.read(
-            state_dict, self._plan.tensors, self._groups_now(), type(self), self._checked_group
+            state_dict, self._plan.tensors, groups_now, type(self), self._checked_group
         )
         change = Change()
         for index, h in enumerate(groups):
@@ -179,7 +187,7 @@ class Optimizer:
             first = self._first_numbers(groups[tensor.group])
             change.numbers.append((tensor, {x: float(values.get(x, first[x])) for x in first}))
         self._need_states(change, dict(zip(self._plan.tensors, states, strict=True)))
-        self._commit(change)
+        return change
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError(
@@ -247,7 +255,9 @@ class Optimizer:
         return {**group, **{name: self._plan.groups[index].h[name] for name in self.algorithm.flags}}
 
     def _checked_group(self, index: int, h: Hyper) -> Hyper:
-        checked = options.check_all(type(self), h, {"params", "names", *self.algorithm.flags}, f"group {index}: ")
+        checked = options.check_all(
+            type(self), h, {"params", "names", *self.algorithm.flags}, f"group {index}: ", own_keys=True
+        )
         with within(f"group {index}"):
             self.algorithm.check(checked)
         return checked

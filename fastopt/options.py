@@ -14,8 +14,8 @@ import re
 import reprlib
 import textwrap
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, SupportsFloat, TypeAlias
 
@@ -385,21 +385,83 @@ def bounds_of(cls: type) -> dict[str, tuple[float, float]]:
     }
 
 
-def check_names(cls: type, names: Iterable[Any], besides: Iterable[str] = (), place: str = "") -> None:
-    """Refuses names that are no option of the class, and the lack of one that is."""
+IMPLEMENTATION_OPTIONS = frozenset({"foreach", "fused", "capturable", "differentiable"})
+"""What torch's parameter groups have besides hyper-parameters: they choose one of torch's implementations."""
+
+OTHER_SPELLINGS = {
+    **dict.fromkeys(("beta1", "beta2", "beta_1", "beta_2", "b1", "b2"), "betas"),
+    "learning_rate": "lr",
+    "epsilon": "eps",
+    "wd": "weight_decay",
+}
+"""What other frameworks call options that are spelled too differently here to be found by their letters."""
+
+
+@lru_cache(maxsize=4096)
+def _mistake(cls: type, name: str, besides: frozenset[str]) -> str | None:
+    """What is wrong with a name that is no option of the class; None if it may be a key of the user's own."""
+    import difflib  # here: it takes a while, and most programs make no such mistake
+
+    own = options_of(cls)
+    if name in IMPLEMENTATION_OPTIONS:
+        return "it chooses one of torch's implementations, fastopt has one; leave it out"
+    others = sorted(other.__name__ for other in _relatives(cls) if name in options_of(other))
+    if others:
+        classes = f"{', '.join(others[:4])}{' and others' * (len(others) > 4)}"
+        return f"an option of {classes}, not of {cls.__name__}; it has {', '.join(own)}"
+    plain = name.lower().replace("-", "_")
+    meant = OTHER_SPELLINGS.get(plain)
+    if meant in own:
+        return f"no option of {cls.__name__}; use {meant}"
+    known = [*own, *besides]
+    for meant in difflib.get_close_matches(plain, known, n=len(known), cutoff=0.8):
+        # lr_scale and base_lr are longer on purpose
+        longer = re.search(rf"^{meant}_\w|\w_{meant}$", plain)
+        if not longer:
+            return f"no option of {cls.__name__}, but it resembles one; use {meant}, or a name that differs more"
+    return None
+
+
+def _relatives(cls: type) -> Iterator[type]:
+    """The other optimizers of this package."""
+    found = [cls.__mro__[-2]]  # Optimizer: behind it is object
+    for base in found:
+        found += base.__subclasses__()
+        if base not in (found[0], cls) and base.__module__.startswith("fastopt."):
+            yield base
+
+
+def check_names(
+    cls: type, names: Iterable[Any], besides: Iterable[str] = (), place: str = "", own_keys: bool = False
+) -> None:
+    """Refuses names that are no option of the class, and the lack of one that is.
+
+    besides: names that are let through. own_keys: whether keys of the user's own are let through as well, unless
+    they look like a mistake.
+    """
     options = options_of(cls)
-    allowed, given = options.keys() | set(besides), set(names)
+    let_through = frozenset(besides)
+    allowed, given = options.keys() | let_through, set(names)
     for name in names:
-        if name not in allowed:
+        if name in allowed:
+            continue
+        if not isinstance(name, str):
+            raise ValueError(f"{place}{name}: no option of {cls.__name__}; the keys of a group must be strings")
+        mistake = _mistake(cls, name, let_through)
+        if mistake is not None:
+            raise ValueError(f"{place}{name}: {mistake}")
+        if not own_keys:
             raise ValueError(f"{place}{name}: no option of {cls.__name__}; it has {', '.join(options)}")
     for name in options:
         if name not in given:
             raise ValueError(f"{place}{name}: missing from the parameter group; put it back")
 
 
-def check_all(cls: type, h: Mapping[str, Any], besides: Iterable[str] = (), place: str = "") -> dict[str, Any]:
-    """A copy of ``h`` with every option of the class in its plain form; ``besides`` are let through."""
-    check_names(cls, h, besides, place)
+def check_all(
+    cls: type, h: Mapping[str, Any], besides: Iterable[str] = (), place: str = "", own_keys: bool = False
+) -> dict[str, Any]:
+    """A copy of ``h`` with every option of the class in its plain form; for the rest see `check_names`."""
+    check_names(cls, h, besides, place, own_keys)
     return {**h, **{name: option.check(h[name], place) for name, option in options_of(cls).items()}}
 
 

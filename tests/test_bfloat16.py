@@ -301,7 +301,8 @@ def test_a_state_is_converted_to_the_nearest() -> None:
     saved = wide.state_dict()
     loaded = make()
     saved["param_groups"][0]["state_dtype"] = "bfloat16"
-    loaded.load_state_dict(saved)
+    with pytest.warns(UserWarning, match="state_dtype is 'bfloat16'"):
+        loaded.load_state_dict(saved)
     np.testing.assert_array_equal(loaded.state[0]["exp_avg_sq"], nearest)
     assert loaded.state[0]["exp_avg_sq"].dtype == BFLOAT16
 

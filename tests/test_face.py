@@ -291,7 +291,7 @@ def goes_on_bit_for_bit(variant: table.Variant) -> None:
     train(optimizer, range(3, 5))
     assert set(saved) == {"state", "param_groups"}
     assert saved["param_groups"][0]["params"] == [0, 1, 2, 3, 4]
-    resumed = variant.cls(others)
+    resumed = variant.cls(others, state_dtype=variant.hyper["state_dtype"])  # type: ignore[call-arg]
     resumed.load_state_dict(saved)
     train(resumed, range(3, 5))
     assert everything(resumed, others) == everything(optimizer, params)

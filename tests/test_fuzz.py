@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -296,7 +297,7 @@ NO_NUMBERS = [math.nan, math.inf, -math.inf, 10**400, "0.1", None, 1j, (0.1,), T
 def option(cls: type[fastopt.Optimizer]) -> st.SearchStrategy[tuple[str, Any, bool]]:
     """A name of an option, a value, and whether it is right by itself."""
     right: list[tuple[str, Any]] = []
-    wrong: list[tuple[str, Any]] = [("speed", 1.0), ("", 0.1)]
+    wrong: list[tuple[str, Any]] = [("weigth_decay", 1.0), (5, 0.1)]
     for name in table.options_of(cls):
         right += [(name, value) for value in table.right_values(cls, name)]
         wrong += [(name, value) for value in table.some_wrong_values(cls, name)]
@@ -461,7 +462,7 @@ SPOILED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a parameter more": lambda d: d["param_groups"][-1]["params"].append(77),
     "a parameter twice": lambda d: d["param_groups"][-1].update(params=[0] * len(d["state"])),
     "an unknown parameter": lambda d: d["state"].update({99: {}}),
-    "an unknown option": lambda d: d["param_groups"][-1].update(speed=1.0),
+    "a misspelt option": lambda d: d["param_groups"][-1].update(weigth_decay=1.0),
     "a wrong option": lambda d: d["param_groups"][-1].update(weight_decay=-1.0),
     "an unknown state": lambda d: d["state"][0].update(speed=np.ones(3)),
     "steps below 0": lambda d: d["state"][0].update(step=-1),
@@ -481,7 +482,13 @@ def loading(world: World, spoiled: str | None) -> Made:
         return True, lambda: None
     if spoiled is not None:
         SPOILED[spoiled](saved)
-    return right and spoiled is None, lambda: world.optimizer.load_state_dict(saved)
+
+    def call() -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "group .*: state_dtype is")
+            world.optimizer.load_state_dict(saved)
+
+    return right and spoiled is None, call
 
 
 def looking_ahead(world: World) -> Made:

@@ -285,8 +285,13 @@ def test_all_options_of_a_group_at_once() -> None:
     h = {name: option.default for name, option in OPTIONS.items()}
     checked = options.check_all(Example, h | {"betas": [0, 0.5], "params": ()}, ["params"])
     assert checked == h | {"betas": (0.0, 0.5), "params": ()}
-    with pytest.raises(ValueError, match=r"^group 0: speed: no option of Example; it has lr, betas, "):
-        options.check_all(Example, h | {"speed": 1}, ["params"], "group 0: ")
+    with pytest.raises(ValueError, match=r"^group 0: depth: no option of Example; it has lr, betas, "):
+        options.check_all(Example, h | {"depth": 1}, ["params"], "group 0: ")
+    own = options.check_all(Example, h | {"depth": 1}, ["params"], own_keys=True)
+    assert own["depth"] == 1
+    for name, meant in {"betass": "betas", "learning_rate": "lr", "Lr": "lr", "parms": "params"}.items():
+        with pytest.raises(ValueError, match=rf"^{name}: no option of Example.* use {meant}"):
+            options.check_all(Example, h | {name: 1}, ["params"], own_keys=True)
     with pytest.raises(ValueError, match=r"^3: no option of Example"):
         options.check_all(Example, h | {3: 1})  # type: ignore[dict-item]
     del h["betas"]

@@ -221,7 +221,10 @@ WRONG_PARAMS: dict[str, tuple[Any, str]] = {
     "None in a group": ([{"params": None}], "^params: "),
     "a group without params": ([{"lr": 1.0}], "^params: missing"),
     "groups of nothing": ([{"params": []}, {"params": {}}], "^params: "),
-    "an unknown option": ([{"params": [base[:3]]}, {"params": [base[3:]], "speed": 1}], "^group 1: speed: "),
+    "an unknown option": (
+        [{"params": [base[:3]]}, {"params": [base[3:]], "weigth_decay": 1}],
+        "^group 1: weigth_decay: .* use weight_decay",
+    ),
     "an option that is no string": ([{"params": [base], 1: 1}], "^group 0: 1: "),
 }
 
@@ -464,6 +467,8 @@ def test_wrong_options_that_were_edited_in(cls: type[fastopt.Optimizer], name: s
 def test_wrong_options_in_a_state_dict(cls: type[fastopt.Optimizer], name: str) -> None:
     scene, other = Scene(cls), Scene(cls, steps=5)
     for wrong in table.wrong_values(cls, name):
+        if isinstance(wrong, np.ndarray) and wrong.dtype == bool:
+            continue  # as it came through .npz
         saved = other.optimizer.state_dict()
         saved["param_groups"][0]["lr"] = 0.01
         saved["param_groups"][1][name] = wrong
@@ -523,7 +528,10 @@ def test_wrong_grad_scale() -> None:
 
 WRONG_EDITS: dict[str, tuple[Callable[[Scene], Any], str]] = {
     "an option removed": (lambda s: s.optimizer.param_groups[1].pop("lr"), "^group 1: lr: missing"),
-    "an unknown option": (lambda s: s.optimizer.param_groups[1].update(speed=1), "^group 1: speed: "),
+    "an unknown option": (
+        lambda s: s.optimizer.param_groups[1].update(weigth_decay=1),
+        "^group 1: weigth_decay: .* use weight_decay",
+    ),
     "an option renamed": (
         lambda s: s.optimizer.param_groups[1].update(Eps=s.optimizer.param_groups[1].pop("eps")),
         "^group 1: Eps: ",
@@ -712,7 +720,9 @@ WRONG_STATE_DICTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         lambda d: d["state"].update({7: d["state"].pop(4)}),
         "unknown parameters .*7",
     ),
-    "an option less than known": (put("param_groups", 1, "speed", value=1.0), "group 1: speed: "),
+    "an option misspelt": (put("param_groups", 1, "weigth_decay", value=1.0), "group 1: weigth_decay: "),
+    "an option of another optimizer": (put("param_groups", 1, "momentum", value=1.0), "group 1: momentum: .*SGD"),
+    "a parameter by its number and as a string": (put("state", "4", value={}), "state: it has parameter 4 twice"),
     "an option that is no string": (put("param_groups", 1, 5, value=1.0), "group 1: 5: "),
     "a parameter's state": (put("state", 4, value=[]), "parameter 4: expected a dict"),
     "None for a parameter's state": (put("state", 4, value=None), "parameter 4: expected a dict"),
