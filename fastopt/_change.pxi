@@ -218,15 +218,35 @@ cdef class Change:
     `Group`. added_groups:
     checked options and `Group`s. added_tensors. states: tuples of a tensor and its new states. copies: tuples of an
     array and the values that it is to have. steps: tuples of a tensor and its number of steps. moves: `Move`s.
-    numbers: tuples of a tensor and its numbers by letter. intervals: where any memory changes. notes: what the author of the change wants to find again.
+    numbers: tuples of a tensor and its numbers by letter. intervals: where any memory changes. unseen: what waits for
+    keys that `update` has not seen. notes: what the author of the change wants to find again.
     """
 
     cdef public list groups, added_groups, added_tensors, states, copies, steps, moves, numbers
     cdef public Intervals intervals
-    cdef public dict notes
+    cdef public dict notes, unseen
 
     def __init__(self):
         self.groups, self.added_groups, self.added_tensors = [], [], []
         self.states, self.copies, self.steps, self.moves, self.numbers = [], [], [], [], []
         self.intervals = None
-        self.notes = {}
+        self.notes, self.unseen = {}, None
+
+    def give_to_added(self):
+        """Gives the tensors that are added their states, numbers and steps: `update` prepares their first step before
+        the change is made, and until then nobody else knows them."""
+        cdef Tensor tensor
+        added = set(self.added_tensors)
+        for tensor, states in self.states:
+            if tensor in added:
+                tensor.take_states(states)
+        for tensor, numbers in self.numbers:
+            if tensor in added:
+                tensor.take_numbers(numbers)
+        for tensor, steps in self.steps:
+            if tensor in added:
+                tensor.steps = steps
+        self.states, self.numbers, self.steps = [
+            [entry for entry in entries if entry[0] not in added]
+            for entries in (self.states, self.numbers, self.steps)
+        ]

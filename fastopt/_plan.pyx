@@ -52,6 +52,7 @@ cdef class Plan:
         readonly object algorithm
         readonly list groups, tensors
         readonly dict place  # of each key among the tensors
+        readonly dict unseen  # states for keys that `update` has not seen yet, see `fastopt.unseen`
         readonly list bound  # the gradients that `bind` was given, or None
         readonly Intervals intervals
         readonly bint keeps_params  # else they are handed over at each call of `update`
@@ -77,7 +78,7 @@ cdef class Plan:
     def __init__(self, algorithm, Turns turns, tuners, bint keeps_params=True, dict bounds={}):
         self.bounds = bounds
         self.algorithm, self.turns, self.work, self.keeps_params = algorithm, turns, Work(tuners), keeps_params
-        self.groups, self.tensors, self.items, self.place = [], [], [], {}
+        self.groups, self.tensors, self.items, self.place, self.unseen = [], [], [], {}, {}
         self.bound = None
         self.selected = self.tensors
         self.has_flags = bool(algorithm.flags)
@@ -106,6 +107,8 @@ cdef class Plan:
         """
         self.reserve(len(self.tensors) + len(change.added_tensors))
         self._commit(param_groups, change)
+        if change.added_tensors:
+            self.release()
 
     cdef int _commit(self, object param_groups, Change change) except -1:
         cdef Tensor tensor
@@ -137,12 +140,13 @@ cdef class Plan:
             tensor.take_numbers(numbers)
         if change.steps or change.moves:
             self.last_move = change if change.moves and not change.steps else None
+        if change.unseen is not None:
+            self.unseen = change.unseen
         if change.intervals is not None:
             self.intervals = change.intervals
             for tensor in self.tensors:
                 tensor.disjoint = NULL
         if change.added_tensors:
-            self.release()
             self.bound = None
         elif change.states and self.bound is not None:
             self.take_bound()  # the formats may be others

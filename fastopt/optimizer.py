@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from fastopt import arrays, checkpoint, options
+from fastopt import arrays, checkpoint, options, unseen
 from fastopt._kernels import TABLE
 from fastopt._plan import Change, Group, Plan, Tensor
 from fastopt._turns import Turns, exclusive, reading
@@ -118,19 +119,23 @@ class Optimizer:
     @reading
     def state_dict(self) -> dict[str, Any]:
         """A copy of all but the parameters, shaped as in torch: plain dicts, numbers and arrays."""
-        return checkpoint.state_dict(self._plan, self._edits(), self.algorithm.states)
+        saved = checkpoint.state_dict(self._plan, self._edits(), self.algorithm.states)
+        return unseen.with_unseen(saved, self._plan.unseen)
 
     @exclusive
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Puts in place what `state_dict` returned, or torch's does (as arrays); on an error nothing.
 
         Options that are callables here stay, and each callable in ``betas``. Options that a dict from torch does
-        not have stay, and its options that only choose an implementation are passed over.
+        not have stay, and its options that only choose an implementation are passed over. States of names, or
+        positions, that `update` has not seen yet wait until it does.
         """
+        change = Change()
+        if not self._plan.keeps_params:
+            state_dict, change.unseen = unseen.split(state_dict, self._plan, self._group_by_name(), type(self))
         groups, states, steps = checkpoint.read(
             state_dict, self._plan.tensors, self._groups_now(), type(self), self._checked_group
         )
-        change = Change()
         for index, h in enumerate(groups):
             change.groups.append((index, None, h, self._group_of(f"group {index}: ", h)))
         change.steps = list(zip(self._plan.tensors, steps, strict=True))
@@ -300,6 +305,7 @@ class Optimizer:
         group_of, last = self._group_by_name(), len(plan.groups) - 1
         change = Change()
         self._add_members(change, [(key, param, group_of.get(str(key), last)) for key, param in new])
+        change.give_to_added()
         return change
 
     def _add_members(self, change: Change, members: Sequence[tuple[Key, Any, int]]) -> None:
@@ -314,19 +320,32 @@ class Optimizer:
         # refused here, before states are made for what cannot be updated
         added = [(tensor, 0, tensor.param) for tensor in change.added_tensors if plan.keeps_params]
         change.intervals = plan.intervals.with_arrays([*plan.tensors, *change.added_tensors], added)
-        self._need_states(change)
+        waiting = {tensor: unseen.taken(plan.unseen, tensor, type(self)) for tensor in change.added_tensors}
+        self._need_states(change, added={tensor: states for tensor, (states, _) in waiting.items()})
         groups = [*plan.groups, *(group for _, group in change.added_groups)]
-        change.numbers = [(t, self._first_numbers(groups[t.group].h)) for t in change.added_tensors]
+        for tensor, (states, steps) in waiting.items():
+            first = self._first_numbers(groups[tensor.group].h)
+            change.numbers.append((tensor, {x: float(states.get(x, first[x])) for x in first}))
+            if steps:
+                change.steps.append((tensor, steps))
+        keys = {tensor.key for tensor in change.added_tensors}
+        if keys & plan.unseen.keys():
+            change.unseen = {key: entry for key, entry in plan.unseen.items() if key not in keys}
 
     def _first_numbers(self, h: Hyper) -> dict[str, float]:
         """What the NUMBERS of a parameter begin with."""
         first = self.algorithm.initial_states(h)
         return {letter: first.get(letter, 0.0) for letter in TABLE[self.algorithm.formula]["numbers"]}
 
-    def _need_states(self, change: Change, loaded: Mapping[Tensor, Mapping[str, Any]] | None = None) -> None:
+    def _need_states(
+        self,
+        change: Change,
+        loaded: Mapping[Tensor, Mapping[str, Any]] | None = None,
+        added: Mapping[Tensor, Mapping[str, Any]] = MappingProxyType({}),
+    ) -> None:
         """Adds to a change the states that its groups need and that are not there, or of another dtype.
 
-        loaded: the values that states are to have, for each parameter by letter.
+        loaded: the values that states are to have, for each parameter by letter; added: for those that are added.
         """
         groups: list[Group] = [*self._plan.groups, *(group for _, group in change.added_groups)]
         tensors: list[Tensor] = list(change.added_tensors)
@@ -342,7 +361,7 @@ class Optimizer:
         made: list[tuple[Tensor, list[str], np.dtype[Any]]] = []
         for tensor in tensors:
             h = groups[tensor.group].h
-            values = None if loaded is None else loaded[tensor]
+            values = added.get(tensor) if loaded is None else loaded[tensor]
             needed = self.algorithm.letters(h)
             letters = [
                 x for x in tensor.letters if x in needed or x in (tensor.states if values is None else values)
@@ -358,16 +377,19 @@ class Optimizer:
             [dtype for _, _, dtype in made],
             [{x: tensor.letters.index(x) for x in letters} for tensor, letters, _ in made],
         )
-        added = []
+        placed = []
         for (tensor, states), arrays_of in zip(change.states, new, strict=True):
             fill = self.algorithm.initial_states(groups[tensor.group].h)
             for letter, array in arrays_of.items():
-                if loaded is None and letter in tensor.states:
+                if letter in added.get(tensor, ()):
+                    with np.errstate(all="ignore"):
+                        array[...] = added[tensor][letter]
+                elif loaded is None and letter in tensor.states:
                     change.copies.append((array, tensor.states[letter]))
                 elif fill.get(letter):
                     array[...] = fill[letter]
                 states[letter] = array
-                added.append((tensor, 2 + tensor.letters.index(letter), array))
+                placed.append((tensor, 2 + tensor.letters.index(letter), array))
         if loaded is not None:
             self._load_values(change, loaded, groups)
         if change.states:
@@ -379,7 +401,7 @@ class Optimizer:
                 for x in states
                 if states[x] is tensor.states.get(x)
             ]
-            change.intervals = intervals.with_arrays(intervals.tensors, [*kept, *added], replaced)
+            change.intervals = intervals.with_arrays(intervals.tensors, [*kept, *placed], replaced)
 
     def _load_values(
         self, change: Change, loaded: Mapping[Tensor, Mapping[str, Any]], groups: Sequence[Group]
