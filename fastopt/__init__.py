@@ -25,6 +25,7 @@ from fastopt.machine import (
 from fastopt.optimizer import Optimizer
 from fastopt.optimizers import *  # noqa: F403  every optimizer, from the list in that module
 from fastopt.optimizers import __all__ as _optimizers
+from fastopt.orphans import OrphanedParameterWarning
 
 if TYPE_CHECKING:
     from fastopt import schedules
@@ -33,6 +34,7 @@ __version__: str
 __all__ = [
     *_optimizers,
     "Optimizer",
+    "OrphanedParameterWarning",
     "available_isas",
     "functional",
     "get_isa",

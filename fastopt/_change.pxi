@@ -48,8 +48,8 @@ cdef class Group:
         self.required = len(TABLE[algorithm.formula]["state"])
         self.resolved_for = -1
         if not callables:
-            self.resolved = h
-            self.weight_decay, self.decay = algorithm.decay(h)
+            self.resolved = with_lr_factor(h)
+            self.weight_decay, self.decay = algorithm.decay(self.resolved)
 
     cdef Group with_options(self, dict h):
         """The same with other numbers."""
@@ -62,8 +62,8 @@ cdef class Group:
         other.scalar_count, other.required, other.resolved_for = self.scalar_count, self.required, -1
         other.h = h
         if not self.callables:
-            other.resolved = h
-            other.weight_decay, other.decay = self.algorithm.decay(h)
+            other.resolved = with_lr_factor(h)
+            other.weight_decay, other.decay = self.algorithm.decay(other.resolved)
         return other
 
     cdef Group with_lr(self, double lr):
@@ -111,10 +111,14 @@ cdef class Group:
         """The options as plain numbers after so many steps."""
         return self.resolve(self.h, self.callables, made) if self.callables else self.h
 
+    def in_step_after(self, made):
+        """The same as the step uses them: with the learning rate multiplied."""
+        return with_lr_factor(self.numbers_after(made))
+
     cdef int ask(self, int64_t call, int64_t made) except -1:
         """Asks each callable once in a call: for its number after so many steps."""
         if self.callables and self.resolved_for != call:
-            self.resolved = self.numbers_after(made)
+            self.resolved = with_lr_factor(self.numbers_after(made))
             self.weight_decay, self.decay = self.algorithm.decay(self.resolved)
             self.resolved_for = call
         return 0
@@ -139,6 +143,16 @@ cdef class Group:
         self.ask(-2, t - 1)
         self.fill(&filled, t, 1.0)
         return tuple([filled.scalars[k] for k in range(self.scalar_count + len(COMMON_SCALARS))])
+
+
+cdef dict with_lr_factor(dict h):
+    """Options as plain numbers, with the learning rate multiplied by the group's factor."""
+    cdef PyObject *factor = PyDict_GetItem(h, "lr_factor")
+    if factor == NULL:
+        return h
+    h = h.copy()
+    h["lr"] = h["lr"] * <object>factor
+    return h
 
 
 cdef bint is_group_unchanged(object mapping, tuple items) noexcept:

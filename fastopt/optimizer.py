@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial, wraps
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 
@@ -13,9 +14,12 @@ from fastopt import arrays, checkpoint, options, unseen
 from fastopt._kernels import TABLE
 from fastopt._plan import Change, Group, Plan, Tensor
 from fastopt._turns import Turns, exclusive, reading
+from fastopt.accumulation import Accumulating
 from fastopt.algorithm import Algorithm, Hyper
 from fastopt.arrays import Array, Key, within
+from fastopt.copying import Copying
 from fastopt.options import shown
+from fastopt.settings import Settings, refuse_keyword
 from fastopt.thread_tuner import ThreadTuners
 
 Params: TypeAlias = Iterable[Array] | Mapping[str, Array] | Iterable[Mapping[str, Any]]
@@ -23,7 +27,7 @@ Grads: TypeAlias = Sequence[Array | None] | Mapping[str, Array | None]
 Handed: TypeAlias = Sequence[Array] | Mapping[str, Array]
 
 
-class Optimizer:
+class Optimizer(Settings, Accumulating, Copying):
     """Updates parameters in place; each subclass is one algorithm.
 
     params: arrays, float32, float64 or bfloat16 (ml_dtypes), native, writable, C- or Fortran-contiguous: a
@@ -45,6 +49,8 @@ class Optimizer:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.__doc__ = options.OptionsDocstring(vars(cls).get("__doc__") or "")  # type: ignore[assignment]
+        if "__init__" in vars(cls):
+            cls.__init__ = _with_advice(vars(cls)["__init__"])  # type: ignore[method-assign]
 
     def __init__(self, params: Params | None, hyper: Mapping[str, Any]) -> None:
         # `hyper` is locals() of the subclass's __init__, so that its signature is the one list of options
@@ -110,6 +116,23 @@ class Optimizer:
         self._take_edits()
         self._plan.commit(self.param_groups, self._with_groups([group]))
 
+    @exclusive
+    def reset(self) -> None:
+        """Starts anew: states and step counters (and so schedules) as in a new optimizer, or, on an error, nothing.
+
+        Options and parameters stay; gradients that were accumulated, and states that wait for `update` to see their
+        names, are dropped.
+        """
+        self._take_edits()
+        plan, change = self._plan, Change()
+        for index, group in enumerate(plan.groups):
+            if any(group.h[name] != first for name, first in self.algorithm.flags.items()):
+                raise RuntimeError(f"group {index}: the parameters are ahead; call step() before reset()")
+        self._start_from(change, [group.h for group in plan.groups], [{}] * len(plan.tensors), [0] * len(plan.tensors))
+        change.unseen = {}
+        self._commit(change)
+        plan.accumulated = None
+
     @property
     @reading
     def state(self) -> checkpoint.States:
@@ -138,18 +161,8 @@ class Optimizer:
         )
         for index, h in enumerate(groups):
             change.groups.append((index, None, h, self._group_of(f"group {index}: ", h)))
-        change.steps = list(zip(self._plan.tensors, steps, strict=True))
-        for tensor, values in zip(self._plan.tensors, states, strict=True):
-            first = self._first_numbers(groups[tensor.group])
-            change.numbers.append((tensor, {x: float(values.get(x, first[x])) for x in first}))
-        self._need_states(change, dict(zip(self._plan.tensors, states, strict=True)))
+        self._start_from(change, groups, states, steps)
         self._commit(change)
-
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        raise TypeError(
-            "an optimizer belongs to its parameters' memory and cannot be copied or pickled; make a new one and "
-            "load state_dict() into it"
-        )
 
     @reading
     def __repr__(self) -> str:
@@ -164,6 +177,17 @@ class Optimizer:
     def _commit(self, change: Change) -> None:
         with np.errstate(all="ignore"):  # float32 makes infinity of what is too large, as ever
             self._plan.commit(self.param_groups, change)
+
+    def _start_from(
+        self, change: Change, groups: Sequence[Hyper], states: Sequence[Mapping[str, Any]], steps: Sequence[int]
+    ) -> None:
+        """Adds to a change that the parameters have these states, by letter, and have made so many steps."""
+        tensors = self._plan.tensors
+        change.steps = list(zip(tensors, steps, strict=True))
+        for tensor, values in zip(tensors, states, strict=True):
+            first = self._first_numbers(groups[tensor.group])
+            change.numbers.append((tensor, {x: float(values.get(x, first[x])) for x in first}))
+        self._need_states(change, dict(zip(tensors, states, strict=True)))
 
     def _take_edits(self) -> None:
         """Checks groups that were edited and makes the states that they newly need."""
@@ -212,7 +236,11 @@ class Optimizer:
         return {**group, **{name: self._plan.groups[index].h[name] for name in self.algorithm.flags}}
 
     def _checked_group(self, index: int, h: Hyper) -> Hyper:
-        checked = options.check_all(type(self), h, {"params", "names", *self.algorithm.flags}, f"group {index}: ")
+        besides = {"params", "names", *options.GROUP_DEFAULTS, *self.algorithm.flags}
+        checked = options.check_all(type(self), h, besides, f"group {index}: ")
+        for name, option in options.group_options().items():
+            if name in checked:
+                checked[name] = option.check(checked[name], f"group {index}: ")
         with within(f"group {index}"):
             self.algorithm.check(checked)
         return checked
@@ -290,18 +318,15 @@ class Optimizer:
         plan = self._plan
         if isinstance(params, Mapping):
             new: list[tuple[Key, Any]] = [(key, param) for key, param in params.items() if key not in plan.place]
+            new = [(str(key) if isinstance(key, str) else key, param) for key, param in new]  # no numpy.str_
         else:
             new = list(enumerate(params))[len(plan.tensors) :]
         for key, _ in new:
             if isinstance(params, Mapping) and not isinstance(key, str):
                 arrays.refuse_name(key)
-            if plan.tensors and isinstance(plan.tensors[0].key, str) != isinstance(key, str):
-                by = (
-                    "names; pass dicts by these"
-                    if isinstance(plan.tensors[0].key, str)
-                    else "positions; pass lists"
-                )
-                raise TypeError(f"update: this optimizer knows its parameters by {by}")
+            known = plan.tensors[0].key if plan.tensors else next(iter(plan.unseen), key)
+            if isinstance(known, str) != isinstance(key, str):
+                arrays.refuse_mixture(isinstance(known, str))
         group_of, last = self._group_by_name(), len(plan.groups) - 1
         change = Change()
         self._add_members(change, [(key, param, group_of.get(str(key), last)) for key, param in new])
@@ -421,6 +446,22 @@ class Optimizer:
     def _change_in_step(self, has_gradient: Sequence[bool]) -> Change | None:
         """What a step changes besides the parameters that have a gradient; for optimizers with flags."""
         return None
+
+
+def _with_advice(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that says what is meant by an argument which it does not have."""
+    if init.__code__.co_flags & inspect.CO_VARKEYWORDS:
+        return init
+    known = {*init.__code__.co_varnames[: init.__code__.co_argcount + init.__code__.co_kwonlyargcount]}
+
+    @wraps(init)
+    def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name not in known:
+                refuse_keyword(type(self), name)
+        init(self, *args, **kwargs)
+
+    return __init__
 
 
 def _as_groups(params: Any) -> list[Any]:
