@@ -26,6 +26,7 @@ from fastopt.machine import (
 from fastopt.optimizer import Optimizer
 from fastopt.optimizers import *  # noqa: F403  every optimizer, from the list in that module
 from fastopt.optimizers import __all__ as _optimizers
+from fastopt.orphans import OrphanedParameterWarning
 
 if TYPE_CHECKING:
     from fastopt import schedules, torch_state
@@ -36,6 +37,7 @@ __all__ = [
     *_optimizers,
     "GradScaler",
     "Optimizer",
+    "OrphanedParameterWarning",
     "available_isas",
     "clip_grad_norm",
     "clip_grad_value",

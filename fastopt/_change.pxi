@@ -48,8 +48,8 @@ cdef class Group:
         self.required = len(TABLE[algorithm.formula]["state"])
         self.resolved_for = -1
         if not callables:
-            self.resolved = h
-            self.weight_decay, self.decay = algorithm.decay(h)
+            self.resolved = with_lr_factor(h)
+            self.weight_decay, self.decay = algorithm.decay(self.resolved)
 
     cdef Group with_options(self, dict h):
         """The same with other numbers."""
@@ -62,8 +62,8 @@ cdef class Group:
         other.scalar_count, other.required, other.resolved_for = self.scalar_count, self.required, -1
         other.h = h
         if not self.callables:
-            other.resolved = h
-            other.weight_decay, other.decay = self.algorithm.decay(h)
+            other.resolved = with_lr_factor(h)
+            other.weight_decay, other.decay = self.algorithm.decay(other.resolved)
         return other
 
     cdef Group with_lr(self, double lr):
@@ -111,10 +111,14 @@ cdef class Group:
         """The options as plain numbers after so many steps."""
         return self.resolve(self.h, self.callables, made) if self.callables else self.h
 
+    def in_step_after(self, made):
+        """The same as the step uses them: with the learning rate multiplied."""
+        return with_lr_factor(self.numbers_after(made))
+
     cdef int ask(self, int64_t call, int64_t made) except -1:
         """Asks each callable once in a call: for its number after so many steps."""
         if self.callables and self.resolved_for != call:
-            self.resolved = self.numbers_after(made)
+            self.resolved = with_lr_factor(self.numbers_after(made))
             self.weight_decay, self.decay = self.algorithm.decay(self.resolved)
             self.resolved_for = call
         return 0
@@ -140,6 +144,16 @@ cdef class Group:
         self.ask(-2, t - 1)
         self.fill(&filled, t, 1.0)
         return tuple([filled.scalars[k] for k in range(self.scalar_count + len(COMMON_SCALARS))])
+
+
+cdef dict with_lr_factor(dict h):
+    """Options as plain numbers, with the learning rate multiplied by the group's factor."""
+    cdef PyObject *factor = PyDict_GetItem(h, "lr_factor")
+    if factor == NULL:
+        return h
+    h = h.copy()
+    h["lr"] = h["lr"] * <object>factor
+    return h
 
 
 cdef bint is_group_unchanged(object mapping, tuple items) noexcept:
@@ -223,16 +237,36 @@ cdef class Change:
     `Group`. added_groups:
     checked options and `Group`s. added_tensors. states: tuples of a tensor and its new states. copies: tuples of an
     array and the values that it is to have. steps: tuples of a tensor and its number of steps. moves: `Move`s.
-    numbers: tuples of a tensor and its numbers by letter. intervals: where any memory changes. notes: what the author of the change wants to find again.
+    numbers: tuples of a tensor and its numbers by letter. intervals: where any memory changes. unseen: what waits for
+    keys that `update` has not seen. notes: what the author of the change wants to find again.
     """
 
     cdef public list groups, added_groups, added_tensors, states, copies, steps, moves, numbers
     cdef public Intervals intervals
-    cdef public dict notes
+    cdef public dict notes, unseen
     cdef list items, added_items, added_dicts, replaced  # see `Plan.make_ready`
 
     def __init__(self):
         self.groups, self.added_groups, self.added_tensors = [], [], []
         self.states, self.copies, self.steps, self.moves, self.numbers = [], [], [], [], []
         self.intervals = None
-        self.notes = {}
+        self.notes, self.unseen = {}, None
+
+    def give_to_added(self):
+        """Gives the tensors that are added their states, numbers and steps: `update` prepares their first step before
+        the change is made, and until then nobody else knows them."""
+        cdef Tensor tensor
+        added = set(self.added_tensors)
+        for tensor, states in self.states:
+            if tensor in added:
+                tensor.take_states(states)
+        for tensor, numbers in self.numbers:
+            if tensor in added:
+                tensor.take_numbers(numbers)
+        for tensor, steps in self.steps:
+            if tensor in added:
+                tensor.steps = steps
+        self.states, self.numbers, self.steps = [
+            [entry for entry in entries if entry[0] not in added]
+            for entries in (self.states, self.numbers, self.steps)
+        ]

@@ -10,7 +10,7 @@ together in a `Change` first, by code that may fail, and take effect in `Plan.co
 from cpython.dict cimport PyDict_CheckExact, PyDict_GetItem, PyDict_Next
 from cpython.ref cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM
-from cpython.unicode cimport PyUnicode_CheckExact
+from cpython.unicode cimport PyUnicode_Check
 from cython.parallel cimport prange
 from libc.math cimport INFINITY, isfinite, ldexp, sqrt
 from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
@@ -23,7 +23,7 @@ import sys
 
 import numpy as np
 
-from fastopt import arrays, reference, storage
+from fastopt import arrays, orphans, reference, storage
 from fastopt._kernels import COMMON_SCALARS, FORMATS, OPENMP, TABLE, openmp_places
 
 from fastopt._kernels cimport (
@@ -37,6 +37,7 @@ cnp.import_array()
 include "_work.pxi"
 include "_tensor.pxi"
 include "_change.pxi"
+include "_orphans.pxi"
 include "_sums.pxi"
 include "_norms.pxi"
 include "_function.pxi"
@@ -55,7 +56,12 @@ cdef class Plan:
         readonly object algorithm
         readonly list groups, tensors
         readonly dict place  # of each key among the tensors
+        readonly dict unseen  # states for keys that `update` has not seen yet, see `fastopt.unseen`
         readonly list bound  # the gradients that `bind` was given, or None
+        object bound_in  # the list or dict that they were in
+        tuple bound_members  # what it had
+        public object accumulated  # see `fastopt.accumulation`, or None
+        bint has_rounded  # whether the warning about gradients of float64 has been given
         readonly Intervals intervals
         readonly bint keeps_params  # else they are handed over at each call of `update`
         readonly Change last_move  # what `move` made, until a step or a state that is loaded takes its place
@@ -83,7 +89,7 @@ cdef class Plan:
     def __init__(self, algorithm, Turns turns, tuners, bint keeps_params=True, dict bounds={}):
         self.bounds = bounds
         self.algorithm, self.turns, self.work, self.keeps_params = algorithm, turns, Work(tuners), keeps_params
-        self.groups, self.tensors, self.items, self.place = [], [], [], {}
+        self.groups, self.tensors, self.items, self.place, self.unseen = [], [], [], {}, {}
         self.bound = None
         self.selected = self.tensors
         self.has_flags = bool(algorithm.flags)
@@ -114,6 +120,8 @@ cdef class Plan:
         """
         self.make_ready(param_groups, change)
         self._commit(param_groups, change)
+        if change.added_tensors:
+            self.release()
 
     cdef int make_ready(self, object param_groups, Change change) except -1:
         """Makes what `_commit` would have to make, and keeps alive what it replaces: what dies may run Python code."""
@@ -161,13 +169,14 @@ cdef class Plan:
             tensor.take_numbers(numbers)
         if change.steps or change.moves:
             self.last_move = change if change.moves and not change.steps else None
+        if change.unseen is not None:
+            self.unseen = change.unseen
         if change.intervals is not None:
             self.intervals = change.intervals
             for tensor in self.tensors:
                 tensor.disjoint = NULL
         if change.added_tensors:
-            self.release()
-            self.bound = None
+            self.unbind()
         elif change.states and self.bound is not None:
             self.take_bound()  # the formats may be others
         self.is_assigned = False
@@ -244,7 +253,9 @@ cdef class Plan:
                 self.has_gradient[i] = has_gradient
                 self.is_assigned = False
             if has_gradient:
-                tensor.take_gradient(grad, is_bound, self.intervals, self.call_intervals)
+                if tensor.take_gradient(grad, is_bound, self.intervals, self.call_intervals) and not self.has_rounded:
+                    arrays.warn_of_rounding(tensor.label)
+                    self.has_rounded = True
                 if tensor.c.kernel == NULL:
                     self.is_assigned = False
         return 0
@@ -260,6 +271,43 @@ cdef class Plan:
         for tensor in self.selected:
             tensor.gradient = None
 
+    cdef void unbind(self) noexcept:
+        self.bound = self.bound_in = self.bound_members = None
+
+    cdef int check_bound(self) except -1:
+        """Refuses a step where the user has put another array into the list or dict that was bound."""
+        cdef bint is_same = True
+        cdef Py_ssize_t i
+        if PyDict_CheckExact(self.bound_in):
+            is_same = is_group_unchanged(self.bound_in, self.bound_members)
+        elif type(self.bound_in) is list:
+            is_same = len(<list>self.bound_in) == len(self.bound_members)
+            for i in range(len(self.bound_members)):
+                is_same = is_same and (
+                    <PyObject *>(<list>self.bound_in)[i] == <PyObject *>PyTuple_GET_ITEM(self.bound_members, i)
+                )
+        if not is_same:
+            arrays.refuse_replaced_gradients(
+                self.bound_in, self.bound_members, [t.key for t in self.tensors], [t.label for t in self.tensors]
+            )
+        return 0
+
+    def checked_gradients(self, grads):
+        """The gradients of all parameters as plain arrays, or None, checked as for a step; nothing may be bound."""
+        cdef list found = []
+        cdef Tensor tensor
+        cdef Py_ssize_t i
+        grads = self.listed(grads)
+        self.select(self.tensors)
+        try:
+            self.take_gradients(grads)
+            for i in range(len(self.tensors)):
+                tensor = <Tensor>self.tensors[i]
+                found.append(tensor.gradient if self.has_gradient[i] else None)
+            return found
+        finally:
+            self.release()
+
     def bind(self, grads):
         """Takes gradients for every step to come; None lets go of them. On an error, what was bound stays."""
         cdef list before = self.bound, bound
@@ -269,9 +317,11 @@ cdef class Plan:
             arrays.refuse_step_without_params()
         if grads is None:
             self.release()
-            self.bound = None
+            self.unbind()
             return
+        bound_in = grads
         try:
+            members = items_of(grads) if PyDict_CheckExact(grads) else tuple(grads) if type(grads) is list else None
             grads = self.listed(grads)
             self.select(self.tensors)
             self.take_gradients(grads, is_bound=True)
@@ -280,7 +330,7 @@ cdef class Plan:
                 tensor = <Tensor>self.tensors[i]
                 # views: nobody else can give them another shape
                 bound.append(tensor.gradient.view() if self.has_gradient[i] else None)
-            self.bound = bound
+            self.bound, self.bound_in, self.bound_members = bound, bound_in, members
             self.take_bound()
         except BaseException:
             self.release()
@@ -387,22 +437,39 @@ cdef class Plan:
         self.turns.enter()
         try:
             self.take_edits(optimizer)
+            self.look_for_orphans()
             self.make_step(optimizer, grads, grad_scale, clipping)
             return self.norms.total if clipping is not None and clipping.needs_norm else None
         finally:
             self.turns.leave()
 
+    cdef int look_for_orphans(self) except -1:
+        """In steps 1, 2, 4, 8, … : what is looked at ever more seldom costs nothing."""
+        cdef Tensor tensor
+        if self.calls & (self.calls + 1) or not self.keeps_params:
+            return 0
+        found = orphans_of(self.tensors)
+        if found:
+            orphans.warn_of_orphans([tensor.label for tensor in found])
+            for tensor in found:
+                tensor.is_known_orphan = True
+        return 0
+
     cdef int make_step(self, optimizer, object grads, double grad_scale, Clipping clipping) except -1:
         cdef Change change = None
         cdef int team, isa = selected()
-        cdef bint is_made = False
+        cdef bint is_made = False, is_mean = grads is None and self.bound is None and self.accumulated is not None
         try:
+            if is_mean:
+                grads = self.accumulated.mean(len(self.tensors))
             if grads is not None:
                 grads = self.listed(grads)
                 self.select(self.tensors)
                 self.take_gradients(grads)
             elif self.bound is None:
                 raise TypeError("step() needs gradients: pass a list or a dict, or name buffers with bind()")
+            else:
+                self.check_bound()
             if not self.keeps_params:
                 arrays.refuse_step_without_params()
             if self.has_flags:
@@ -414,7 +481,9 @@ cdef class Plan:
             is_made = True
             self.write(param_groups, change, isa, team, clipping)
             if grads is not None:
-                self.bound = None
+                self.unbind()
+            if is_mean:
+                self.accumulated = None
             self.work.end()
         except BaseException:
             if not is_made and grads is not None and self.bound is not None:
@@ -681,7 +750,7 @@ cdef class Plan:
             self.write(param_groups, change, isa, team, clipping)
             if self.keeps_params:
                 self.keep_params(param_groups, arrays_in_order, change is not None)
-            self.bound = None
+            self.unbind()
             self.work.end()
         finally:
             if clipping is not None:
@@ -712,7 +781,7 @@ cdef class Plan:
             if is_other:
                 chosen = []
             while PyDict_Next(params, &place, &key, &value):
-                if not PyUnicode_CheckExact(<object>key) and type(<object>key) is not int:
+                if not PyUnicode_Check(<object>key):
                     arrays.refuse_name(<object>key)
                 given.append(<object>value)
                 if not is_other and <PyObject *>(<Tensor>chosen[i]).key == key:
@@ -731,6 +800,8 @@ cdef class Plan:
                 i += 1
         else:
             given = <list>params
+            if self.tensors and type((<Tensor>self.tensors[0]).key) is not int:
+                arrays.refuse_mixture(True)
             if n < len(self.tensors):
                 arrays.refuse_fewer(n, len(self.tensors))
             if n > len(self.tensors) and joined is None:
@@ -744,7 +815,7 @@ cdef class Plan:
             tensor = <Tensor>chosen[i]
             if tensor.take_param(given[i]):
                 has_moved = True
-        if not self.keeps_params or has_moved:
+        if not self.keeps_params or has_moved or joined is not None:
             self.call_intervals = self.handed_over
         if is_other or has_moved or joined is not None:
             self.check_params(chosen)

@@ -232,6 +232,7 @@ cdef class Tensor:
         readonly dict states  # by the formula's letters
         readonly Py_ssize_t index, group
         readonly int64_t steps
+        bint is_known_orphan  # the user has been warned that nobody else has its array
         cnp.ndarray gradient  # while a step runs; for as long as it is bound
         const void *disjoint  # the address of the last gradient that was found to share no memory
         int storage, gradient_storage, state_storage  # the gradient's is UNSEEN before there has been one
@@ -369,14 +370,20 @@ cdef class Tensor:
     cdef int take_gradient(
         self, object given, bint is_bound, Intervals intervals, Intervals call_intervals
     ) except -1:
-        """Checks a gradient and takes its pointer."""
+        """Checks a gradient and takes its pointer. Returns whether it had to be rounded to the parameter's dtype."""
         cdef cnp.ndarray grad
         cdef int k, storage
+        cdef bint is_rounded
         if type(given) is not NDARRAY:
             grad = arrays.plain_gradient(self.label, self.dtype, given)
         else:
             grad = <cnp.ndarray>given
         storage = storage_of(grad)
+        is_rounded = (
+            storage == FLOAT64 and self.storage == FLOAT32 and not is_bound and cnp.PyArray_ISNOTSWAPPED(grad)
+        )
+        if is_rounded:
+            storage = FLOAT32
         if storage != self.gradient_storage or not cnp.PyArray_ISNOTSWAPPED(grad):
             self.take_gradient_storage(given, grad, storage)
         if cnp.PyArray_NDIM(grad) != self.rank:
@@ -384,6 +391,8 @@ cdef class Tensor:
         for k in range(self.rank):
             if cnp.PyArray_DIMS(grad)[k] != self.dims[k]:
                 arrays.refuse_gradient_shape(self.label, self.shape, grad)
+        if is_rounded:
+            grad = arrays.rounded(grad)
         if cnp.PyArray_CHKFLAGS(grad, self.contiguity | cnp.NPY_ARRAY_ALIGNED) or not self.c.count:
             if cnp.PyArray_DATA(grad) != self.disjoint:
                 self.refuse_shared(grad, intervals, call_intervals)
@@ -396,7 +405,7 @@ cdef class Tensor:
             self.take_source(grad)
         self.gradient = grad
         self.c.call.buffers[1] = cnp.PyArray_DATA(grad)
-        return 0
+        return is_rounded
 
     cdef int refuse_shared(self, cnp.ndarray grad, Intervals intervals, Intervals call_intervals) except -1:
         intervals.refuse_gradient(self, grad)
@@ -412,7 +421,7 @@ cdef class Tensor:
         if format < 0:
             arrays.refuse_gradient_dtype(self.label, self.dtype, grad, given)
         self.gradient_storage, self.format, self.disjoint = storage, format, NULL
-        self.c.itemsizes[1] = cnp.PyArray_ITEMSIZE(grad)
+        self.c.itemsizes[1] = 8 if storage == FLOAT64 else 4 if storage == FLOAT32 else 2
         self.c.kernel = NULL
         return 0
 

@@ -1,6 +1,7 @@
 # The tensors of one step, cut into tasks, and the threads that run them. Included by _plan.pyx.
 
 cdef extern from "tasks.h" nogil:
+    enum: FASTOPT_TASK
     ctypedef struct fastopt_source:
         pass
     ctypedef struct fastopt_tensor:
@@ -134,6 +135,15 @@ cdef class Work:
         # libgomp hangs in a child of a process that has had a team: a child works alone
         self.is_timed = has_openmp and self.elements >= PARALLEL_ELEMENTS and not forks()
         return self.tuners.begin(self.elements) if self.is_timed else 1
+
+    def threads(self, size_t elements):
+        """How many threads the steps of now use; elements: of all parameters, for where there was no step yet."""
+        cdef size_t tasks = self.c.task_count if self.count else elements // FASTOPT_TASK + 1
+        if self.count:
+            elements = self.elements
+        if not has_openmp or elements < PARALLEL_ELEMENTS or forks():
+            return 1
+        return min(self.tuners.threads(elements), max(tasks, 1))
 
     cdef int make_ready(self, int team) except -1:
         """Makes room for what so many threads need; returns how many of them there can be."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -213,6 +214,37 @@ def refuse_bound_layout(label: str, order: str) -> NoReturn:
     )
 
 
+def rounded(grad: Array) -> Array:
+    """A gradient of float64 as float32, rounded to the nearest."""
+    with np.errstate(all="ignore"):
+        return grad.astype(np.float32)
+
+
+def warn_of_rounding(label: str) -> None:
+    warnings.warn(
+        f"{label}: its gradient is of float64, the parameter of float32: every step rounds such gradients first, which "
+        "takes a pass over memory and an array more. Usually a float64 scalar or array has come into the computation; "
+        "convert it, or the gradient, with astype(numpy.float32). This optimizer does not say so again",
+        stacklevel=3,
+    )
+
+
+def refuse_replaced_gradients(
+    holder: Any, members: Sequence[Any], keys: Sequence[Key], labels: Sequence[str]
+) -> NoReturn:
+    """holder: the list or dict that was bound; members: what it had (of a dict, key, value, key, value)."""
+    before = dict(zip(members[::2], members[1::2], strict=True)) if isinstance(holder, dict) else members
+    places = keys if isinstance(holder, dict) else range(len(keys))
+    for place, label in zip(places, labels, strict=True):
+        has_it = place in holder if isinstance(holder, dict) else place < len(holder)
+        if not has_it or holder[place] is not before[place]:
+            raise ValueError(
+                f"{label}: its gradient in the {type(holder).__name__} that was bound is another object now, and the step "
+                "would read the old one; write into the bound array (grads[i][...] = new), or call bind again"
+            )
+    raise ValueError(f"gradients: the {type(holder).__name__} that was bound has other members now; call bind again")
+
+
 def listed(grads: Any, keys: Sequence[Key], labels: Sequence[str]) -> list[Any]:
     """Gradients in the parameters' order, from any form in which a user may pass them."""
     if isinstance(grads, Mapping):
@@ -260,6 +292,13 @@ def handed_over(params: Any, grads: Any) -> tuple[Any, Any]:
 
 def refuse_name(name: Any) -> NoReturn:
     raise TypeError(f"params: the names must be strings, got {name!r} ({type(name).__name__})")
+
+
+def refuse_mixture(by_name: bool) -> NoReturn:
+    raise TypeError(
+        "update: this optimizer knows its parameters by "
+        + ("names; pass dicts by these" if by_name else "positions; pass lists in their order")
+    )
 
 
 def refuse_step_without_params() -> NoReturn:

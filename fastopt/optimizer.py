@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial, wraps
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from fastopt import arrays, checkpoint, options
+from fastopt import arrays, checkpoint, options, unseen
 from fastopt._kernels import TABLE
 from fastopt._plan import Change, Clipping, Group, Plan, Tensor
 from fastopt._turns import Turns, exclusive, reading
+from fastopt.accumulation import Accumulating
 from fastopt.algorithm import Algorithm, Hyper
 from fastopt.arrays import Array, Key, within
+from fastopt.copying import Copying
 from fastopt.options import shown
+from fastopt.settings import Settings, refuse_keyword
 from fastopt.thread_tuner import ThreadTuners
 
 Params: TypeAlias = Iterable[Array] | Mapping[str, Array] | Iterable[Mapping[str, Any]]
@@ -22,7 +27,7 @@ Grads: TypeAlias = Sequence[Array | None] | Mapping[str, Array | None]
 Handed: TypeAlias = Sequence[Array] | Mapping[str, Array]
 
 
-class Optimizer:
+class Optimizer(Settings, Accumulating, Copying):
     """Updates parameters in place; each subclass is one algorithm.
 
     params: arrays, float32, float64 or bfloat16 (ml_dtypes), native, writable, C- or Fortran-contiguous: a
@@ -44,6 +49,8 @@ class Optimizer:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.__doc__ = options.OptionsDocstring(vars(cls).get("__doc__") or "")  # type: ignore[assignment]
+        if "__init__" in vars(cls):
+            cls.__init__ = _with_advice(vars(cls)["__init__"])  # type: ignore[method-assign]
 
     def __init__(self, params: Params | None, hyper: Mapping[str, Any]) -> None:
         # `hyper` is locals() of the subclass's __init__, so that its signature is the one list of options
@@ -150,6 +157,23 @@ class Optimizer:
         self._take_edits()
         self._plan.commit(self.param_groups, self._with_groups([group]))
 
+    @exclusive
+    def reset(self) -> None:
+        """Starts anew: states and step counters (and so schedules) as in a new optimizer, or, on an error, nothing.
+
+        Options and parameters stay; gradients that were accumulated, and states that wait for `update` to see their
+        names, are dropped.
+        """
+        self._take_edits()
+        plan, change = self._plan, Change()
+        for index, group in enumerate(plan.groups):
+            if any(group.h[name] != first for name, first in self.algorithm.flags.items()):
+                raise RuntimeError(f"group {index}: the parameters are ahead; call step() before reset()")
+        self._start_from(change, [group.h for group in plan.groups], [{}] * len(plan.tensors), [0] * len(plan.tensors))
+        change.unseen = {}
+        self._commit(change)
+        plan.accumulated = None
+
     @property
     @reading
     def state(self) -> checkpoint.States:
@@ -159,7 +183,8 @@ class Optimizer:
     @reading
     def state_dict(self) -> dict[str, Any]:
         """A copy of all but the parameters, shaped as in torch: plain dicts, numbers and arrays."""
-        return checkpoint.state_dict(self._plan, self._edits(), self.algorithm.states)
+        saved = checkpoint.state_dict(self._plan, self._edits(), self.algorithm.states)
+        return unseen.with_unseen(saved, self._plan.unseen)
 
     @exclusive
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -167,7 +192,7 @@ class Optimizer:
 
         Options that the dict does not have stay, callables stay, each callable in ``betas`` too, and so does
         ``state_dtype`` if it is None there. Other keys of the dict's groups are kept, but for those by which torch
-        chooses an implementation.
+        chooses an implementation. States of names, or positions, that `update` has not seen yet wait until it does.
         """
         before = self._groups_now()
         change = self._change_to(state_dict, before)
@@ -176,24 +201,16 @@ class Optimizer:
 
     def _change_to(self, state_dict: Mapping[str, Any], groups_now: Sequence[Hyper]) -> Change:
         """What the load of a state dict changes."""
+        change = Change()
+        if not self._plan.keeps_params:
+            state_dict, change.unseen = unseen.split(state_dict, self._plan, self._group_by_name(), type(self))
         groups, states, steps = checkpoint.read(
             state_dict, self._plan.tensors, groups_now, type(self), self._checked_group
         )
-        change = Change()
         for index, h in enumerate(groups):
             change.groups.append((index, None, h, self._group_of(f"group {index}: ", h)))
-        change.steps = list(zip(self._plan.tensors, steps, strict=True))
-        for tensor, values in zip(self._plan.tensors, states, strict=True):
-            first = self._first_numbers(groups[tensor.group])
-            change.numbers.append((tensor, {x: float(values.get(x, first[x])) for x in first}))
-        self._need_states(change, dict(zip(self._plan.tensors, states, strict=True)))
+        self._start_from(change, groups, states, steps)
         return change
-
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        raise TypeError(
-            "an optimizer belongs to its parameters' memory and cannot be copied or pickled; make a new one and "
-            "load state_dict() into it"
-        )
 
     @reading
     def __repr__(self) -> str:
@@ -207,6 +224,17 @@ class Optimizer:
 
     def _commit(self, change: Change) -> None:
         arrays.quietly(self._plan.commit, self.param_groups, change)
+
+    def _start_from(
+        self, change: Change, groups: Sequence[Hyper], states: Sequence[Mapping[str, Any]], steps: Sequence[int]
+    ) -> None:
+        """Adds to a change that the parameters have these states, by letter, and have made so many steps."""
+        tensors = self._plan.tensors
+        change.steps = list(zip(tensors, steps, strict=True))
+        for tensor, values in zip(tensors, states, strict=True):
+            first = self._first_numbers(groups[tensor.group])
+            change.numbers.append((tensor, {x: float(values.get(x, first[x])) for x in first}))
+        self._need_states(change, dict(zip(tensors, states, strict=True)))
 
     def _take_edits(self) -> None:
         """Checks groups that were edited and makes the states that they newly need."""
@@ -255,9 +283,11 @@ class Optimizer:
         return {**group, **{name: self._plan.groups[index].h[name] for name in self.algorithm.flags}}
 
     def _checked_group(self, index: int, h: Hyper) -> Hyper:
-        checked = options.check_all(
-            type(self), h, {"params", "names", *self.algorithm.flags}, f"group {index}: ", own_keys=True
-        )
+        besides = {"params", "names", *options.GROUP_DEFAULTS, *self.algorithm.flags}
+        checked = options.check_all(type(self), h, besides, f"group {index}: ", own_keys=True)
+        for name, option in options.group_options().items():
+            if name in checked:
+                checked[name] = option.check(checked[name], f"group {index}: ")
         with within(f"group {index}"):
             self.algorithm.check(checked)
         return checked
@@ -335,21 +365,19 @@ class Optimizer:
         plan = self._plan
         if isinstance(params, Mapping):
             new: list[tuple[Key, Any]] = [(key, param) for key, param in params.items() if key not in plan.place]
+            new = [(str(key) if isinstance(key, str) else key, param) for key, param in new]  # no numpy.str_
         else:
             new = list(enumerate(params))[len(plan.tensors) :]
         for key, _ in new:
             if isinstance(params, Mapping) and not isinstance(key, str):
                 arrays.refuse_name(key)
-            if plan.tensors and isinstance(plan.tensors[0].key, str) != isinstance(key, str):
-                by = (
-                    "names; pass dicts by these"
-                    if isinstance(plan.tensors[0].key, str)
-                    else "positions; pass lists"
-                )
-                raise TypeError(f"update: this optimizer knows its parameters by {by}")
+            known = plan.tensors[0].key if plan.tensors else next(iter(plan.unseen), key)
+            if isinstance(known, str) != isinstance(key, str):
+                arrays.refuse_mixture(isinstance(known, str))
         group_of, last = self._group_by_name(), len(plan.groups) - 1
         change = Change()
         self._add_members(change, [(key, param, group_of.get(str(key), last)) for key, param in new])
+        change.give_to_added()
         return change
 
     def _add_members(self, change: Change, members: Sequence[tuple[Key, Any, int]]) -> None:
@@ -364,19 +392,32 @@ class Optimizer:
         # refused here, before states are made for what cannot be updated
         added = [(tensor, 0, tensor.param) for tensor in change.added_tensors if plan.keeps_params]
         change.intervals = plan.intervals.with_arrays([*plan.tensors, *change.added_tensors], added)
-        self._need_states(change)
+        waiting = {tensor: unseen.taken(plan.unseen, tensor, type(self)) for tensor in change.added_tensors}
+        self._need_states(change, added={tensor: states for tensor, (states, _) in waiting.items()})
         groups = [*plan.groups, *(group for _, group in change.added_groups)]
-        change.numbers = [(t, self._first_numbers(groups[t.group].h)) for t in change.added_tensors]
+        for tensor, (states, steps) in waiting.items():
+            first = self._first_numbers(groups[tensor.group].h)
+            change.numbers.append((tensor, {x: float(states.get(x, first[x])) for x in first}))
+            if steps:
+                change.steps.append((tensor, steps))
+        keys = {tensor.key for tensor in change.added_tensors}
+        if keys & plan.unseen.keys():
+            change.unseen = {key: entry for key, entry in plan.unseen.items() if key not in keys}
 
     def _first_numbers(self, h: Hyper) -> dict[str, float]:
         """What the NUMBERS of a parameter begin with."""
         first = self.algorithm.initial_states(h)
         return {letter: first.get(letter, 0.0) for letter in TABLE[self.algorithm.formula]["numbers"]}
 
-    def _need_states(self, change: Change, loaded: Mapping[Tensor, Mapping[str, Any]] | None = None) -> None:
+    def _need_states(
+        self,
+        change: Change,
+        loaded: Mapping[Tensor, Mapping[str, Any]] | None = None,
+        added: Mapping[Tensor, Mapping[str, Any]] = MappingProxyType({}),
+    ) -> None:
         """Adds to a change the states that its groups need and that are not there, or of another dtype.
 
-        loaded: the values that states are to have, for each parameter by letter.
+        loaded: the values that states are to have, for each parameter by letter; added: for those that are added.
         """
         groups: list[Group] = [*self._plan.groups, *(group for _, group in change.added_groups)]
         tensors: list[Tensor] = list(change.added_tensors)
@@ -392,7 +433,7 @@ class Optimizer:
         made: list[tuple[Tensor, list[str], np.dtype[Any]]] = []
         for tensor in tensors:
             h = groups[tensor.group].h
-            values = None if loaded is None else loaded[tensor]
+            values = added.get(tensor) if loaded is None else loaded[tensor]
             needed = self.algorithm.letters(h)
             letters = [
                 x for x in tensor.letters if x in needed or x in (tensor.states if values is None else values)
@@ -408,16 +449,19 @@ class Optimizer:
             [dtype for _, _, dtype in made],
             [{x: tensor.letters.index(x) for x in letters} for tensor, letters, _ in made],
         )
-        added = []
+        placed = []
         for (tensor, states), arrays_of in zip(change.states, new, strict=True):
             fill = self.algorithm.initial_states(groups[tensor.group].h)
             for letter, array in arrays_of.items():
-                if loaded is None and letter in tensor.states:
+                if letter in added.get(tensor, ()):
+                    with np.errstate(all="ignore"):
+                        array[...] = added[tensor][letter]
+                elif loaded is None and letter in tensor.states:
                     change.copies.append((array, tensor.states[letter]))
                 elif fill.get(letter):
                     array[...] = fill[letter]
                 states[letter] = array
-                added.append((tensor, 2 + tensor.letters.index(letter), array))
+                placed.append((tensor, 2 + tensor.letters.index(letter), array))
         if loaded is not None:
             self._load_values(change, loaded, groups)
         if change.states:
@@ -429,7 +473,7 @@ class Optimizer:
                 for x in states
                 if states[x] is tensor.states.get(x)
             ]
-            change.intervals = intervals.with_arrays(intervals.tensors, [*kept, *added], replaced)
+            change.intervals = intervals.with_arrays(intervals.tensors, [*kept, *placed], replaced)
 
     def _load_values(
         self, change: Change, loaded: Mapping[Tensor, Mapping[str, Any]], groups: Sequence[Group]
@@ -463,6 +507,22 @@ def _clipping(
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"{name}: expected True or False, got {shown(value)}")
     return Clipping(*limits, options.is_infinity(norm_type), bool(skip_nonfinite), bool(zero_grads))
+
+
+def _with_advice(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that says what is meant by an argument which it does not have."""
+    if init.__code__.co_flags & inspect.CO_VARKEYWORDS:
+        return init
+    known = {*init.__code__.co_varnames[: init.__code__.co_argcount + init.__code__.co_kwonlyargcount]}
+
+    @wraps(init)
+    def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name not in known:
+                refuse_keyword(type(self), name)
+        init(self, *args, **kwargs)
+
+    return __init__
 
 
 def _as_groups(params: Any) -> list[Any]:

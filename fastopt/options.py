@@ -376,11 +376,50 @@ def options_of(cls: type) -> dict[str, Option]:
 
 
 @cache
+def group_options() -> dict[str, Option]:
+    """The options that every group may have, and no constructor has."""
+    return {"lr_factor": Option("lr_factor", 1.0, _Number(Interval(0), [SupportsFloat]))}
+
+
+GROUP_DEFAULTS = {"lr_factor": 1.0}
+"""What holds for a group that does not have them."""
+
+
+@cache
+def settable(cls: type) -> dict[str, Option]:
+    """All options of the groups of a class."""
+    return {**options_of(cls), **group_options()}
+
+
+def resembling(name: Any, known: Sequence[str]) -> str | None:
+    """The known name that somebody has probably meant."""
+    import difflib  # here: it takes a while to load
+
+    if not isinstance(name, str):
+        return None
+    plain = name.lower().replace("-", "_")
+    if plain in MEANT and MEANT[plain] in known:
+        return MEANT[plain]
+    return next(iter(difflib.get_close_matches(plain, known, n=1, cutoff=0.75)), None)
+
+
+MEANT = {
+    **dict.fromkeys(("beta1", "beta2", "beta_1", "beta_2", "b1", "b2", "beta"), "betas"),
+    **dict.fromkeys(("learning_rate", "learningrate", "alpha", "eta", "step_size"), "lr"),
+    **dict.fromkeys(("epsilon", "adam_epsilon"), "eps"),
+    **dict.fromkeys(("wd", "l2", "decay", "weightdecay"), "weight_decay"),
+    **dict.fromkeys(("parameters", "model", "variables"), "params"),
+    "mu": "momentum",
+}
+"""What other packages call an option, where letters do not show it."""
+
+
+@cache
 def bounds_of(cls: type) -> dict[str, tuple[float, float]]:
     """The least and the largest value of each option that is a number."""
     return {
         name: (option.kind.interval.least, option.kind.interval.most)
-        for name, option in options_of(cls).items()
+        for name, option in settable(cls).items()
         if isinstance(option.kind, _Number)
     }
 
