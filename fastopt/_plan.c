@@ -4670,9 +4670,9 @@ namespace {
     PyObject *__pyx_k_;
     PyObject *__pyx_k__3;
     PyObject *__pyx_slice[1];
-    PyObject *__pyx_tuple[3];
+    PyObject *__pyx_tuple[2];
     PyObject *__pyx_codeobj_tab[36];
-    PyObject *__pyx_string_tab[278];
+    PyObject *__pyx_string_tab[275];
     PyObject *__pyx_number_tab[9];
 /* #### Code section: module_state_contents ### */
 /* PyFrozenDict.module_state_decls */
@@ -4860,164 +4860,161 @@ static __pyx_mstatetype * const __pyx_mstate_global = &__pyx_mstate_global_stati
 #define __pyx_n_u_buffer __pyx_string_tab[117]
 #define __pyx_n_u_call __pyx_string_tab[118]
 #define __pyx_n_u_callables __pyx_string_tab[119]
-#define __pyx_n_u_casting __pyx_string_tab[120]
-#define __pyx_n_u_change __pyx_string_tab[121]
-#define __pyx_n_u_check __pyx_string_tab[122]
-#define __pyx_n_u_checked __pyx_string_tab[123]
-#define __pyx_n_u_checked_parameter __pyx_string_tab[124]
-#define __pyx_n_u_cline_in_traceback __pyx_string_tab[125]
-#define __pyx_n_u_close __pyx_string_tab[126]
-#define __pyx_n_u_coefficients __pyx_string_tab[127]
-#define __pyx_n_u_commit __pyx_string_tab[128]
-#define __pyx_n_u_copyto __pyx_string_tab[129]
-#define __pyx_n_u_count __pyx_string_tab[130]
-#define __pyx_n_u_decay __pyx_string_tab[131]
-#define __pyx_n_u_default_lr __pyx_string_tab[132]
-#define __pyx_n_u_dtype __pyx_string_tab[133]
-#define __pyx_n_u_edited __pyx_string_tab[134]
-#define __pyx_n_u_end __pyx_string_tab[135]
-#define __pyx_n_u_entry __pyx_string_tab[136]
-#define __pyx_n_u_enumerate __pyx_string_tab[137]
-#define __pyx_n_u_fastopt __pyx_string_tab[138]
-#define __pyx_n_u_fastopt__kernels __pyx_string_tab[139]
-#define __pyx_n_u_fastopt__plan __pyx_string_tab[140]
-#define __pyx_n_u_filled __pyx_string_tab[141]
-#define __pyx_n_u_first_element __pyx_string_tab[142]
-#define __pyx_n_u_flags __pyx_string_tab[143]
-#define __pyx_n_u_float16 __pyx_string_tab[144]
-#define __pyx_n_u_float32 __pyx_string_tab[145]
-#define __pyx_n_u_float64 __pyx_string_tab[146]
-#define __pyx_n_u_formula __pyx_string_tab[147]
-#define __pyx_n_u_function __pyx_string_tab[148]
-#define __pyx_n_u_g __pyx_string_tab[149]
-#define __pyx_n_u_genexpr __pyx_string_tab[150]
-#define __pyx_n_u_get __pyx_string_tab[151]
-#define __pyx_n_u_given __pyx_string_tab[152]
-#define __pyx_n_u_grad_scale __pyx_string_tab[153]
-#define __pyx_n_u_gradient __pyx_string_tab[154]
-#define __pyx_n_u_grads __pyx_string_tab[155]
-#define __pyx_n_u_group __pyx_string_tab[156]
-#define __pyx_n_u_h __pyx_string_tab[157]
-#define __pyx_n_u_handed_over __pyx_string_tab[158]
-#define __pyx_n_u_holds __pyx_string_tab[159]
-#define __pyx_n_u_i __pyx_string_tab[160]
-#define __pyx_n_u_index __pyx_string_tab[161]
-#define __pyx_n_u_isa __pyx_string_tab[162]
-#define __pyx_n_u_items __pyx_string_tab[163]
-#define __pyx_n_u_itemsize __pyx_string_tab[164]
-#define __pyx_n_u_k __pyx_string_tab[165]
-#define __pyx_n_u_keeps_params __pyx_string_tab[166]
-#define __pyx_n_u_key __pyx_string_tab[167]
-#define __pyx_n_u_kwargs __pyx_string_tab[168]
-#define __pyx_n_u_label __pyx_string_tab[169]
-#define __pyx_n_u_label_of __pyx_string_tab[170]
-#define __pyx_n_u_letter __pyx_string_tab[171]
-#define __pyx_n_u_letters __pyx_string_tab[172]
-#define __pyx_n_u_listed __pyx_string_tab[173]
-#define __pyx_n_u_lr __pyx_string_tab[174]
-#define __pyx_n_u_made __pyx_string_tab[175]
-#define __pyx_n_u_maximize __pyx_string_tab[176]
-#define __pyx_n_u_ml_dtypes __pyx_string_tab[177]
-#define __pyx_n_u_modules __pyx_string_tab[178]
-#define __pyx_n_u_move __pyx_string_tab[179]
-#define __pyx_n_u_name_of __pyx_string_tab[180]
-#define __pyx_n_u_names __pyx_string_tab[181]
-#define __pyx_n_u_nbytes __pyx_string_tab[182]
-#define __pyx_n_u_ndarray __pyx_string_tab[183]
-#define __pyx_n_u_next __pyx_string_tab[184]
-#define __pyx_n_u_np __pyx_string_tab[185]
-#define __pyx_n_u_num __pyx_string_tab[186]
-#define __pyx_n_u_numbers_after __pyx_string_tab[187]
-#define __pyx_n_u_numpy __pyx_string_tab[188]
-#define __pyx_n_u_optimizer __pyx_string_tab[189]
-#define __pyx_n_u_optional __pyx_string_tab[190]
-#define __pyx_n_u_optional_states __pyx_string_tab[191]
-#define __pyx_n_u_order_of __pyx_string_tab[192]
-#define __pyx_n_u_p __pyx_string_tab[193]
-#define __pyx_n_u_param __pyx_string_tab[194]
-#define __pyx_n_u_param_groups __pyx_string_tab[195]
-#define __pyx_n_u_parameter __pyx_string_tab[196]
-#define __pyx_n_u_params __pyx_string_tab[197]
-#define __pyx_n_u_place __pyx_string_tab[198]
-#define __pyx_n_u_places __pyx_string_tab[199]
-#define __pyx_n_u_plain __pyx_string_tab[200]
-#define __pyx_n_u_plain_gradient __pyx_string_tab[201]
-#define __pyx_n_u_pop __pyx_string_tab[202]
-#define __pyx_n_u_refuse_bound_layout __pyx_string_tab[203]
-#define __pyx_n_u_refuse_count __pyx_string_tab[204]
-#define __pyx_n_u_refuse_fewer __pyx_string_tab[205]
-#define __pyx_n_u_refuse_gradient_dtype __pyx_string_tab[206]
-#define __pyx_n_u_refuse_gradient_shape __pyx_string_tab[207]
-#define __pyx_n_u_refuse_name __pyx_string_tab[208]
-#define __pyx_n_u_refuse_other_param __pyx_string_tab[209]
-#define __pyx_n_u_refuse_shared __pyx_string_tab[210]
-#define __pyx_n_u_refuse_shared_gradient __pyx_string_tab[211]
-#define __pyx_n_u_refuse_step_without_params __pyx_string_tab[212]
-#define __pyx_n_u_reshape __pyx_string_tab[213]
-#define __pyx_n_u_resolve __pyx_string_tab[214]
-#define __pyx_n_u_s __pyx_string_tab[215]
-#define __pyx_n_u_scalars __pyx_string_tab[216]
-#define __pyx_n_u_seed __pyx_string_tab[217]
-#define __pyx_n_u_self __pyx_string_tab[218]
-#define __pyx_n_u_send __pyx_string_tab[219]
-#define __pyx_n_u_setdefault __pyx_string_tab[220]
-#define __pyx_n_u_shape __pyx_string_tab[221]
-#define __pyx_n_u_size __pyx_string_tab[222]
-#define __pyx_n_u_slow __pyx_string_tab[223]
-#define __pyx_n_u_sorted __pyx_string_tab[224]
-#define __pyx_n_u_state __pyx_string_tab[225]
-#define __pyx_n_u_states __pyx_string_tab[226]
-#define __pyx_n_u_step __pyx_string_tab[227]
-#define __pyx_n_u_storage __pyx_string_tab[228]
-#define __pyx_n_u_stored __pyx_string_tab[229]
-#define __pyx_n_u_subset __pyx_string_tab[230]
-#define __pyx_n_u_sys __pyx_string_tab[231]
-#define __pyx_n_u_t __pyx_string_tab[232]
-#define __pyx_n_u_team __pyx_string_tab[233]
-#define __pyx_n_u_tensor __pyx_string_tab[234]
-#define __pyx_n_u_tensors __pyx_string_tab[235]
-#define __pyx_n_u_throw __pyx_string_tab[236]
-#define __pyx_n_u_tuners __pyx_string_tab[237]
-#define __pyx_n_u_turns __pyx_string_tab[238]
-#define __pyx_n_u_unsafe __pyx_string_tab[239]
-#define __pyx_n_u_update __pyx_string_tab[240]
-#define __pyx_n_u_use_setstate __pyx_string_tab[241]
-#define __pyx_n_u_value __pyx_string_tab[242]
-#define __pyx_n_u_values __pyx_string_tab[243]
-#define __pyx_n_u_view __pyx_string_tab[244]
-#define __pyx_n_u_with_arrays __pyx_string_tab[245]
-#define __pyx_n_u_with_params_of __pyx_string_tab[246]
-#define __pyx_n_u_with_params_of_locals_genexpr __pyx_string_tab[247]
-#define __pyx_n_u_without __pyx_string_tab[248]
-#define __pyx_n_u_x __pyx_string_tab[249]
-#define __pyx_kp_b_fastopt_table_const_void_int_voi __pyx_string_tab[250]
-#define __pyx_kp_b_iso88591_1 __pyx_string_tab[251]
-#define __pyx_kp_b_iso88591_Q __pyx_string_tab[252]
-#define __pyx_kp_b_iso88591_1F __pyx_string_tab[253]
-#define __pyx_kp_b_iso88591_AV1 __pyx_string_tab[254]
-#define __pyx_kp_b_iso88591_avQ __pyx_string_tab[255]
-#define __pyx_kp_b_iso88591_QhfD_z_7_C_9AQ_Yaq_ARq_V4r_JjPQ __pyx_string_tab[256]
-#define __pyx_kp_b_iso88591_q_0_kQR_5_7_q_a_1 __pyx_string_tab[257]
-#define __pyx_kp_b_iso88591_q_0_kQR_6_7_1 __pyx_string_tab[258]
-#define __pyx_kp_b_iso88591_q_0_kQR_881A_7_nA_1 __pyx_string_tab[259]
-#define __pyx_kp_b_iso88591_Zt_M__TXX_ddjjnno_q_l_vWE_Q_q_t __pyx_string_tab[260]
-#define __pyx_kp_b_iso88591_D_PTTXX_eeiittx_y_C_C_G_G_R_R __pyx_string_tab[261]
-#define __pyx_kp_b_iso88591_D_8_IT_RVVbbffnnrrzz_H_H_L_L_M __pyx_string_tab[262]
-#define __pyx_kp_b_iso88591_A_xuAV1 __pyx_string_tab[263]
-#define __pyx_kp_b_iso88591_A_F_1A_gQ_fA __pyx_string_tab[264]
-#define __pyx_kp_b_iso88591_A_F_1A_A_q_fA __pyx_string_tab[265]
-#define __pyx_kp_b_iso88591_A_q_gYiq_HCtCUUVVbbcckkl __pyx_string_tab[266]
-#define __pyx_kp_b_iso88591_A_t81D_D_ITAQQUUV __pyx_string_tab[267]
-#define __pyx_kp_b_iso88591_A_t_q_s __pyx_string_tab[268]
-#define __pyx_kp_b_iso88591_A_1E_hawb_4_S__ccd __pyx_string_tab[269]
-#define __pyx_kp_b_iso88591_A_4q_4t1_Q_6_A_D_q_q_A_q_0_A_U_3 __pyx_string_tab[270]
-#define __pyx_kp_b_iso88591_A_XQ_G1D_at_T_4xq_U_ay_xuA_T_q_t __pyx_string_tab[271]
-#define __pyx_kp_b_iso88591_A_D_Rr_E_83a_uAQfHAS_E_at_3aq __pyx_string_tab[272]
-#define __pyx_kp_b_iso88591_A_3b_86_c_U_c_awV_y_hfBk __pyx_string_tab[273]
-#define __pyx_kp_b_iso88591_A_HAS_Zr_AV1_HA_1 __pyx_string_tab[274]
-#define __pyx_kp_b_iso88591_e2Q __pyx_string_tab[275]
-#define __pyx_kp_b_iso88591__5 __pyx_string_tab[276]
-#define __pyx_kp_b_iso88591_y_hfG1 __pyx_string_tab[277]
+#define __pyx_n_u_change __pyx_string_tab[120]
+#define __pyx_n_u_check __pyx_string_tab[121]
+#define __pyx_n_u_checked __pyx_string_tab[122]
+#define __pyx_n_u_checked_parameter __pyx_string_tab[123]
+#define __pyx_n_u_cline_in_traceback __pyx_string_tab[124]
+#define __pyx_n_u_close __pyx_string_tab[125]
+#define __pyx_n_u_coefficients __pyx_string_tab[126]
+#define __pyx_n_u_commit __pyx_string_tab[127]
+#define __pyx_n_u_count __pyx_string_tab[128]
+#define __pyx_n_u_decay __pyx_string_tab[129]
+#define __pyx_n_u_default_lr __pyx_string_tab[130]
+#define __pyx_n_u_dtype __pyx_string_tab[131]
+#define __pyx_n_u_edited __pyx_string_tab[132]
+#define __pyx_n_u_end __pyx_string_tab[133]
+#define __pyx_n_u_entry __pyx_string_tab[134]
+#define __pyx_n_u_enumerate __pyx_string_tab[135]
+#define __pyx_n_u_fastopt __pyx_string_tab[136]
+#define __pyx_n_u_fastopt__kernels __pyx_string_tab[137]
+#define __pyx_n_u_fastopt__plan __pyx_string_tab[138]
+#define __pyx_n_u_filled __pyx_string_tab[139]
+#define __pyx_n_u_first_element __pyx_string_tab[140]
+#define __pyx_n_u_flags __pyx_string_tab[141]
+#define __pyx_n_u_float16 __pyx_string_tab[142]
+#define __pyx_n_u_float32 __pyx_string_tab[143]
+#define __pyx_n_u_float64 __pyx_string_tab[144]
+#define __pyx_n_u_formula __pyx_string_tab[145]
+#define __pyx_n_u_function __pyx_string_tab[146]
+#define __pyx_n_u_g __pyx_string_tab[147]
+#define __pyx_n_u_genexpr __pyx_string_tab[148]
+#define __pyx_n_u_get __pyx_string_tab[149]
+#define __pyx_n_u_given __pyx_string_tab[150]
+#define __pyx_n_u_grad_scale __pyx_string_tab[151]
+#define __pyx_n_u_gradient __pyx_string_tab[152]
+#define __pyx_n_u_grads __pyx_string_tab[153]
+#define __pyx_n_u_group __pyx_string_tab[154]
+#define __pyx_n_u_h __pyx_string_tab[155]
+#define __pyx_n_u_handed_over __pyx_string_tab[156]
+#define __pyx_n_u_holds __pyx_string_tab[157]
+#define __pyx_n_u_i __pyx_string_tab[158]
+#define __pyx_n_u_index __pyx_string_tab[159]
+#define __pyx_n_u_isa __pyx_string_tab[160]
+#define __pyx_n_u_items __pyx_string_tab[161]
+#define __pyx_n_u_itemsize __pyx_string_tab[162]
+#define __pyx_n_u_k __pyx_string_tab[163]
+#define __pyx_n_u_keeps_params __pyx_string_tab[164]
+#define __pyx_n_u_key __pyx_string_tab[165]
+#define __pyx_n_u_kwargs __pyx_string_tab[166]
+#define __pyx_n_u_label __pyx_string_tab[167]
+#define __pyx_n_u_label_of __pyx_string_tab[168]
+#define __pyx_n_u_letter __pyx_string_tab[169]
+#define __pyx_n_u_letters __pyx_string_tab[170]
+#define __pyx_n_u_listed __pyx_string_tab[171]
+#define __pyx_n_u_lr __pyx_string_tab[172]
+#define __pyx_n_u_made __pyx_string_tab[173]
+#define __pyx_n_u_maximize __pyx_string_tab[174]
+#define __pyx_n_u_ml_dtypes __pyx_string_tab[175]
+#define __pyx_n_u_modules __pyx_string_tab[176]
+#define __pyx_n_u_move __pyx_string_tab[177]
+#define __pyx_n_u_name_of __pyx_string_tab[178]
+#define __pyx_n_u_names __pyx_string_tab[179]
+#define __pyx_n_u_nbytes __pyx_string_tab[180]
+#define __pyx_n_u_ndarray __pyx_string_tab[181]
+#define __pyx_n_u_next __pyx_string_tab[182]
+#define __pyx_n_u_np __pyx_string_tab[183]
+#define __pyx_n_u_num __pyx_string_tab[184]
+#define __pyx_n_u_numbers_after __pyx_string_tab[185]
+#define __pyx_n_u_numpy __pyx_string_tab[186]
+#define __pyx_n_u_optimizer __pyx_string_tab[187]
+#define __pyx_n_u_optional __pyx_string_tab[188]
+#define __pyx_n_u_optional_states __pyx_string_tab[189]
+#define __pyx_n_u_order_of __pyx_string_tab[190]
+#define __pyx_n_u_p __pyx_string_tab[191]
+#define __pyx_n_u_param __pyx_string_tab[192]
+#define __pyx_n_u_param_groups __pyx_string_tab[193]
+#define __pyx_n_u_parameter __pyx_string_tab[194]
+#define __pyx_n_u_params __pyx_string_tab[195]
+#define __pyx_n_u_place __pyx_string_tab[196]
+#define __pyx_n_u_places __pyx_string_tab[197]
+#define __pyx_n_u_plain __pyx_string_tab[198]
+#define __pyx_n_u_plain_gradient __pyx_string_tab[199]
+#define __pyx_n_u_pop __pyx_string_tab[200]
+#define __pyx_n_u_refuse_bound_layout __pyx_string_tab[201]
+#define __pyx_n_u_refuse_count __pyx_string_tab[202]
+#define __pyx_n_u_refuse_fewer __pyx_string_tab[203]
+#define __pyx_n_u_refuse_gradient_dtype __pyx_string_tab[204]
+#define __pyx_n_u_refuse_gradient_shape __pyx_string_tab[205]
+#define __pyx_n_u_refuse_name __pyx_string_tab[206]
+#define __pyx_n_u_refuse_other_param __pyx_string_tab[207]
+#define __pyx_n_u_refuse_shared __pyx_string_tab[208]
+#define __pyx_n_u_refuse_shared_gradient __pyx_string_tab[209]
+#define __pyx_n_u_refuse_step_without_params __pyx_string_tab[210]
+#define __pyx_n_u_reshape __pyx_string_tab[211]
+#define __pyx_n_u_resolve __pyx_string_tab[212]
+#define __pyx_n_u_s __pyx_string_tab[213]
+#define __pyx_n_u_scalars __pyx_string_tab[214]
+#define __pyx_n_u_seed __pyx_string_tab[215]
+#define __pyx_n_u_self __pyx_string_tab[216]
+#define __pyx_n_u_send __pyx_string_tab[217]
+#define __pyx_n_u_setdefault __pyx_string_tab[218]
+#define __pyx_n_u_shape __pyx_string_tab[219]
+#define __pyx_n_u_size __pyx_string_tab[220]
+#define __pyx_n_u_slow __pyx_string_tab[221]
+#define __pyx_n_u_sorted __pyx_string_tab[222]
+#define __pyx_n_u_state __pyx_string_tab[223]
+#define __pyx_n_u_states __pyx_string_tab[224]
+#define __pyx_n_u_step __pyx_string_tab[225]
+#define __pyx_n_u_storage __pyx_string_tab[226]
+#define __pyx_n_u_stored __pyx_string_tab[227]
+#define __pyx_n_u_subset __pyx_string_tab[228]
+#define __pyx_n_u_sys __pyx_string_tab[229]
+#define __pyx_n_u_t __pyx_string_tab[230]
+#define __pyx_n_u_team __pyx_string_tab[231]
+#define __pyx_n_u_tensor __pyx_string_tab[232]
+#define __pyx_n_u_tensors __pyx_string_tab[233]
+#define __pyx_n_u_throw __pyx_string_tab[234]
+#define __pyx_n_u_tuners __pyx_string_tab[235]
+#define __pyx_n_u_turns __pyx_string_tab[236]
+#define __pyx_n_u_update __pyx_string_tab[237]
+#define __pyx_n_u_use_setstate __pyx_string_tab[238]
+#define __pyx_n_u_value __pyx_string_tab[239]
+#define __pyx_n_u_values __pyx_string_tab[240]
+#define __pyx_n_u_view __pyx_string_tab[241]
+#define __pyx_n_u_with_arrays __pyx_string_tab[242]
+#define __pyx_n_u_with_params_of __pyx_string_tab[243]
+#define __pyx_n_u_with_params_of_locals_genexpr __pyx_string_tab[244]
+#define __pyx_n_u_without __pyx_string_tab[245]
+#define __pyx_n_u_x __pyx_string_tab[246]
+#define __pyx_kp_b_fastopt_table_const_void_int_voi __pyx_string_tab[247]
+#define __pyx_kp_b_iso88591_1 __pyx_string_tab[248]
+#define __pyx_kp_b_iso88591_Q __pyx_string_tab[249]
+#define __pyx_kp_b_iso88591_1F __pyx_string_tab[250]
+#define __pyx_kp_b_iso88591_AV1 __pyx_string_tab[251]
+#define __pyx_kp_b_iso88591_avQ __pyx_string_tab[252]
+#define __pyx_kp_b_iso88591_QhfD_z_7_C_9AQ_Yaq_ARq_V4r_JjPQ __pyx_string_tab[253]
+#define __pyx_kp_b_iso88591_q_0_kQR_5_7_q_a_1 __pyx_string_tab[254]
+#define __pyx_kp_b_iso88591_q_0_kQR_6_7_1 __pyx_string_tab[255]
+#define __pyx_kp_b_iso88591_q_0_kQR_881A_7_nA_1 __pyx_string_tab[256]
+#define __pyx_kp_b_iso88591_Zt_M__TXX_ddjjnno_q_l_vWE_Q_q_t __pyx_string_tab[257]
+#define __pyx_kp_b_iso88591_D_PTTXX_eeiittx_y_C_C_G_G_R_R __pyx_string_tab[258]
+#define __pyx_kp_b_iso88591_D_8_IT_RVVbbffnnrrzz_H_H_L_L_M __pyx_string_tab[259]
+#define __pyx_kp_b_iso88591_A_xuAV1 __pyx_string_tab[260]
+#define __pyx_kp_b_iso88591_A_F_1A_gQ_fA __pyx_string_tab[261]
+#define __pyx_kp_b_iso88591_A_F_1A_A_q_fA __pyx_string_tab[262]
+#define __pyx_kp_b_iso88591_A_q_gYiq_HCtCUUVVbbcckkl __pyx_string_tab[263]
+#define __pyx_kp_b_iso88591_A_t81D_D_ITAQQUUV __pyx_string_tab[264]
+#define __pyx_kp_b_iso88591_A_t_q_s __pyx_string_tab[265]
+#define __pyx_kp_b_iso88591_A_1E_hawb_4_S__ccd __pyx_string_tab[266]
+#define __pyx_kp_b_iso88591_A_4q_4t1_Q_6_A_D_q_q_A_q_0_A_U_3 __pyx_string_tab[267]
+#define __pyx_kp_b_iso88591_A_XQ_G1D_at_T_4xq_U_ay_xuA_T_q_t __pyx_string_tab[268]
+#define __pyx_kp_b_iso88591_A_D_Rr_E_83a_uAQfHAS_E_at_3aq __pyx_string_tab[269]
+#define __pyx_kp_b_iso88591_A_3b_86_c_U_c_awV_y_hfBk __pyx_string_tab[270]
+#define __pyx_kp_b_iso88591_A_HAS_Zr_AV1_HA_1 __pyx_string_tab[271]
+#define __pyx_kp_b_iso88591_e2Q __pyx_string_tab[272]
+#define __pyx_kp_b_iso88591__5 __pyx_string_tab[273]
+#define __pyx_kp_b_iso88591_y_hfG1 __pyx_string_tab[274]
 #define __pyx_int_0 __pyx_number_tab[0]
 #define __pyx_int_neg_1 __pyx_number_tab[1]
 #define __pyx_int_1 __pyx_number_tab[2]
@@ -5085,9 +5082,9 @@ static CYTHON_SMALL_CODE int __pyx_m_clear(PyObject *m) {
   Py_CLEAR(clear_module_state->__pyx_k_);
   Py_CLEAR(clear_module_state->__pyx_k__3);
   for (int i=0; i<1; ++i) { Py_CLEAR(clear_module_state->__pyx_slice[i]); }
-  for (int i=0; i<3; ++i) { Py_CLEAR(clear_module_state->__pyx_tuple[i]); }
+  for (int i=0; i<2; ++i) { Py_CLEAR(clear_module_state->__pyx_tuple[i]); }
   for (int i=0; i<36; ++i) { Py_CLEAR(clear_module_state->__pyx_codeobj_tab[i]); }
-  for (int i=0; i<278; ++i) { Py_CLEAR(clear_module_state->__pyx_string_tab[i]); }
+  for (int i=0; i<275; ++i) { Py_CLEAR(clear_module_state->__pyx_string_tab[i]); }
   for (int i=0; i<9; ++i) { Py_CLEAR(clear_module_state->__pyx_number_tab[i]); }
 /* #### Code section: module_state_clear_contents ### */
 /* CommonTypesMetaclass.module_state_clear */
@@ -5158,9 +5155,9 @@ static CYTHON_SMALL_CODE int __pyx_m_traverse(PyObject *m, visitproc visit, void
   Py_VISIT(traverse_module_state->__pyx_k_);
   Py_VISIT(traverse_module_state->__pyx_k__3);
   for (int i=0; i<1; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_slice[i]); }
-  for (int i=0; i<3; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_tuple[i]); }
+  for (int i=0; i<2; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_tuple[i]); }
   for (int i=0; i<36; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_codeobj_tab[i]); }
-  for (int i=0; i<278; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_string_tab[i]); }
+  for (int i=0; i<275; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_string_tab[i]); }
   for (int i=0; i<9; ++i) { __Pyx_VISIT_CONST(traverse_module_state->__pyx_number_tab[i]); }
 /* #### Code section: module_state_traverse_contents ### */
 /* CommonTypesMetaclass.module_state_traverse */
@@ -27522,7 +27519,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   PyObject *__pyx_t_5 = NULL;
   PyObject *__pyx_t_6 = NULL;
   PyObject *(*__pyx_t_7)(PyObject *);
-  size_t __pyx_t_8;
+  int __pyx_t_8;
   PyObject *__pyx_t_9 = NULL;
   PyObject *__pyx_t_10 = NULL;
   Py_ssize_t __pyx_t_11;
@@ -27531,9 +27528,8 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   Py_ssize_t __pyx_t_14;
   int __pyx_t_15;
   int __pyx_t_16;
-  int __pyx_t_17;
-  int64_t __pyx_t_18;
-  int __pyx_t_19;
+  int64_t __pyx_t_17;
+  int __pyx_t_18;
   int __pyx_lineno = 0;
   const char *__pyx_filename = NULL;
   int __pyx_clineno = 0;
@@ -27543,7 +27539,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
  *         cdef dict known, seen, checked
  *         cdef Py_ssize_t index
  *         for array, values in change.copies:             # <<<<<<<<<<<<<<
- *             np.copyto(array, values, casting="unsafe")
+ *             cnp.PyArray_CopyInto(<cnp.ndarray>array, <cnp.ndarray>values)  # `np.copyto` runs Python code
  *         for index, seen, checked, group in change.groups:
 */
   if (unlikely(__pyx_v_change->copies == Py_None)) {
@@ -27622,60 +27618,18 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     /* "fastopt/_plan.pyx":112
  *         cdef Py_ssize_t index
  *         for array, values in change.copies:
- *             np.copyto(array, values, casting="unsafe")             # <<<<<<<<<<<<<<
+ *             cnp.PyArray_CopyInto(<cnp.ndarray>array, <cnp.ndarray>values)  # `np.copyto` runs Python code             # <<<<<<<<<<<<<<
  *         for index, seen, checked, group in change.groups:
  *             self.groups[index] = group
 */
-    __pyx_t_5 = NULL;
-    __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_np); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 112, __pyx_L1_error)
-    __Pyx_GOTREF(__pyx_t_4);
-    __pyx_t_6 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_copyto); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 112, __pyx_L1_error)
-    __Pyx_GOTREF(__pyx_t_6);
-    __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-    #if CYTHON_VECTORCALL
-    #endif
-    __pyx_t_8 = 1;
-    #if CYTHON_UNPACK_METHODS
-    if (unlikely(PyMethod_Check(__pyx_t_6))) {
-      __pyx_t_5 = PyMethod_GET_SELF(__pyx_t_6);
-      assert(__pyx_t_5);
-      PyObject* __pyx__function = PyMethod_GET_FUNCTION(__pyx_t_6);
-      __Pyx_INCREF(__pyx_t_5);
-      __Pyx_INCREF(__pyx__function);
-      __Pyx_DECREF_SET(__pyx_t_6, __pyx__function);
-      __pyx_t_8 = 0;
-    }
-    #endif
-    {
-      PyObject *__pyx_callargs[4] = {__pyx_t_5, __pyx_v_array, __pyx_v_values, __pyx_mstate_global->__pyx_n_u_unsafe};
-      #if CYTHON_VECTORCALL
-      __pyx_t_4 = __pyx_mstate_global->__pyx_tuple[1];
-      if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 112, __pyx_L1_error)
-      __Pyx_INCREF(__pyx_t_4);
-      #else
-      {
-        PyObject *__pyx_temp[1] = {__pyx_mstate_global->__pyx_n_u_casting};
-        __pyx_t_4 = __Pyx_MakeKwargDict(__pyx_temp, __pyx_callargs+3, 1);
-        if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 112, __pyx_L1_error)
-        __Pyx_GOTREF(__pyx_t_4);
-      }
-      #endif
-      __pyx_t_3 = __Pyx_Object_VectorcallKwds((PyObject*)__pyx_t_6, __pyx_callargs+__pyx_t_8, (3-__pyx_t_8) | (__pyx_t_8*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET), __pyx_t_4);
-      __Pyx_XDECREF(__pyx_t_5); __pyx_t_5 = 0;
-      #if CYTHON_VECTORCALL
-      #endif
-      __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-      __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-      if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 112, __pyx_L1_error)
-      __Pyx_GOTREF(__pyx_t_3);
-    }
-    __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
+    __pyx_t_8 = PyArray_CopyInto(((PyArrayObject *)__pyx_v_array), ((PyArrayObject *)__pyx_v_values)); if (unlikely(__pyx_t_8 == ((int)-1))) __PYX_ERR(0, 112, __pyx_L1_error)
+
 
     /* "fastopt/_plan.pyx":111
  *         cdef dict known, seen, checked
  *         cdef Py_ssize_t index
  *         for array, values in change.copies:             # <<<<<<<<<<<<<<
- *             np.copyto(array, values, casting="unsafe")
+ *             cnp.PyArray_CopyInto(<cnp.ndarray>array, <cnp.ndarray>values)  # `np.copyto` runs Python code
  *         for index, seen, checked, group in change.groups:
 */
   }
@@ -27683,7 +27637,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 
   /* "fastopt/_plan.pyx":113
  *         for array, values in change.copies:
- *             np.copyto(array, values, casting="unsafe")
+ *             cnp.PyArray_CopyInto(<cnp.ndarray>array, <cnp.ndarray>values)  # `np.copyto` runs Python code
  *         for index, seen, checked, group in change.groups:             # <<<<<<<<<<<<<<
  *             self.groups[index] = group
  *             self.items[index] = items_of(checked)
@@ -27716,24 +27670,24 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       }
       #if CYTHON_ASSUME_SAFE_MACROS && !CYTHON_AVOID_BORROWED_REFS
       if (likely(PyTuple_CheckExact(sequence))) {
-        __pyx_t_6 = PyTuple_GET_ITEM(sequence, 0);
-        __Pyx_INCREF(__pyx_t_6);
+        __pyx_t_5 = PyTuple_GET_ITEM(sequence, 0);
+        __Pyx_INCREF(__pyx_t_5);
         __pyx_t_4 = PyTuple_GET_ITEM(sequence, 1);
         __Pyx_INCREF(__pyx_t_4);
-        __pyx_t_5 = PyTuple_GET_ITEM(sequence, 2);
-        __Pyx_INCREF(__pyx_t_5);
+        __pyx_t_6 = PyTuple_GET_ITEM(sequence, 2);
+        __Pyx_INCREF(__pyx_t_6);
         __pyx_t_9 = PyTuple_GET_ITEM(sequence, 3);
         __Pyx_INCREF(__pyx_t_9);
       } else {
-        __pyx_t_6 = __Pyx_PyList_GET_ITEM_REF(sequence, 0, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 113, __pyx_L1_error)
-        __Pyx_XGOTREF(__pyx_t_6);
+        __pyx_t_5 = __Pyx_PyList_GET_ITEM_REF(sequence, 0, __Pyx_ReferenceSharing_SharedReference);
+        if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 113, __pyx_L1_error)
+        __Pyx_XGOTREF(__pyx_t_5);
         __pyx_t_4 = __Pyx_PyList_GET_ITEM_REF(sequence, 1, __Pyx_ReferenceSharing_SharedReference);
         if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 113, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_4);
-        __pyx_t_5 = __Pyx_PyList_GET_ITEM_REF(sequence, 2, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 113, __pyx_L1_error)
-        __Pyx_XGOTREF(__pyx_t_5);
+        __pyx_t_6 = __Pyx_PyList_GET_ITEM_REF(sequence, 2, __Pyx_ReferenceSharing_SharedReference);
+        if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 113, __pyx_L1_error)
+        __Pyx_XGOTREF(__pyx_t_6);
         __pyx_t_9 = __Pyx_PyList_GET_ITEM_REF(sequence, 3, __Pyx_ReferenceSharing_SharedReference);
         if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 113, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_9);
@@ -27741,7 +27695,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       #else
       {
         Py_ssize_t i;
-        PyObject** temps[4] = {&__pyx_t_6,&__pyx_t_4,&__pyx_t_5,&__pyx_t_9};
+        PyObject** temps[4] = {&__pyx_t_5,&__pyx_t_4,&__pyx_t_6,&__pyx_t_9};
         for (i=0; i < 4; i++) {
           PyObject* item = __Pyx_PySequence_ITEM(sequence, i); if (unlikely(!item)) __PYX_ERR(0, 113, __pyx_L1_error)
           __Pyx_GOTREF(item);
@@ -27752,7 +27706,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
     } else {
       Py_ssize_t index = -1;
-      PyObject** temps[4] = {&__pyx_t_6,&__pyx_t_4,&__pyx_t_5,&__pyx_t_9};
+      PyObject** temps[4] = {&__pyx_t_5,&__pyx_t_4,&__pyx_t_6,&__pyx_t_9};
       __pyx_t_10 = PyObject_GetIter(__pyx_t_3); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 113, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_10);
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
@@ -27773,20 +27727,20 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __PYX_ERR(0, 113, __pyx_L1_error)
       __pyx_L11_unpacking_done:;
     }
-    __pyx_t_11 = __Pyx_PyIndex_AsSsize_t(__pyx_t_6); if (unlikely((__pyx_t_11 == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(0, 113, __pyx_L1_error)
-    __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
+    __pyx_t_11 = __Pyx_PyIndex_AsSsize_t(__pyx_t_5); if (unlikely((__pyx_t_11 == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(0, 113, __pyx_L1_error)
+    __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
     if (!(likely(PyDict_CheckExact(__pyx_t_4))||((__pyx_t_4) == Py_None) || __Pyx_RaiseUnexpectedTypeError("dict", __pyx_t_4))) __PYX_ERR(0, 113, __pyx_L1_error)
-    if (!(likely(PyDict_CheckExact(__pyx_t_5))||((__pyx_t_5) == Py_None) || __Pyx_RaiseUnexpectedTypeError("dict", __pyx_t_5))) __PYX_ERR(0, 113, __pyx_L1_error)
+    if (!(likely(PyDict_CheckExact(__pyx_t_6))||((__pyx_t_6) == Py_None) || __Pyx_RaiseUnexpectedTypeError("dict", __pyx_t_6))) __PYX_ERR(0, 113, __pyx_L1_error)
     __pyx_v_index = __pyx_t_11;
     __Pyx_XDECREF_SET(__pyx_v_seen, ((PyObject*)__pyx_t_4));
     __pyx_t_4 = 0;
-    __Pyx_XDECREF_SET(__pyx_v_checked, ((PyObject*)__pyx_t_5));
-    __pyx_t_5 = 0;
+    __Pyx_XDECREF_SET(__pyx_v_checked, ((PyObject*)__pyx_t_6));
+    __pyx_t_6 = 0;
     __Pyx_XDECREF_SET(__pyx_v_group, __pyx_t_9);
     __pyx_t_9 = 0;
 
     /* "fastopt/_plan.pyx":114
- *             np.copyto(array, values, casting="unsafe")
+ *             cnp.PyArray_CopyInto(<cnp.ndarray>array, <cnp.ndarray>values)  # `np.copyto` runs Python code
  *         for index, seen, checked, group in change.groups:
  *             self.groups[index] = group             # <<<<<<<<<<<<<<
  *             self.items[index] = items_of(checked)
@@ -27884,21 +27838,21 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
           PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "items");
           __PYX_ERR(0, 119, __pyx_L1_error)
         }
-        __pyx_t_9 = __Pyx_dict_iterator(__pyx_v_checked, 1, __pyx_mstate_global->__pyx_n_u_items, (&__pyx_t_14), (&__pyx_t_15)); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 119, __pyx_L1_error)
+        __pyx_t_9 = __Pyx_dict_iterator(__pyx_v_checked, 1, __pyx_mstate_global->__pyx_n_u_items, (&__pyx_t_14), (&__pyx_t_8)); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 119, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_9);
         __Pyx_XDECREF(__pyx_t_3);
         __pyx_t_3 = __pyx_t_9;
         __pyx_t_9 = 0;
         while (1) {
-          __pyx_t_16 = __Pyx_dict_iter_next(__pyx_t_3, __pyx_t_14, &__pyx_t_11, &__pyx_t_9, &__pyx_t_5, NULL, __pyx_t_15);
-          if (unlikely(__pyx_t_16 == 0)) break;
-          if (unlikely(__pyx_t_16 == -1)) __PYX_ERR(0, 119, __pyx_L1_error)
+          __pyx_t_15 = __Pyx_dict_iter_next(__pyx_t_3, __pyx_t_14, &__pyx_t_11, &__pyx_t_9, &__pyx_t_6, NULL, __pyx_t_8);
+          if (unlikely(__pyx_t_15 == 0)) break;
+          if (unlikely(__pyx_t_15 == -1)) __PYX_ERR(0, 119, __pyx_L1_error)
           __Pyx_GOTREF(__pyx_t_9);
-          __Pyx_GOTREF(__pyx_t_5);
+          __Pyx_GOTREF(__pyx_t_6);
           __Pyx_XDECREF_SET(__pyx_v_name, __pyx_t_9);
           __pyx_t_9 = 0;
-          __Pyx_XDECREF_SET(__pyx_v_value, __pyx_t_5);
-          __pyx_t_5 = 0;
+          __Pyx_XDECREF_SET(__pyx_v_value, __pyx_t_6);
+          __pyx_t_6 = 0;
 
           /* "fastopt/_plan.pyx":120
  *                 if type(mine) is dict:
@@ -27920,10 +27874,10 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
             PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
             __PYX_ERR(0, 120, __pyx_L1_error)
           }
-          __pyx_t_5 = __Pyx_PyDict_GetItemDefault(__pyx_v_seen, __pyx_v_name, Py_None); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 120, __pyx_L1_error)
-          __Pyx_GOTREF(__pyx_t_5);
-          __pyx_t_13 = (__pyx_v_value != __pyx_t_5);
-          __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
+          __pyx_t_6 = __Pyx_PyDict_GetItemDefault(__pyx_v_seen, __pyx_v_name, Py_None); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 120, __pyx_L1_error)
+          __Pyx_GOTREF(__pyx_t_6);
+          __pyx_t_13 = (__pyx_v_value != __pyx_t_6);
+          __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
           if (__pyx_t_13) {
 
           } else {
@@ -27936,16 +27890,16 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
             PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
             __PYX_ERR(0, 120, __pyx_L1_error)
           }
-          __pyx_t_5 = __Pyx_PyDict_GetItemDefault(((PyObject*)__pyx_v_mine), __pyx_v_name, Py_None); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 120, __pyx_L1_error)
-          __Pyx_GOTREF(__pyx_t_5);
+          __pyx_t_6 = __Pyx_PyDict_GetItemDefault(((PyObject*)__pyx_v_mine), __pyx_v_name, Py_None); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 120, __pyx_L1_error)
+          __Pyx_GOTREF(__pyx_t_6);
           if (unlikely(__pyx_v_seen == Py_None)) {
             PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
             __PYX_ERR(0, 120, __pyx_L1_error)
           }
           __pyx_t_9 = __Pyx_PyDict_GetItemDefault(__pyx_v_seen, __pyx_v_name, Py_None); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 120, __pyx_L1_error)
           __Pyx_GOTREF(__pyx_t_9);
-          __pyx_t_13 = (__pyx_t_5 == __pyx_t_9);
-          __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
+          __pyx_t_13 = (__pyx_t_6 == __pyx_t_9);
+          __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
           __Pyx_DECREF(__pyx_t_9); __pyx_t_9 = 0;
 
           __pyx_t_12 = __pyx_t_13;
@@ -27998,7 +27952,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 
     /* "fastopt/_plan.pyx":113
  *         for array, values in change.copies:
- *             np.copyto(array, values, casting="unsafe")
+ *             cnp.PyArray_CopyInto(<cnp.ndarray>array, <cnp.ndarray>values)  # `np.copyto` runs Python code
  *         for index, seen, checked, group in change.groups:             # <<<<<<<<<<<<<<
  *             self.groups[index] = group
  *             self.items[index] = items_of(checked)
@@ -28043,21 +27997,21 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       if (likely(PyTuple_CheckExact(sequence))) {
         __pyx_t_9 = PyTuple_GET_ITEM(sequence, 0);
         __Pyx_INCREF(__pyx_t_9);
-        __pyx_t_5 = PyTuple_GET_ITEM(sequence, 1);
-        __Pyx_INCREF(__pyx_t_5);
+        __pyx_t_6 = PyTuple_GET_ITEM(sequence, 1);
+        __Pyx_INCREF(__pyx_t_6);
       } else {
         __pyx_t_9 = __Pyx_PyList_GET_ITEM_REF(sequence, 0, __Pyx_ReferenceSharing_SharedReference);
         if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 122, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_9);
-        __pyx_t_5 = __Pyx_PyList_GET_ITEM_REF(sequence, 1, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 122, __pyx_L1_error)
-        __Pyx_XGOTREF(__pyx_t_5);
+        __pyx_t_6 = __Pyx_PyList_GET_ITEM_REF(sequence, 1, __Pyx_ReferenceSharing_SharedReference);
+        if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 122, __pyx_L1_error)
+        __Pyx_XGOTREF(__pyx_t_6);
       }
       #else
       __pyx_t_9 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 122, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_9);
-      __pyx_t_5 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 122, __pyx_L1_error)
-      __Pyx_GOTREF(__pyx_t_5);
+      __pyx_t_6 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 122, __pyx_L1_error)
+      __Pyx_GOTREF(__pyx_t_6);
       #endif
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
     } else {
@@ -28068,8 +28022,8 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __pyx_t_7 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_4);
       index = 0; __pyx_t_9 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_9)) goto __pyx_L25_unpacking_failed;
       __Pyx_GOTREF(__pyx_t_9);
-      index = 1; __pyx_t_5 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_5)) goto __pyx_L25_unpacking_failed;
-      __Pyx_GOTREF(__pyx_t_5);
+      index = 1; __pyx_t_6 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_6)) goto __pyx_L25_unpacking_failed;
+      __Pyx_GOTREF(__pyx_t_6);
       if (__Pyx_IternextUnpackEndCheck(__pyx_t_7(__pyx_t_4), 2) < (0)) __PYX_ERR(0, 122, __pyx_L1_error)
       __pyx_t_7 = NULL;
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
@@ -28084,8 +28038,8 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     if (!(likely(PyDict_CheckExact(__pyx_t_9))||((__pyx_t_9) == Py_None) || __Pyx_RaiseUnexpectedTypeError("dict", __pyx_t_9))) __PYX_ERR(0, 122, __pyx_L1_error)
     __Pyx_XDECREF_SET(__pyx_v_checked, ((PyObject*)__pyx_t_9));
     __pyx_t_9 = 0;
-    __Pyx_XDECREF_SET(__pyx_v_group, __pyx_t_5);
-    __pyx_t_5 = 0;
+    __Pyx_XDECREF_SET(__pyx_v_group, __pyx_t_6);
+    __pyx_t_6 = 0;
 
     /* "fastopt/_plan.pyx":123
  *                             (<dict>mine)[name] = value
@@ -28104,7 +28058,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     }
     __pyx_t_3 = PyDict_Copy(__pyx_v_checked); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 123, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
-    __pyx_t_17 = __Pyx_PyList_Append(((PyObject*)__pyx_v_param_groups), __pyx_t_3); if (unlikely(__pyx_t_17 == ((int)-1))) __PYX_ERR(0, 123, __pyx_L1_error)
+    __pyx_t_16 = __Pyx_PyList_Append(((PyObject*)__pyx_v_param_groups), __pyx_t_3); if (unlikely(__pyx_t_16 == ((int)-1))) __PYX_ERR(0, 123, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
 
@@ -28119,7 +28073,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "append");
       __PYX_ERR(0, 124, __pyx_L1_error)
     }
-    __pyx_t_17 = __Pyx_PyList_Append(__pyx_v_self->groups, __pyx_v_group); if (unlikely(__pyx_t_17 == ((int)-1))) __PYX_ERR(0, 124, __pyx_L1_error)
+    __pyx_t_16 = __Pyx_PyList_Append(__pyx_v_self->groups, __pyx_v_group); if (unlikely(__pyx_t_16 == ((int)-1))) __PYX_ERR(0, 124, __pyx_L1_error)
 
 
     /* "fastopt/_plan.pyx":125
@@ -28135,7 +28089,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     }
     __pyx_t_3 = __pyx_f_7fastopt_5_plan_items_of(__pyx_v_checked); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 125, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
-    __pyx_t_17 = __Pyx_PyList_Append(__pyx_v_self->items, __pyx_t_3); if (unlikely(__pyx_t_17 == ((int)-1))) __PYX_ERR(0, 125, __pyx_L1_error)
+    __pyx_t_16 = __Pyx_PyList_Append(__pyx_v_self->items, __pyx_t_3); if (unlikely(__pyx_t_16 == ((int)-1))) __PYX_ERR(0, 125, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
 
@@ -28214,7 +28168,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "append");
       __PYX_ERR(0, 128, __pyx_L1_error)
     }
-    __pyx_t_17 = __Pyx_PyList_Append(__pyx_v_self->tensors, ((PyObject *)__pyx_v_tensor)); if (unlikely(__pyx_t_17 == ((int)-1))) __PYX_ERR(0, 128, __pyx_L1_error)
+    __pyx_t_16 = __Pyx_PyList_Append(__pyx_v_self->tensors, ((PyObject *)__pyx_v_tensor)); if (unlikely(__pyx_t_16 == ((int)-1))) __PYX_ERR(0, 128, __pyx_L1_error)
 
 
     /* "fastopt/_plan.pyx":126
@@ -28262,21 +28216,21 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       }
       #if CYTHON_ASSUME_SAFE_MACROS && !CYTHON_AVOID_BORROWED_REFS
       if (likely(PyTuple_CheckExact(sequence))) {
-        __pyx_t_5 = PyTuple_GET_ITEM(sequence, 0);
-        __Pyx_INCREF(__pyx_t_5);
+        __pyx_t_6 = PyTuple_GET_ITEM(sequence, 0);
+        __Pyx_INCREF(__pyx_t_6);
         __pyx_t_9 = PyTuple_GET_ITEM(sequence, 1);
         __Pyx_INCREF(__pyx_t_9);
       } else {
-        __pyx_t_5 = __Pyx_PyList_GET_ITEM_REF(sequence, 0, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 129, __pyx_L1_error)
-        __Pyx_XGOTREF(__pyx_t_5);
+        __pyx_t_6 = __Pyx_PyList_GET_ITEM_REF(sequence, 0, __Pyx_ReferenceSharing_SharedReference);
+        if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 129, __pyx_L1_error)
+        __Pyx_XGOTREF(__pyx_t_6);
         __pyx_t_9 = __Pyx_PyList_GET_ITEM_REF(sequence, 1, __Pyx_ReferenceSharing_SharedReference);
         if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 129, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_9);
       }
       #else
-      __pyx_t_5 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 129, __pyx_L1_error)
-      __Pyx_GOTREF(__pyx_t_5);
+      __pyx_t_6 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 129, __pyx_L1_error)
+      __Pyx_GOTREF(__pyx_t_6);
       __pyx_t_9 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 129, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_9);
       #endif
@@ -28287,8 +28241,8 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __Pyx_GOTREF(__pyx_t_4);
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
       __pyx_t_7 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_4);
-      index = 0; __pyx_t_5 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_5)) goto __pyx_L33_unpacking_failed;
-      __Pyx_GOTREF(__pyx_t_5);
+      index = 0; __pyx_t_6 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_6)) goto __pyx_L33_unpacking_failed;
+      __Pyx_GOTREF(__pyx_t_6);
       index = 1; __pyx_t_9 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_9)) goto __pyx_L33_unpacking_failed;
       __Pyx_GOTREF(__pyx_t_9);
       if (__Pyx_IternextUnpackEndCheck(__pyx_t_7(__pyx_t_4), 2) < (0)) __PYX_ERR(0, 129, __pyx_L1_error)
@@ -28302,9 +28256,9 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __PYX_ERR(0, 129, __pyx_L1_error)
       __pyx_L34_unpacking_done:;
     }
-    if (!(likely(((__pyx_t_5) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_5, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(0, 129, __pyx_L1_error)
-    __Pyx_XDECREF_SET(__pyx_v_tensor, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_5));
-    __pyx_t_5 = 0;
+    if (!(likely(((__pyx_t_6) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_6, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(0, 129, __pyx_L1_error)
+    __Pyx_XDECREF_SET(__pyx_v_tensor, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_6));
+    __pyx_t_6 = 0;
     __Pyx_XDECREF_SET(__pyx_v_states, __pyx_t_9);
     __pyx_t_9 = 0;
 
@@ -28368,21 +28322,21 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       if (likely(PyTuple_CheckExact(sequence))) {
         __pyx_t_9 = PyTuple_GET_ITEM(sequence, 0);
         __Pyx_INCREF(__pyx_t_9);
-        __pyx_t_5 = PyTuple_GET_ITEM(sequence, 1);
-        __Pyx_INCREF(__pyx_t_5);
+        __pyx_t_6 = PyTuple_GET_ITEM(sequence, 1);
+        __Pyx_INCREF(__pyx_t_6);
       } else {
         __pyx_t_9 = __Pyx_PyList_GET_ITEM_REF(sequence, 0, __Pyx_ReferenceSharing_SharedReference);
         if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 131, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_9);
-        __pyx_t_5 = __Pyx_PyList_GET_ITEM_REF(sequence, 1, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 131, __pyx_L1_error)
-        __Pyx_XGOTREF(__pyx_t_5);
+        __pyx_t_6 = __Pyx_PyList_GET_ITEM_REF(sequence, 1, __Pyx_ReferenceSharing_SharedReference);
+        if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 131, __pyx_L1_error)
+        __Pyx_XGOTREF(__pyx_t_6);
       }
       #else
       __pyx_t_9 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 131, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_9);
-      __pyx_t_5 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 131, __pyx_L1_error)
-      __Pyx_GOTREF(__pyx_t_5);
+      __pyx_t_6 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 131, __pyx_L1_error)
+      __Pyx_GOTREF(__pyx_t_6);
       #endif
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
     } else {
@@ -28393,8 +28347,8 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __pyx_t_7 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_4);
       index = 0; __pyx_t_9 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_9)) goto __pyx_L38_unpacking_failed;
       __Pyx_GOTREF(__pyx_t_9);
-      index = 1; __pyx_t_5 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_5)) goto __pyx_L38_unpacking_failed;
-      __Pyx_GOTREF(__pyx_t_5);
+      index = 1; __pyx_t_6 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_6)) goto __pyx_L38_unpacking_failed;
+      __Pyx_GOTREF(__pyx_t_6);
       if (__Pyx_IternextUnpackEndCheck(__pyx_t_7(__pyx_t_4), 2) < (0)) __PYX_ERR(0, 131, __pyx_L1_error)
       __pyx_t_7 = NULL;
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
@@ -28409,8 +28363,8 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     if (!(likely(((__pyx_t_9) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_9, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(0, 131, __pyx_L1_error)
     __Pyx_XDECREF_SET(__pyx_v_tensor, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_9));
     __pyx_t_9 = 0;
-    __Pyx_XDECREF_SET(__pyx_v_steps, __pyx_t_5);
-    __pyx_t_5 = 0;
+    __Pyx_XDECREF_SET(__pyx_v_steps, __pyx_t_6);
+    __pyx_t_6 = 0;
 
     /* "fastopt/_plan.pyx":132
  *             tensor.take_states(states)
@@ -28419,8 +28373,8 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
  *         if change.steps or change.moves:
  *             self.last_move = change if change.moves and not change.steps else None
 */
-    __pyx_t_18 = __Pyx_PyLong_As_int64_t(__pyx_v_steps); if (unlikely((__pyx_t_18 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 132, __pyx_L1_error)
-    __pyx_v_tensor->steps = __pyx_t_18;
+    __pyx_t_17 = __Pyx_PyLong_As_int64_t(__pyx_v_steps); if (unlikely((__pyx_t_17 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 132, __pyx_L1_error)
+    __pyx_v_tensor->steps = __pyx_t_17;
 
     /* "fastopt/_plan.pyx":131
  *         for tensor, states in change.states:
@@ -28501,11 +28455,11 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __pyx_t_13 = (__pyx_temp != 0);
     }
 
-    __pyx_t_19 = (!__pyx_t_13);
+    __pyx_t_18 = (!__pyx_t_13);
 
 
 
-    __pyx_t_12 = __pyx_t_19;
+    __pyx_t_12 = __pyx_t_18;
 
     __pyx_L44_bool_binop_done:;
     if (__pyx_t_12) {
@@ -28669,25 +28623,25 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
  *             self.take_bound()  # the formats may be others
  *         self.is_assigned = False
 */
-  if (__pyx_v_change->states == Py_None) __pyx_t_19 = 0;
+  if (__pyx_v_change->states == Py_None) __pyx_t_18 = 0;
   else
   {
     Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_v_change->states);
     if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 142, __pyx_L1_error)
-    __pyx_t_19 = (__pyx_temp != 0);
+    __pyx_t_18 = (__pyx_temp != 0);
   }
 
-  if (__pyx_t_19) {
+  if (__pyx_t_18) {
 
   } else {
 
-    __pyx_t_12 = __pyx_t_19;
+    __pyx_t_12 = __pyx_t_18;
 
     goto __pyx_L51_bool_binop_done;
   }
-  __pyx_t_19 = (__pyx_v_self->bound != ((PyObject*)Py_None));
+  __pyx_t_18 = (__pyx_v_self->bound != ((PyObject*)Py_None));
 
-  __pyx_t_12 = __pyx_t_19;
+  __pyx_t_12 = __pyx_t_18;
 
   __pyx_L51_bool_binop_done:;
   if (__pyx_t_12) {
@@ -28700,7 +28654,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
  *         self.is_assigned = False
  *         return 0
 */
-    __pyx_t_15 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_bound(__pyx_v_self); if (unlikely(__pyx_t_15 == ((int)-1))) __PYX_ERR(0, 143, __pyx_L1_error)
+    __pyx_t_8 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_bound(__pyx_v_self); if (unlikely(__pyx_t_8 == ((int)-1))) __PYX_ERR(0, 143, __pyx_L1_error)
 
 
     /* "fastopt/_plan.pyx":142
@@ -44066,7 +44020,7 @@ __Pyx_RefNannySetupContext("PyInit__plan", 0);
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount(__pyx_t_2);
   #endif
-  __Pyx_CyFunction_SetDefaultsTuple(__pyx_t_2, __pyx_mstate_global->__pyx_tuple[2]);
+  __Pyx_CyFunction_SetDefaultsTuple(__pyx_t_2, __pyx_mstate_global->__pyx_tuple[1]);
   if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Intervals, __pyx_mstate_global->__pyx_n_u_with_arrays, __pyx_t_2) < (0)) __PYX_ERR(1, 173, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
@@ -44582,20 +44536,6 @@ static int __Pyx_InitCachedConstants(__pyx_mstatetype *__pyx_mstate) {
   }
   __Pyx_GIVEREF(__pyx_mstate_global->__pyx_tuple[0]);
 
-  /* "fastopt/_plan.pyx":112
- *         cdef Py_ssize_t index
- *         for array, values in change.copies:
- *             np.copyto(array, values, casting="unsafe")             # <<<<<<<<<<<<<<
- *         for index, seen, checked, group in change.groups:
- *             self.groups[index] = group
-*/
-  {
-    PyObject* __pyx_temp[1] = {__pyx_mstate_global->__pyx_n_u_casting};
-    __pyx_mstate_global->__pyx_tuple[1] = __Pyx_PyTuple_FromArray(__pyx_temp, 1); if (unlikely(!__pyx_mstate_global->__pyx_tuple[1])) __PYX_ERR(0, 112, __pyx_L1_error)
-    __Pyx_GOTREF(__pyx_mstate_global->__pyx_tuple[1]);
-  }
-  __Pyx_GIVEREF(__pyx_mstate_global->__pyx_tuple[1]);
-
   /* "fastopt/_tensor.pxi":173
  *         return Intervals(tensors, self.names, None, [*states, *((t, 0, t.param) for t in tensors)])
  * 
@@ -44605,14 +44545,14 @@ static int __Pyx_InitCachedConstants(__pyx_mstatetype *__pyx_mstate) {
 */
   {
     PyObject* __pyx_temp[1] = {Py_None};
-    __pyx_mstate_global->__pyx_tuple[2] = __Pyx_PyTuple_FromArray(__pyx_temp, 1); if (unlikely(!__pyx_mstate_global->__pyx_tuple[2])) __PYX_ERR(1, 173, __pyx_L1_error)
-    __Pyx_GOTREF(__pyx_mstate_global->__pyx_tuple[2]);
+    __pyx_mstate_global->__pyx_tuple[1] = __Pyx_PyTuple_FromArray(__pyx_temp, 1); if (unlikely(!__pyx_mstate_global->__pyx_tuple[1])) __PYX_ERR(1, 173, __pyx_L1_error)
+    __Pyx_GOTREF(__pyx_mstate_global->__pyx_tuple[1]);
   }
-  __Pyx_GIVEREF(__pyx_mstate_global->__pyx_tuple[2]);
+  __Pyx_GIVEREF(__pyx_mstate_global->__pyx_tuple[1]);
   #if CYTHON_IMMORTAL_CONSTANTS
   {
     PyObject **table = __pyx_mstate->__pyx_tuple;
-    for (Py_ssize_t i=0; i<3; ++i) {
+    for (Py_ssize_t i=0; i<2; ++i) {
       #if PY_VERSION_HEX >= 0x030F0000
       PyUnstable_SetImmortal(table[i]);
       #elif CYTHON_COMPILING_IN_CPYTHON_FREETHREADING
@@ -44669,38 +44609,38 @@ static int __Pyx_InitConstants(__pyx_mstatetype *__pyx_mstate) {
   int __pyx_clineno = 0;
   CYTHON_UNUSED_VAR(__pyx_mstate);
   {
-    const struct { const unsigned int length: 8; } str_length_index[] = {{4},{25},{15},{1},{11},{1},{4},{179},{8},{7},{6},{19},{21},{17},{19},{2},{78},{9},{39},{34},{58},{94},{71},{66},{63},{74},{10},{8},{1},{14},{6},{24},{26},{7},{8},{26},{28},{5},{23},{25},{19},{13},{9},{27},{29},{15},{21},{24},{4},{22},{24},{6},{4},{22},{24},{9},{11},{11},{9},{9},{11},{5},{6},{24},{26},{14},{4},{22},{24},{20},{12},{17},{8},{8},{12},{26},{8},{10},{8},{7},{14},{12},{11},{10},{21},{23},{20},{14},{12},{10},{17},{13},{12},{12},{19},{8},{15},{5},{13},{8},{15},{11},{1},{5},{9},{4},{5},{6},{11},{25},{18},{6},{5},{8},{4},{5},{6},{6},{4},{9},{7},{6},{5},{7},{17},{18},{5},{12},{6},{6},{5},{5},{10},{5},{6},{3},{5},{9},{7},{16},{13},{6},{13},{5},{7},{7},{7},{7},{8},{1},{7},{3},{5},{10},{8},{5},{5},{1},{11},{5},{1},{5},{3},{5},{8},{1},{12},{3},{6},{5},{8},{6},{7},{6},{2},{4},{8},{9},{7},{4},{7},{5},{6},{7},{4},{2},{3},{13},{5},{9},{8},{15},{8},{1},{5},{12},{9},{6},{5},{6},{5},{14},{3},{19},{12},{12},{21},{21},{11},{18},{13},{22},{26},{7},{7},{1},{7},{4},{4},{4},{10},{5},{4},{4},{6},{5},{6},{4},{7},{6},{6},{3},{1},{4},{6},{7},{5},{6},{5},{6},{6},{12},{5},{6},{4},{11},{14},{31},{7},{1}};
+    const struct { const unsigned int length: 8; } str_length_index[] = {{4},{25},{15},{1},{11},{1},{4},{179},{8},{7},{6},{19},{21},{17},{19},{2},{78},{9},{39},{34},{58},{94},{71},{66},{63},{74},{10},{8},{1},{14},{6},{24},{26},{7},{8},{26},{28},{5},{23},{25},{19},{13},{9},{27},{29},{15},{21},{24},{4},{22},{24},{6},{4},{22},{24},{9},{11},{11},{9},{9},{11},{5},{6},{24},{26},{14},{4},{22},{24},{20},{12},{17},{8},{8},{12},{26},{8},{10},{8},{7},{14},{12},{11},{10},{21},{23},{20},{14},{12},{10},{17},{13},{12},{12},{19},{8},{15},{5},{13},{8},{15},{11},{1},{5},{9},{4},{5},{6},{11},{25},{18},{6},{5},{8},{4},{5},{6},{6},{4},{9},{6},{5},{7},{17},{18},{5},{12},{6},{5},{5},{10},{5},{6},{3},{5},{9},{7},{16},{13},{6},{13},{5},{7},{7},{7},{7},{8},{1},{7},{3},{5},{10},{8},{5},{5},{1},{11},{5},{1},{5},{3},{5},{8},{1},{12},{3},{6},{5},{8},{6},{7},{6},{2},{4},{8},{9},{7},{4},{7},{5},{6},{7},{4},{2},{3},{13},{5},{9},{8},{15},{8},{1},{5},{12},{9},{6},{5},{6},{5},{14},{3},{19},{12},{12},{21},{21},{11},{18},{13},{22},{26},{7},{7},{1},{7},{4},{4},{4},{10},{5},{4},{4},{6},{5},{6},{4},{7},{6},{6},{3},{1},{4},{6},{7},{5},{6},{5},{6},{12},{5},{6},{4},{11},{14},{31},{7},{1}};
     const struct { const unsigned int length: 9; } bytes_length_index[] = {{78},{10},{9},{11},{11},{11},{96},{55},{55},{55},{214},{393},{385},{15},{45},{47},{46},{32},{17},{40},{202},{104},{71},{70},{40},{8},{2},{24}};
     #ifndef CYTHON_COMPRESS_STRINGS
       #define CYTHON_COMPRESS_STRINGS 90
     #endif
-    #if (CYTHON_COMPRESS_STRINGS) == 1 /* compression: zlib (2725 bytes) */
-static const char cstring[] = "x\332\245VKs\333F\022\026A:\222m9\262le\023\227kk\241\330\033\313yp\227\261b;q\342,\365\2646\326\203z\257\35554\004\006\024D\020 1\200H:\252\304G\036q\304\021G\034q\344\221G\036q\344Q?\301?a\273\007 -\211\251T*\253\022\347\033\364\314\364{\272G4UQd2\321\211\305D\230k6@\335\370R,\231\2668c[\224\212\252EJ\025j\330\367\263\337\301\262h\2232e\342\217k\246A\327L\233\212\366!\261\305\371\246}h\032\242\306D\205\352Z\221Z\304\246zSd\266\245\3116\265p\223!n,n|5\373xV$\206\"Z\364\210\312 \2139EY\047\214Q.\275\350h\272\255\031\242\335\254R\226\025WT\261i:\242A\251\"\332\246X\205}g\017\330\207\324\020\031\265q\"\336#\206a\332\304\326LC\202\343\232Q\272\047*\232\005B\264c\212\247\227\210\316h\226(\212\004\373\250\2421R\324)5pT\t\263\315\252\375\017I\0065K4[mh\003\222\352\03022=G\254\352\004\010\315\306\200`S\203\231\026\356)\311%\213(\032\370\213}\307\025\3235f\213E*\223\n\025\331\241i\241;\352\207\232N\321\231u\302\300\025Dy\"\352\224\034s\022\321\301\263\"8\201\200\373hUc\261\216\212\341T\252\315\254$\233\026\315V\034p\023\261,\322\024U\002\254\270{\264J\025\270\237\335\346T\210}8\264\203Q]\315\312\242\314\035\006\232\211\262i\034S\320\213\357!\342F\034K\263\210\021\022U\323\022\253\232\\\326\301\243\361\311/9(Z\205\365g\354\310\324\014;\376b\246c\311\364\377\345\036\373\223\375i6\240\016\265\216!\342\177\232\003;$\026l\3753\307!j3\367y\3262\361L2\360\364%q>\300v\002\351)\333_\342\324\300\334(:\252J\301\344\272\0061+j\2062s\037\323\207ANS\361{\235T\212\ny:?\277\276\272\272\276&m\315\347\237\3477\267\346y\276\306cV\222@aG\246\222\314U\223\244\001\035\356\010g3XYZ\337\\\315oo-%\271\335\307a\026gV\206\230,[\246S\345\303\360\271>\371\267\017e!I\241F0\211\250\020\246\230\224\324\240\225~\340\006\223a\346g\227\206\004\274_<4u\345\014\033\364\253\304\357\314Eb\225X\244\302$S]5\217)\376\206E&\324!i\353\033\213k\253\033\033P\016\3607|.\241\016\235\343t\0142\237\310f\245\242\331|\n\205\tR\214O+ \223O0\241\370\304\251*\300d;?\367|q\233_\220x\034\026;\240\017\tNV0\343\300\340=\323*\343o""\230CB\035:\017\2527\033\360[\200\334\225\326h\303\336\244\252$%\265\227\342:\257\316R\211\332`H\005\t\230\346\210XI\021K}\236\360\247\031\032\254e\277\327M\010?{\232\355\347\271$U\210\306\305UL\305\321\371^\2563\"\255#@\371\205zM\3452s*\361\227E\031\324\305x\236H\300)6\223x\346\030\374\216\322\344f\\ \366s\375\002\231\247gL;\266\261\022\243\360\232C\364\276>\211\347\244!\037\016\010\264\201\037\340\313\201\r\354\214\017~\303\3076e\350\262\270\035\201\223$L\201\330\221\032\303\332n:\320&\251\204u\027*\216\024\337\047\t\252\020T|&a\213\2260\223\030\201~G\025\242\227L\0132\275B\254\022\343W \276\007\204\r\332\333\231\351\373h\300\010\301l\032\262ff\007BY\221\202\034Z\244%\315(\252\272I\354\334C\314\344\242\351$\003\213K\031\236\346\034\300gp\273\031\034.\305\026\361\260\361\201*\t\304\227\220\302\275\224u\264\014l\266-\"\323\"\201\235\272\311\250lRU\325d^K\343\373\"\233\325\246m\312 \321V\240\2756\025\350\343\030\177\335R0\344\361M\242\006\374\333V\223\202\213\370\253$i\331\td\2452\265\014\252\263\3017\266vU\323\241c\252\232\005Q\240:\305\307\217\252\223\022K\254\345\360\340k\016\017g\321\351\216N\372\336+\225\250A\033U\013\262\274\004/\017\003\033\200\204\305\215\366[\001\"+aV\035\2027 <\022\\t\213W+\r\374H\033\3604\301\273\303\342\341\r-\227)\255\262\244L\225i\263\\\3078\202_\251\316\007\270\310:\265\301u\361\310\260\303PE\207\\Ph\2054\264\n\360\250\350\022\367\n\213\357\023\303\342\222\024\001\004f\024\233\220t\206\302\023\003\014\260\215*x\354\\\235\346/\013\360\021\347g\341\004\322F\357c|\343\240\266(\220\210\246Z\345\332\362A\342\266\262A\200c;\300\3172\345\003N5\203\017R\337GU\263jQ\325aT\342\031%\351\004\036\202vB\342!O\346*\255S+\231\367\017\307\226^$BC\037\020\321\344djB\223\265b\337&\224\270\363\237\373\030p\351S\361:b\357\000\245\222\270@\361\211\0050S?\246,ig\014\037\001\360\234\200G\034\240\235\244(\337\211\221e\272Yg\370$Tb\357\361\001\231C2\302\253\233\"\300\232S\304\032\321d\020]R\211\237F\311\003\311>\264\314\272\355\030\020$\333\261\014\346\030\214""\2504\356\023\\\321\244\266@\263s\342\201\035k\264~\246\027\236\357\200\347\277\336W\202$\251\023\223\373\357^\211\327C|\031\301\223\346\363\231cSS\356\217\300\323KL\246##|\303\210\252;\354\2202\t\256\"V(}\004\356L\231\215\200c\340\355D\225\267\251^\346\322i\346j+\207\263+\255/\334\002N\356\3709\177)\230\306\351]?\357\357\006|\3713\237\370\307\001l8\315\\k\025Z\207\256\352-\370\243\376\233\360V{\272\375\250s\257;\331\313\214\265\322\255\037\274\313\376\244?\335\033\033o\315\267N\274o\201C\2417~\335M\273\337y\377\001\036\265\336\365[\336\244\367\251\227\3676\275\232\177\t\370\317\006Vx\273\375\357\316Q\264\301\371\377\315\253E\342?\303\253\355\047\235rT\330\354en\272\337xc~\312\007\021\243oO\334G\036\260\277\347\327\202\261\360\3036\351\305\006\374\346\261\207\336\047\\\231\367\307f\202Tp+\314vR\277w\354\261\367\030|\220?s\354\363`:x\022\032\235|r\354\335\330\310\225\333\2700\351N\271/<\333\377!\314\204\253\235\251\216\024m\357G\373\007\321\201\022)G\321\221\021\031fo\354\272;\352\326\274\017<=\340\252\034\267\366\334Eo\312+\364\306n\270\300\343c\267v\n\203\r\316Z\016\276\t\323\341lx\322y\324\375{\227E\233\273\321.p*G\345jTe\021\253G\365_\336\215\214\374\232Z\022\000\226\204\237\020~\022\326\020\326\204M\204Ma\037a_\220\020$\341@@\231\265\336\330D4q?\230\n\nA)|\331\031\355\200\314s\224\324\005\253^\371S\376\253p*\224:\013\335\261hc\233\033\366*zE#\252E\232\035\331\r`\337L\315\243\224ya\031a\271\257\301.\302\256@\021\250\240!hB\003\241!\234 \234\010\363i<\227^FXN\257!\254\2457\0216\323/\021^\246%\004)}\220\376\343\036|\342\227\202\235\360N\270\335\276\335Y\356~\023mlE[{\321\036\350\254Gz-\252\241\332Q\343g\324\240\257\3713\204g}O\256#\254\013{\010{\302k\204\327\202\214 \013*\202*\034!\034\t\014\201\to\020\336\010\277\"\374*\314\241\312s\351%\204\245\364\006\302Fz\017a/\275\237~\037\210\317|\0052\352Q\370E{\257\223?=O)\\\010\204\344/D3\217\333\231\366Jg\273{\213\247D1*\252\221\n\311eE\326\233\350M\234\022\211!\317\021\236\013\253\302\037\367\332\323\340\343\360R\270""\005\"\326\273\217\242Mp\330\213\350\305\353\3505\310\250D\025\220\341DN\023\315L\315!\3639a\005a\245\237v\005\204\202\260\203\260\003\371\006p \224\020J\202\216\240\013&\202y\301gy\364K\276\357\254\025\204\225\364*\302jz\033a\273\237\t\007\010\007i\031AN\227\020Ji\023\301L\037#\034\247\177F\3709\375\013\302/\351\271\014\352\231YAX\311l ld\n\231\367\001\270\347\333A.X\016\237\264K\235\302\351y\ny\233\207=\255\206\353@\221\332\365so!B\343\255%\3673/\325\033\273\214\305\354\252\227\363\3628\271\342M\363\234+\234\302\307\007P\023\363\277\263y\034\330\275\204\2425\032\326\316m\237h\325z\3437\334\273n\t*\244\026\324\240\224<k\317\267\355h~\047\332\211\243-G2\324\000=\336mC\201\312A\365\315\370\013\301x\270\322\336\216\362\205\250\200{\373\353\337Ce\035\365\031\024qN8\201\355\213P\010\357\372\207\001\t\352a\261}\2453\335\231\355\234D[R$\001o\005\367\335\366f\275\332\273\017F.\217\267f\201G\016t\212n|\025@\266\\m=to\272\334\20610\013\340\2627\331\033\277\306\r\234r\027\274Q\220\307\351\230o\231\330\332\211\270\256\246p\007\047\\rw\300[\017<\002\3452\207]\340\023\2500\373P}\310\351\365\217\334=\356\353o\203\305\360/\241\335\376\241\233\352~\202\325\270/\213\273\2617q\375\242\016\023\255:\270\255\320\273>\345\376\344\201\033\257\241%\177\365\366\241\351@\030\226\335\034h\007\201\370\260E\300\244\037\375;\376v0\311\325\276\351\316\272\r\336\200v\340v\360p\020\267\351O\004\215\320i\047\372n{\223\247\261%(\310\206Vp\017zP,\352m\036]u\255\265\340\n\356\035w\323\265@\033\220\270\350N\272\323\020\0370\023s\310q\363n\001\342\374\014\332\340V\220\001\353>\n\t\330\367\264{\243\373\240K\272\t\233\033\356\r\367\201[\364\004p\320c\377a0\031\334\rd\250\275;\355\231\316\335\216\334\375\010\266\326\243]\250\276\377E\256M/\345\335\342\321T\303\271\260\334\231\004.\343\250\3143\020\267\005\213S\336\013\337\nn\006\371`7\314\241Z\270\360\332\317\271\037z\324\377\332/t&\243\314\277:\251\323\013\274\226\333\271\377\001\251\213\350\342";
-    PyObject *data = __Pyx_DecompressString(cstring, 2725, 1);
+    #if (CYTHON_COMPRESS_STRINGS) == 1 /* compression: zlib (2711 bytes) */
+static const char cstring[] = "x\332\245VKs\333F\022\026A:\222m9\262le\023\227kk\241\330\033\313yp\227\261b;q\342,\365\2646\326\203z\257\35554\004\006\024D\020 1\200H:\252\304G\036q\304\021G\034q\344\221G\036q\344Q?\301?a\273\007 -\211\251T*\253\022\347\033\364\314\364{\272G4UQd2\321\211\305D\230k6@\335\370R,\231\2668c[\224\212\252EJ\025j\330\367\263\337\301\262h\2232e\342\217k\246A\327L\233\212\366!\261\305\371\246}h\032\242\306D\205\352Z\221Z\304\246zSd\266\245\3116\265p\223!n,n|5\373xV$\206\"Z\364\210\312 \2139EY\047\214Q.\275\350h\272\255\031\242\335\254R\226\025WT\261i:\242A\251\"\332\246X\205}g\017\330\207\324\020\031\265q\"\336#\206a\332\304\326LC\202\343\232Q\272\047*\232\005B\264c\212\247\227\210\316h\226(\212\004\373\250\2421R\324)5pT\t\263\315\252\375\017I\0065K4[mh\003\222\352\03022=G\254\352\004\010\315\306\200`S\203\231\026\356)\311%\213(\032\370\213}\307\025\3235f\213E*\223\n\025\331\241i\241;\352\207\232N\321\231u\302\300\025Dy\"\352\224\034s\022\321\301\263\"8\201\200\373hUc\261\216\212\341T\252\315\254$\233\026\315V\034p\023\261,\322\024U\002\254\270{\264J\025\270\237\335\346T\210}8\264\203Q]\315\312\242\314\035\006\232\211\262i\034S\320\213\357!\342F\034K\263\210\021\022U\323\022\253\232\\\326\301\243\361\311/9(Z\205\365g\354\310\324\014;\376b\246c\311\364\377\345\036\373\223\375i6\240\016\265\216!\342\177\232\003;$\026l\3753\307!j3\367y\3262\361L2\360\364%q>\300v\002\351)\333_\342\324\300\334(:\252J\301\344\272\0061+j\2062s\037\323\207ANS\361{\235T\212\ny:?\277\276\272\272\276&m\315\347\237\3477\267\346y\276\306cV\222@aG\246\222\314U\223\244\001\035\356\010g3XYZ\337\\\315oo-%\271\335\307a\026gV\206\230,[\246S\345\303\360\271>\371\267\017e!I\241F0\211\250\020\246\230\224\324\240\225~\340\006\223a\346g\227\206\004\274_<4u\345\014\033\364\253\304\357\314Eb\225X\244\302$S]5\217)\376\206E&\324!i\353\033\213k\253\033\033P\016\3607|.\241\016\235\343t\0142\237\310f\245\242\331|\n\205\tR\214O+ \223O0\241\370\304\251*\300d;?\367|q\233_\220x\034\026;\240\017\tNV0\343\300\340=\323*\343o""\230CB\035:\017\2527\033\360[\200\334\225\326h\303\336\244\252$%\265\227\342:\257\316R\211\332`H\005\t\230\346\210XI\021K}\236\360\247\031\032\254e\277\327M\010?{\232\355\347\271$U\210\306\305UL\305\321\371^\2563\"\255#@\371\205zM\3452s*\361\227E\031\324\305x\236H\300)6\223x\346\030\374\216\322\344f\\ \366s\375\002\231\247gL;\266\261\022\243\360\232C\364\276>\211\347\244!\037\016\010\264\201\037\340\313\201\r\354\214\017~\303\3076e\350\262\270\035\201\223$L\201\330\221\032\303\332n:\320&\251\204u\027*\216\024\337\047\t\252\020T|&a\213\2260\223\030\201~G\025\242\227L\0132\275B\254\022\343W \276\007\204\r\332\333\231\351\373h\300\010\301l\032\262ff\007BY\221\202\034Z\244%\315(\252\272I\354\334C\314\344\242\351$\003\213K\031\236\346\034\300g,6\205\307\213\017TI \276}\024.\244\254\243I`\254m\021\231\026\t\354\324MFe\223\252\252&\363\"\032_\024\031\204\330\nt\324\246\002\255\033C\256[\nF9\276<\324\200\177\333jR\360\n\177\210$]:\201\254T\246\226Au6\370\306n\256j:4IU\263\300\361T\247\370\336QuRb\211\201\034\036|\315\341\341,\372\331\321I\337a\245\0225h\243jAb\227\340\261a`\315\227\260\236\321~\365Gd%L\244C\360\003DD\202\273m\361\002\245\201\353h\003^#x]X<\274\241\3452\245U\226T\2462m\226\353\030:p%\325\371\000wW\24768-\036\0316\025\252\350\020~\205VHC\253\000\217\212.q\257\260\370\n1\254\047\311\275G`F\261\tyf(<\027\300\000\333\250\202\307\316\225f\376\230\000\037q~\026N S\364>\306\227\014\312\211\002\271g\252U\256-\037$n+\033\2046\266\003\374,S>\340T3\370 \365}T5\253\026U\035F%\236D\222N\340\355g\047$\036\362d\256\322:\265\222y\377pl\351E\"\364\360\001\021MN\246&\364U+\366mB\211\233\375\271\217\001\227>\025o \266\013P*\211\013\324\233X\0003\365c\312\222\016\306\260\357\303\013\002\336m\200v\222\242|\047F\226\351f\235\341+P\211\275\307\007d\016\311\010\017m\212\000kN\021\313B\223AtI%~\r%o\"\373\3202\353\266c@\220l\3072X\334\024\270\212I!\201\316\346\304\003;\326h\375L\343;\337\356\316\177\275\277\366I:\047\306\366\037\271\022/~\370\014\202\367\313\3473\307\246\246\334\037""\201w\226\230LGF\370\206\021Uw\330!e\022\\B,G\372\010\334\2262\033\001\227\300C\211*oS\275\314\245\323\314\325V\016gWZ_\270\005\234\334\361s\376R0\215\323\273~\336\337\r\370\362g>\361\217\003\330p\232\271\326*\264\016]\325[\360G\3757\341\255\366t\373Q\347^w\262\227\031k\245[?x\227\375I\177\27276\336\232o\235x\337\002\207Bo\374\272\233v\277\363\376\003<j\275\353\267\274I\357S/\357mz5\377\022\360\237\r\254\360v\373\337\235\243h\203\363\377\233W\213\304\177\206W\333O:\345\250\260\331\313\334t\277\361\306\374\224\017\"F\337\236\270\217<`\177\317\257\005c\341\207m\322\213\r\370\315c\017\275O\2702\357\217\315\004\251\340V\230\355\244~\357\330c\3571\370 \177\346\330\347\301t\360$4:\371\344\330\273\261\221+\267qa\322\235r_x\266\377C\230\tW;S\035)\332\336\217\366\017\242\003%R\216\242##2\314\336\330uw\324\255y\037xz\300U9n\355\271\213\336\224W\350\215\335p\201\307\307n\355\024\006\033\234\265\034|\023\246\303\331\360\244\363\250\373\367.\2136w\243]\340T\216\312\325\250\312\"V\217\352\277\274\033\031\3715\265$\000,\t?!\374$\254!\254\t\233\010\233\302>\302\276 !H\302\201\2002k\275\261\211h\342~0\025\024\202R\370\2623\332\001\231\347(\251\013V\275\362\247\374W\341T(u\026\272c\321\30667\354U\364\212FT\2134;\262\033\300\276\231\232G)\363\3022\302r_\203]\204]\201\"PAC\320\204\006BC8A8\021\346\323x.\275\214\260\234^CXKo\"l\246_\"\274LK\010R\372 \375\307=\370\304/\005;\341\235p\273}\273\263\334\375&\332\330\212\266\366\242=\320Y\217\364ZTC\265\243\306\317\250A_\363g\010\317\372\236\\GX\027\366\020\366\204\327\010\257\005\031A\026T\004U8B8\022\030\002\023\336 \274\021~E\370U\230C\225\347\322K\010K\351\r\204\215\364\036\302^z?\375>\020\237\371\nd\324\243\360\213\366^\047\177z\236R\270\020\010\311_\210f\036\2673\355\225\316v\367\026O\211bTT#\025\222\313\212\2547\321\2338%\022C\236#<\027V\205?\356\265\247\301\307\341\245p\013D\254w\037E\233\340\260\027\321\213\327\321k\220Q\211* \303\211\234&\232\231\232C\346s\302\n\302J?\355\n\010\005a\007a\007\362\r\340@(!\224\004\035A\027L\004\363""\202\317\362\350\227|\337Y+\010+\351U\204\325\3646\302v?\023\016\020\016\3222\202\234.!\224\322&\202\231>F8N\377\214\360s\372\027\204_\322s\031\3243\263\202\260\222\331@\330\310\0242\357\003p\317\267\203\\\260\034>i\227:\205\323\363\024\3626\017{Z\r\327\201\"\265\353\347\336B\204\306[K\356g^\2527v\031\213\331U/\347\345qr\305\233\3469W8\205\217\017\240&\346\177g\3638\260{\tEk4\254\235\333>\321\252\365\306o\270w\335\022TH-\250A)y\326\236o\333\321\374N\264\023G[\216d\250\001z\274\333\206\002\225\203\352\233\361\027\202\361p\245\275\035\345\013Q\001\367\366\327\277\207\312:\3523(\342\234p\002\333\027\241\020\336\365\017\003\022\324\303b\373Jg\2723\3339\211\266\244H\002\336\n\356\273\355\315z\265w\037\214\\\036o\315\002\217\034\350\024\335\370*\200l\271\332z\350\336t\271\rc`\026\300eo\2627~\215\0338\345.x\243 \217\3231\3372\261\265\023q]M\341\016N\270\344\356\200\267\036x\004\312e\016\273\300\047Pa\366\241\372\220\323\353\037\271{\334\327\337\006\213\341_B\273\375C7\325\375\004\253q_\026wco\342\372E\035&Zup[\241w}\312\375\311\0037^CK\376\352\355C\323\2010,\2739\320\016\002\361a\213\200I?\372w\374\355`\222\253}\323\235u\033\274\001\355\300\355\340\341 n\323\237\010\032\241\323N\364\335\366&OcKP\220\r\255\340\036\364\240X\324\333<\272\352Zk\301\025\334;\356\246k\2016 q\321\235t\247!>`&\346\220\343\346\335\002\304\371\031\264\301\255 \003\326}\024\022\260\357i\367F\367A\227t\02367\334\033\356\003\267\350\t\340\240\307\376\303`2\270\033\310P{w\3323\235\273\035\271\373\021l\255G\273P}\377\213\\\233^\312\273\305\243\251\206sa\2713\t\\\306Q\231g n\013\026\247\274\027\276\025\334\014\362\301n\230C\265p\341\265\237s?\364\250\377\265_\350LF\231\177uR\247\027x-\267s\377\003~e\340\331";
+    PyObject *data = __Pyx_DecompressString(cstring, 2711, 1);
     #define __Pyx_DecompressString_LZSS_UNUSED
     if (unlikely(!data)) __PYX_ERR(0, 1, __pyx_L1_error)
     const char* const bytes = __Pyx_PyBytes_AsString(data);
     #if !CYTHON_ASSUME_SAFE_MACROS
     if (likely(bytes)); else { Py_DECREF(data); __PYX_ERR(0, 1, __pyx_L1_error) }
     #endif
-    #elif (CYTHON_COMPRESS_STRINGS) > 0 && (CYTHON_COMPRESS_STRINGS) <= 90 /* compression: lzss (3624 bytes) */
-static const char cstring[] = "\377 of  scaolars\010\001it\004\000\377wn, got \377(tree fr\377agment).\377: it tak\377es ?None\377Note tha\377t Cython\377 is deli\377berately\377 stricte\375r!\001n PEP-\377484 and \337rejeci\000su\177bclassey\002\377builtin \377types. I\377f you ne\177ed to p%\000\375 &\010then s\375e\220\000he \047an\377notation\375_<\000ing\047 d\333irb\000iv\242\000o \377False.ad\373d_%\000edisa\337bleen\002\001fa\377stopt/_c\377hange.px=i\n\006funcQ\001\010\n\377plan.pyx~0\006tensor5\001\177gcgradi\255 \373s:\231 e lis\377t became\337 shor\213!whwile\311!was\210 \377ad; leavV\016\002al\327  \202 a\274 \357epis\236\003dnu\377mpy._cor\357e.mu\244 arr\237ay faH\000\232\"i\363mp[\000\033\tumat\375h\021\016self.c\363 c\254\"\227\000 consve\225\000\340\"a P\306C\373ob\236A for \237pickl\317 4\003,\336<\002dims\002\005sj\357oint\022\003sou\047rce\036=\312#sl6\214\000\347erv\357@\256\2006sha\371r\364`\362\2001tep()&\261\204\002s \202h\272\204\002a\212c\322 \377a dict, \372\335 n\230abuffe\337rs wi\261@bi\277nd()th\260`t\377ate <lam\377bda>CCOM\377MON_SCAL\317ARSC\253\204\002\000\003._}_\256\000uce_c\210\206\002{__\017\006setsC\001\376\021\006FORMATS\301F\325\204\004\000\0051\017\017\0104\016Gr\207oup\000\002i\017\017\005\037\023.\357numb\351\000_af\347ter=\003\375\207\004Int\300\263C\000\006\306\017\017\t\312\016.\007ho\047lds=\007\324!_\257\205\002\005\r\377params_o\037fMove\000\001\271/\017\004\376\270.OPENMPP\007lan\000\001\361/\017\004\360.)\002\374\341A2\002commit~=\002editedH\002\311m\213\000Q\002s\316`Z\002up\377dateTABL\003ET\354\207\002\000\003\350O\017\006\351N+\004<\356a\356\000Work\000\001\252o|\017\004\251n__Pyx\001\000\377Dict_Nex\277tRef__\365\211\004e\357____\312\212\002_ge\005t\306\000m\r\001\343\204\001\025\001\306\211\001\035\001\371g\206\204\005+\000init_\377_.<local\367s>.\340\204\005__ma\373inK\001modul\270T\002\257\002_\000newd\001p\376\205\000checksu|d\000\n\001resulL\000\244\026\001\352\204\003_!\001\311\213\001_\005\002u\005n\305\210\002e\223\205\004\006""\014\206\205\005\035\014\342\204\002\346:\003vt\260\213\001\341\001qua\311l\210\005\357\205\004_\357\205\016\210\206\006ex^\225!set_\274\005s\371\010N\3210tes\224 \210\214\004_\206 \332\377A_\304\"is\377\212\001ou\337tine_\364\211\001in\373g_\312\205\003_form\257ats_\237\216\001_\306as\377aaddedal\377gorithma\347rgs\262\213\002\202\205\003as_\370\327\214\005\000\010\204Gcalla\377syncio.c\373oro\003sbefo\377rebeginb\177float16\253\210\001_bound\000\002s\305\210\003\374:\001=\002blesca\037sting\333\215\003\262B\267B\353ed\000\004_\200\206\002ete\347rcl\326\001\372@tra\377cebackcl\377osecoeff\363ic\324\215\002\252\205\003copy\367toct\000tdec\277aydefa\374Al\363rd\274\217\001\304\205\003ende\377ntryenum\370\221\220\002\345\216\004\354\216\004._ker\317nels\007\006\327\216\001fi\177lledfir\203@\367ele\371\220\001flag\331s\347\004\360\00232\367\00264\356\361!ula\240\217\005gge\377nexprget_given\212\217\001_\335\221\001\331e\220\217\005\234\217\001sg\271\211\001hh\375a\234\000d_over\366\251\210\002ii\254\000xisa\372\270\205\001s\000\002izekk\357eeps\234#ske\367ykw\304Alabe\374\234@\002\000_oflet\327ter\000\003s\356\217\001ed\375l\211`demaxi]mA\000ml_\221\"s\312\205\003\374\004\000\231\000ame_of\336\372\213\001snby\362`nd\374\320\217\002\276\000tnpnum\\\233\212\n\374\217\002optK\002r\005\001\257onal\000\005_\335\213\002s\377order_of)p\320\211\002\325\211\002_\347\002s\330F\351\211\003\363pl\333@\000\002spla\353in\000\002_\264\221\005pop\177refuse_\322b\177_layout\014\004|\356B\030\004fewer$\004\370\361\221\005\344\003\005\rshape8N\004\355\215\001Y\004oth\256\000\376\212\002\340k\004\364\216\003\000\n\217\006\033\005tep\335_\245\216\001out\221Dre~Z\004solves\314\225\004\357seed\354\221\001sen\322\005\000t\234\204\004\206\002s\327@sl\227ows\217\223\001d\270#\350\216\001s\376\353\212\001storagel\003\001>\000ub\276\216\001ys\341@\363am\345\223\003\232\221\004thro\377wtunerst\377urnsunsa\343fe\242\213\003\272!\362\216\005val\373ue\000\002sview\000\201\215\010\222\215\002\371\214""\006\000\013\216\212\007\316\204\004\354\004\360\224\005\371_\213\211\002\274\223\001st *(\377void)\000in\333t \004\004\000\000\254\211\002\000f\377lushes_d\373en\236\210\001l\000for\377ks\000selec\377ted\200\001\330\004\005\337\340\004\013\2101\006\001\n\210\367+\220Q\017\001#\2401\240\367F\250!\032\001$\240A\240\373V\250\032\002&\240a\240v\375\250\036\000\340\004\r\210Q\210\377h\220f\230D\240\007\240\377z\260\031\270!\2707\300\377\047\310\021\330\004\010\210\003\377\210=\230\t\240\021\240!\377\330\010\014\210C\210|\230\3759?\000Q\330\014\020\220\003\357\220:\230YA\000q\330\020\377\031\230\021\230\"\230A\230\337R\230q\240\005]\0004\250\377r\260\033\270J\300j\320\375P[\002\037\230q\320 0\377\260\013\270;\300k\320Q\377R\330\004\023\2205\230\010\367\240\001\240`\000\007\200|\220\3737\230\\\000\047\240q\250\010\337\260\016\270a\330\273\003\340\004\256$\0206\230\030\210\002\004.\006(\377\250\001\250\031\260.\300\001n\033\0318\2308\201 A\330-\007\377*\250!\250;\260n\300}Ag\004\360\010\000\n\033\203\001\377\021\220\024\220Z\230t\240\377=\260\004\260M\300\024\300\377_\320TX\320X`\320\377`d\320dj\320jn\377\320no\330\010\020\220\007\377\220q\230\006\230l\250!\376P\001v\210W\220E\230\024\277\230Q\330\010\022\220\247 \027\177\220q\340\010\027\220t\252 \377G\2505\260\003\2604\260\377|\3007\310%\310s\320\357RV\320VG\000k\320k\377p\320ps\320sw\320\377w~\360\000\000\177\001F\335\002\004\000F\002K\003\001K\002\335N\n\001N\002R\021\001R\002\335X\030\001X\002_\037\001_\002\373`\002\304\001q\330\010\017\320\377\017)\250\024\250Q\250g\237\260[\300\007\300q\000\005\n\001\373\200\001\311\n\\\240\024\240\\\377\260\024\260_\300D\310\010\367\320PT\324\002\\\320\\e\377\320ei\320it\320t\335x\206\000y\001C\205\001C\002\325G\214\001Gz\005V\232\001V\002\335e\241\001e\002i\250\001i\002\335x\257\001x\002|\266\001|\002\273C\003\305\000C\003G\003\001G\273\003N\n\001N\003R\021\001R\273\003[\030\001[\003_\037\001_\367\003`\003\230\201\047;\240g\250\377U\260#\260T\270\033\300\377G\3105\320PS\320S\367W""\320W\261\000l\320lq\273\320q\263\001\320x{\300 |\252\262\005H\306!H\302%O\324!O\273\002W\333!W\002^\342!^\273\002c\351!c\002f\360!f\273\002j\367!j\002s\376!s\273\002z\205Az\002\177\214A\177\273\002B\322\001B\003F\331\001F\273\003P\340\001P\003W\347\001Ww\003X\003\377\047&\240d\317`\3777\260+\270W\300A\340\364\227A\010\007Q\372,_\240D\320\377(8\270\004\270I\300T\373\310\031\216bb\320bf\320\375f\332`r\320rz\320z\364\215c\302\004L\226aL\002M\002\376\316\203\047>\250\027\260\005\260S\276`\000O\3107\320R\256 Z\337\320Z^\320^a\000m\320\275ma\000u\320uy\364`z\273\001B\363aB\002I\372aI\272\357eQ\210\204\001Q\002U\217\204\001U~\355`\360\000\000`\002g\235\204\001wg\002l\244\204\001l\002o\253\204\001Uo\245,A\377AA\245%I\215awI\003M\224aM\003T\233auT\202e`\251a`\003c\260awc\003g\267ag\003o\276awo\003v\305av\003{\314a\367{\003~\323a~\003B\004\277\360\000\000B\004I\003\001I{\004P\n\001P\004Q\004\200\205\007\377\047\240t\2501\250G\260\237;\270g\300Q\374\"\010\007a\377\200A\330\010\017\210x\220\377u\230A\230V\2401\200\376\237@\014\210F\220&\230\001\367\330\010\t\311\210\001\013\2301\230\275A\322\210\001\n\230!\230\360aQ\377\340\014\020\220\006\220f\230\375A\022\030\014\230A\230[\250\337\010\260\007\260q\"\n\017\210\377q\330\014\022\220$\220g\377\230Y\240i\250q\260\004\377\260H\270C\270t\320C\277U\320UV\320V\353@c\277\320ck\320kl\206\001\017\357\210t\2208}\000D\240\004\377\240D\250\014\260I\270T\237\320AQ\320Q(\001\030\005<\377\230q\240\007\240s\250!\372+\003|\254\000E\240\021\240$\377\240h\250a\250w\260b\377\270\n\300!\3004\300|_\320S_\320_Y\000d\337\001\377\033\2304\230q\360\006\000\257\t\014\2104a\0001\221\000\320\377\022-\250Q\330\010\013\210\2576\220\023\220\354\002\010\201 \014\377\020\220\t\230\021\330\014\r\376\211\"\024\220D\230\007\230qS\240\001\342\212\001\344\210\001\004\225#\017\300\212\003\272\024\000\0245\003\005\220U\253 3\277\230a\230t\2401\202\213\001\030\377\240\024\240X\250Q\250a\337\340\020\025\220W\347\"9\250\377E\260\026\260t\270=\310g\001\310\030\370\212""\001d\005\020\220\361 \347\330\017\020\307\213\001x\t\017\210w\376\264 Q\330\020\024\220K\230\372\304 \r\251A\035\230X\240Q\316\376\213\001G\2201\233\000\263@\016\210\375a\264 ?\240#\240T\250}\021\300B\023\2204\220x\374\213\002\367U\250!\235\214\001\006\220a\220\377y\240\017\250x\260u\270>\327B\005\220T\230\021\324A\307\000\373\330\014\363!7\230\047\240\021\366d\004\200A\247!\r\210D\220\177\002\220#\220R\220r\217 \377\010\014\210E\220\021\220!\370\235@\344\000\300au\220A\220Q\377\220f\230H\240A\240S\273\250\004\333\000\025\260a\335\000>\377\310\022\3103\310a\310q\376A\003\022\220\022\2203\220b\373\230\002\314`8\2406\250\021\377\250$\250c\260\024\260U\377\270(\300$\300c\310\025\376(\000w\320V\\\320\\]\276\226\204\001y\230\001\230\031\311Bf\277\260B\260k\300\021\212\000\014_\000\t\r\210Hl\000S\032\000\377\024\230Z\240r\250\023\250\237A\250V\2601\207\216\001\025\001^\377\2401\220\016\230e\2402\377\240Q\300\021\320\004@\300\337\001\340\010\017\210@\tG\270\0011";
-    PyObject *data = __Pyx_DecompressString_LZSS(cstring, 3624, 5272);
+    #elif (CYTHON_COMPRESS_STRINGS) > 0 && (CYTHON_COMPRESS_STRINGS) <= 90 /* compression: lzss (3602 bytes) */
+static const char cstring[] = "\377 of  scaolars\010\001it\004\000\377wn, got \377(tree fr\377agment).\377: it tak\377es ?None\377Note tha\377t Cython\377 is deli\377berately\377 stricte\375r!\001n PEP-\377484 and \337rejeci\000su\177bclassey\002\377builtin \377types. I\377f you ne\177ed to p%\000\375 &\010then s\375e\220\000he \047an\377notation\375_<\000ing\047 d\333irb\000iv\242\000o \377False.ad\373d_%\000edisa\337bleen\002\001fa\377stopt/_c\377hange.px=i\n\006funcQ\001\010\n\377plan.pyx~0\006tensor5\001\177gcgradi\255 \373s:\231 e lis\377t became\337 shor\213!whwile\311!was\210 \377ad; leavV\016\002al\327  \202 a\274 \357epis\236\003dnu\377mpy._cor\357e.mu\244 arr\237ay faH\000\232\"i\363mp[\000\033\tumat\375h\021\016self.c\363 c\254\"\227\000 consve\225\000\340\"a P\306C\373ob\236A for \237pickl\317 4\003,\336<\002dims\002\005sj\357oint\022\003sou\047rce\036=\312#sl6\214\000\347erv\357@\256\2006sha\371r\364`\362\2001tep()&\261\204\002s \202h\272\204\002a\212c\322 \377a dict, \372\335 n\230abuffe\337rs wi\261@bi\277nd()th\260`t\377ate <lam\377bda>CCOM\377MON_SCAL\317ARSC\253\204\002\000\003._}_\256\000uce_c\210\206\002{__\017\006setsC\001\376\021\006FORMATS\301F\325\204\004\000\0051\017\017\0104\016Gr\207oup\000\002i\017\017\005\037\023.\357numb\351\000_af\347ter=\003\375\207\004Int\300\263C\000\006\306\017\017\t\312\016.\007ho\047lds=\007\324!_\257\205\002\005\r\377params_o\037fMove\000\001\271/\017\004\376\270.OPENMPP\007lan\000\001\361/\017\004\360.)\002\374\341A2\002commit~=\002editedH\002\311m\213\000Q\002s\316`Z\002up\377dateTABL\003ET\354\207\002\000\003\350O\017\006\351N+\004<\356a\356\000Work\000\001\252o|\017\004\251n__Pyx\001\000\377Dict_Nex\277tRef__\365\211\004e\357____\312\212\002_ge\005t\306\000m\r\001\343\204\001\025\001\306\211\001\035\001\371g\206\204\005+\000init_\377_.<local\367s>.\340\204\005__ma\373inK\001modul\270T\002\257\002_\000newd\001p\376\205\000checksu|d\000\n\001resulL\000\244\026\001\352\204\003_!\001\311\213\001_\005\002u\005n\305\210\002e\223\205\004\006""\014\206\205\005\035\014\342\204\002\346:\003vt\260\213\001\341\001qua\311l\210\005\357\205\004_\357\205\016\210\206\006ex^\225!set_\274\005s\371\010N\3210tes\224 \210\214\004_\206 \332\377A_\304\"is\377\212\001ou\337tine_\364\211\001in\373g_\312\205\003_form\257ats_\237\216\001_\306as\377aaddedal\377gorithma\347rgs\262\213\002\202\205\003as_\370\327\214\005\000\010\204Gcalla\377syncio.c\373oro\003sbefo\377rebeginb\177float16\253\210\001_bound\000\002s\305\210\003<:\001=\002bles\324\215\003\253B\326\260Bed\000\004_\371\205\002et\317ercl\317\001\363@tr\377acebackc\377losecoef\247fic\315\215\002\243\205\003cg\000t\377decaydef\235a\357Alrd\257\217\001\267\205\003e\377ndentrye\307num\204\220\002\330\216\004\337\216\004._\177kernels\007\006\376\312\216\001filledf\273ir\366 ele\354\220\001f\317lags\332\004\343\00232v\352\00264\344!ula\223\217\005\377ggenexpr\377getgiven\312\375\216\001_\320\221\001e\203\217\005\217\217\001sg\356\254\211\001hha\234\000d_o\267ver\234\210\002ii\254\000x\327isa\253\205\001s\000\002iz\177ekkeeps\226#\277skeykw\267Al\347abe\217@\002\000_of\277letter\000\003s\356\341\217\001edl\374@dem\357aximA\000ml_\342\221\"s\275\205\003\004\000\231\000ame\367_of\355\213\001snby\346\345`nd\303\217\002\276\000tnp\347num\216\212\n\357\217\002optzK\002r\005\001onal\000\005\375_\320\213\002sorderO_ofp\303\211\002\310\211\002_\347\002\231s\322F\334\211\003pl\325@\000\002s_plain\000\002_\247\221\005\377poprefus\373e_\305b_layo\343ut\014\004\356B\030\004few\303er$\004\344\221\005\344\003\005\rsh\307apeN\004\340\215\001Y\004ot\001h\256\000\361\212\002k\004\347\216\003\000\n\217\006\033\005\357tep_\230\216\001out\366\221DreZ\004solv{es\277\225\004seed\337\221\001\227sen\005\000t\234\204\004\206\002s\276\327@slows\202\223\001d\364\270#\333\216\001s\336\212\001storgage\003\001>\000ub\261\216\001\233ys\341@am\330\223\003\215\221\004t\377hrowtune\177rsturns\217\213\003|\264!\337\216\005value\000\002\037sview\356\214\010\377\214\002\346\214\006 \000\013\373\211\007\310""\204\004\346\004\335\224\005_\370\210\002\251\223\001\377st *(voi\177d)\000int \004\004\373\000\000\231\211\002\000flus\177hes_den\213\210\001\377l\000forks\000\377selected\377\200\001\330\004\005\340\004\013\373\2101\006\001\n\210+\220Q\376\017\001#\2401\240F\250!~\032\001$\240A\240V\250\032\002\277&\240a\240v\250\036\000\340\377\004\r\210Q\210h\220f\377\230D\240\007\240z\260\031\377\270!\2707\300\047\310\021\377\330\004\010\210\003\210=\230\377\t\240\021\240!\330\010\014\277\210C\210|\2309?\000Q\377\330\014\020\220\003\220:\230\375YA\000q\330\020\031\230\021\377\230\"\230A\230R\230q\373\240\005]\0004\250r\260\033\277\270J\300j\320P[\002\037\377\230q\320 0\260\013\270\377;\300k\320QR\330\004\377\023\2205\230\010\240\001\240~`\000\007\200|\2207\230\\\000\377\047\240q\250\010\260\016\270\333a\330\273\003\340\004$\0206\230\365\030\210\002\004.\006(\250\001\250\337\031\260.\300\001\033\0318\230\3558\201 A\330-\007*\250!\277\250;\260n\300Ag\004\360\357\010\000\n\033\203\001\021\220\024\377\220Z\230t\240=\260\004\377\260M\300\024\300_\320T\377X\320X`\320`d\320\377dj\320jn\320no\377\330\010\020\220\007\220q\230\337\006\230l\250!P\001v\210\377W\220E\230\024\230Q\330\367\010\022\220\247 \027\220q\340\357\010\027\220t\252 G\2505\377\260\003\2604\260|\3007\377\310%\310s\320RV\320\375VG\000k\320kp\320p\377s\320sw\320w~\360\277\000\000\177\001F\002\004\000F\273\002K\003\001K\002N\n\001N\273\002R\021\001R\002X\030\001X{\002_\037\001_\002`\002\304\001\377q\330\010\017\320\017)\250\377\024\250Q\250g\260[\300s\007\300q\000\005\n\001\200\001\311\n\377\\\240\024\240\\\260\024\260\377_\300D\310\010\320PT\376\324\002\\\320\\e\320ei\277\320it\320tx\206\000y\273\001C\205\001C\002G\214\001G\272z\005V\232\001V\002e\241\001e\273\002i\250\001i\002x\257\001x{\002|\266\001|\002C\003\305\000wC\003G\003\001G\003N\n\001wN\003R\021\001R\003[\030\001\367[\003_\037\001_\003`\003\376\230\201\047;\240g\250U\260#\377\260T\270\033\300G\3105\377\320PS\320SW\320W~\261\000l\320lq\320q\263\001W\320x{\300 |""\262\005H\306!uH\302%O\324!O\002W\333!wW\002^\342!^\002c\351!wc\002f\360!f\002j\367!wj\002s\376!s\002z\205Awz\002\177\214A\177\002B\322\001wB\003F\331\001F\003P\340\001\367P\003W\347\001W\003X\003\356\377\047&\240d\317`7\260+\237\270W\300A\340\227A\010\007Q\376\372,_\240D\320(8\270\177\004\270I\300T\310\031\216b\277b\320bf\320f\332`r\237\320rz\320z\215c\302\004L\336\226aL\002M\002\316\203\047>\250\337\027\260\005\260S`\000O\310\3677\320R\256 Z\320Z^\273\320^a\000m\320ma\000uw\320uy\364`z\001B\363aWB\002I\372aI\357eQ\210\204\001\327Q\002U\217\204\001U\355`\360\000\357\000`\002g\235\204\001g\002l\256\244\204\001l\002o\253\204\001o\245,A\352\377AA\245%I\215aI\003M\256\224aM\003T\233aT\202e`\356\251a`\003c\260ac\003g\356\267ag\003o\276ao\003v\356\305av\003{\314a{\003~\376\323a~\003B\004\360\000\000wB\004I\003\001I\004P\n\001\357P\004Q\004\200\205\007\047\240t\377\2501\250G\260;\270g\363\300Q\374\"\010\007a\200A\330\377\010\017\210x\220u\230A\337\230V\2401\200\237@\014\210\377F\220&\230\001\330\010\t\276\311\210\001\013\2301\230A\322\210\001\n\367\230!\230\360aQ\340\014\020\277\220\006\220f\230A\022\030\014\377\230A\230[\250\010\260\007\373\260q\"\n\017\210q\330\014\377\022\220$\220g\230Y\240\377i\250q\260\004\260H\270\377C\270t\320CU\320U\367V\320V\353@c\320ck\367\320kl\206\001\017\210t\220\3758}\000D\240\004\240D\250\377\014\260I\270T\320AQ\363\320Q(\001\030\005<\230q\240_\007\240s\250!+\003|\254\000\377E\240\021\240$\240h\250\377a\250w\260b\270\n\300\377!\3004\300|\320S_\353\320_Y\000d\337\001\033\2304\377\230q\360\006\000\t\014\210\3654a\0001\221\000\320\022-\250\377Q\330\010\013\2106\220\023\365\220\354\002\010\201 \014\020\220\t\337\230\021\330\014\r\211\"\024\220\177D\230\007\230q\240\001\342\212\001J\344\210\001\004\225#\017\300\212\003\024\000\0245\003\367\005\220U\253 3\230a\230\367t\2401\202\213\001\030\240\024\240\377X\250Q\250a\340\020\025\373\220W\347\"9\250E\260\026\377\260t\270=\310\001\310\030\354\370\212\001d\005\020\220\361 \330\017\020\334\307\213""\001x\t\017\210w\264 Q\330_\020\024\220K\230\304 \r\251A\337\035\230X\240Q\376\213\001G\220\2711\233\000\263@\016\210a\264 ?\277\240#\240T\250\021\300B\023\357\2204\220x\374\213\002U\250!\376\235\214\001\006\220a\220y\240\017\337\250x\260u\270\327B\005\220gT\230\021\324A\307\000\330\014\363!\3377\230\047\240\021d\004\200A\376\247!\r\210D\220\002\220#\357\220R\220r\217 \010\014\210\037E\220\021\220!\235@\344\000\300a\377u\220A\220Q\220f\230\177H\240A\240S\250\004\333\000\367\025\260a\335\000>\310\022\310\3373\310a\310qA\003\022\220\177\022\2203\220b\230\002\314`\3778\2406\250\021\250$\250\377c\260\024\260U\270(\300\337$\300c\310\025(\000w\320\337V\\\320\\]\226\204\001y\230\367\001\230\031\311Bf\260B\260\367k\300\021\212\000\014\000\t\r\353\210Hl\000S\032\000\024\230Z\377\240r\250\023\250A\250V\363\2601\207\216\001\025\001^\2401\220\377\016\230e\2402\240Q\300\377\021\320\004@\300\001\340\010;\017\210@\tG\2701";
+    PyObject *data = __Pyx_DecompressString_LZSS(cstring, 3602, 5253);
     #define __Pyx_DecompressString_UNUSED
     if (unlikely(!data)) __PYX_ERR(0, 1, __pyx_L1_error)
     const char* const bytes = __Pyx_PyBytes_AsString(data);
     #if !CYTHON_ASSUME_SAFE_MACROS
     if (likely(bytes)); else { Py_DECREF(data); __PYX_ERR(0, 1, __pyx_L1_error) }
     #endif
-    #else /* compression: none (5272 bytes) */
-static const char bytes[] = " of  scalars of its own, got (tree fragment).: it takes ?NoneNote that Cython is deliberately stricter than PEP-484 and rejects subclasses of builtin types. If you need to pass subclasses then set the \047annotation_typing\047 directive to False.add_notedisableenablefastopt/_change.pxifastopt/_function.pxifastopt/_plan.pyxfastopt/_tensor.pxigcgradients: the list became shorter while it was read; leave it alone in a stepisenablednumpy._core.multiarray failed to importnumpy._core.umath failed to importself.c cannot be converted to a Python object for picklingself.c,self.dims,self.disjoint,self.source cannot be converted to a Python object for picklingself.c,self.tensors cannot be converted to a Python object for picklingself.intervals cannot be converted to a Python object for picklingself.shared cannot be converted to a Python object for picklingstep() needs gradients: pass a list or a dict, or name buffers with bind()the state <lambda>CCOMMON_SCALARSChangeChange.__reduce_cython__Change.__setstate_cython__FORMATSFunctionFunction.__reduce_cython__Function.__setstate_cython__GroupGroup.__reduce_cython__Group.__setstate_cython__Group.numbers_afterGroup.scalarsIntervalsIntervals.__reduce_cython__Intervals.__setstate_cython__Intervals.holdsIntervals.with_arraysIntervals.with_params_ofMoveMove.__reduce_cython__Move.__setstate_cython__OPENMPPlanPlan.__reduce_cython__Plan.__setstate_cython__Plan.bindPlan.commitPlan.editedPlan.movePlan.stepPlan.updateTABLETensorTensor.__reduce_cython__Tensor.__setstate_cython__Tensor.name_ofWorkWork.__reduce_cython__Work.__setstate_cython____Pyx_PyDict_NextRef__annotate____class_getitem____dict____func____getstate____init__.<locals>.<lambda>__main____module____name____new____pyx_checksum__pyx_result__pyx_state__pyx_type__pyx_unpickle_Change__pyx_unpickle_Function__pyx_unpickle_Group__pyx_vtable____qualname____reduce____reduce_cython____reduce_ex____set_name____setstate____setstate_cython____test___change_in_step_dict_is_coroutine_joining_numb""er_formats_take_editsaaddedalgorithmargsarrayarraysas_functionas_function.<locals>.callasyncio.coroutinesbeforebeginbfloat16bindboundboundsbuffercallcallablescastingchangecheckcheckedchecked_parametercline_in_tracebackclosecoefficientscommitcopytocountdecaydefault_lrdtypeeditedendentryenumeratefastoptfastopt._kernelsfastopt._planfilledfirst_elementflagsfloat16float32float64formulafunctionggenexprgetgivengrad_scalegradientgradsgrouphhanded_overholdsiindexisaitemsitemsizekkeeps_paramskeykwargslabellabel_ofletterletterslistedlrmademaximizeml_dtypesmodulesmovename_ofnamesnbytesndarraynextnpnumnumbers_afternumpyoptimizeroptionaloptional_statesorder_ofpparamparam_groupsparameterparamsplaceplacesplainplain_gradientpoprefuse_bound_layoutrefuse_countrefuse_fewerrefuse_gradient_dtyperefuse_gradient_shaperefuse_namerefuse_other_paramrefuse_sharedrefuse_shared_gradientrefuse_step_without_paramsreshaperesolvesscalarsseedselfsendsetdefaultshapesizeslowsortedstatestatesstepstoragestoredsubsetsystteamtensortensorsthrowtunersturnsunsafeupdateuse_setstatevaluevaluesviewwith_arrayswith_params_ofwith_params_of.<locals>.genexprwithoutxfastopt_table const *(void)\000int (void)\000\000\000table\000flushes_denormal\000forks\000selected\200\001\330\004\005\340\004\013\2101\200\001\330\004\n\210+\220Q\200\001\330\004#\2401\240F\250!\200\001\330\004$\240A\240V\2501\200\001\330\004&\240a\240v\250Q\200\001\340\004\r\210Q\210h\220f\230D\240\007\240z\260\031\270!\2707\300\047\310\021\330\004\010\210\003\210=\230\t\240\021\240!\330\010\014\210C\210|\2309\240A\240Q\330\014\020\220\003\220:\230Y\240a\240q\330\020\031\230\021\230\"\230A\230R\230q\240\005\240V\2504\250r\260\033\270J\300j\320PQ\200\001\340\004\037\230q\320 0\260\013\270;\300k\320QR\330\004\023\2205\230\010\240\001\240\021\330\004\007\200|\2207\230!\330\010\047\240q\250\010\260\016\270a\330\004\013\2101\200\001\340\004\037\230q\320 0\260\013\270;\300k\320QR\330\004\023\2206\230\030\240\021\240!\330\004\007\200|\2207\230!\330\010(\250""\001\250\031\260.\300\001\330\004\013\2101\200\001\340\004\037\230q\320 0\260\013\270;\300k\320QR\330\004\023\2208\2308\2401\240A\330\004\007\200|\2207\230!\330\010*\250!\250;\260n\300A\330\004\013\2101\200\001\360\010\000\n\033\230!\330\010\021\220\024\220Z\230t\240=\260\004\260M\300\024\300_\320TX\320X`\320`d\320dj\320jn\320no\330\010\020\220\007\220q\230\006\230l\250!\330\004\007\200v\210W\220E\230\024\230Q\330\010\022\220!\330\010\027\220q\340\010\027\220t\2309\240G\2505\260\003\2604\260|\3007\310%\310s\320RV\320Vd\320dk\320kp\320ps\320sw\320w~\360\000\000\177\001F\002\360\000\000F\002K\002\360\000\000K\002N\002\360\000\000N\002R\002\360\000\000R\002X\002\360\000\000X\002_\002\360\000\000_\002`\002\330\004\007\200q\330\010\017\320\017)\250\024\250Q\250g\260[\300\007\300q\340\010\017\320\017)\250\024\250Q\250g\260[\300\001\200\001\360\010\000\n\033\230!\330\010\021\220\024\220\\\240\024\240\\\260\024\260_\300D\310\010\320PT\320TX\320X\\\320\\e\320ei\320it\320tx\360\000\000y\001C\002\360\000\000C\002G\002\360\000\000G\002R\002\360\000\000R\002V\002\360\000\000V\002e\002\360\000\000e\002i\002\360\000\000i\002x\002\360\000\000x\002|\002\360\000\000|\002C\003\360\000\000C\003G\003\360\000\000G\003N\003\360\000\000N\003R\003\360\000\000R\003[\003\360\000\000[\003_\003\360\000\000_\003`\003\330\010\020\220\007\220q\230\006\230l\250!\330\004\007\200v\210W\220E\230\024\230Q\330\010\022\220!\330\010\027\220q\340\010\027\220t\230;\240g\250U\260#\260T\270\033\300G\3105\320PS\320SW\320We\320el\320lq\320qt\320tx\320x{\360\000\000|\001C\002\360\000\000C\002H\002\360\000\000H\002K\002\360\000\000K\002O\002\360\000\000O\002W\002\360\000\000W\002^\002\360\000\000^\002c\002\360\000\000c\002f\002\360\000\000f\002j\002\360\000\000j\002s\002\360\000\000s\002z\002\360\000\000z\002\177\002\360\000\000\177\002B\003\360\000\000B\003F\003\360\000\000F\003P\003\360\000\000P\003W\003\360\000\000W\003X\003\330\004\007\200q\330\010\017\320\017&\240d\250!\2507\260+\270W\300A\340\010\017\320""\017&\240d\250!\2507\260+\270Q\200\001\360\010\000\n\033\230!\330\010\021\220\024\220_\240D\320(8\270\004\270I\300T\310\031\320RV\320Vb\320bf\320fn\320nr\320rz\320z~\360\000\000\177\001H\002\360\000\000H\002L\002\360\000\000L\002M\002\330\010\020\220\007\220q\230\006\230l\250!\330\004\007\200v\210W\220E\230\024\230Q\330\010\022\220!\330\010\027\220q\340\010\027\220t\230>\250\027\260\005\260S\270\004\270O\3107\320RW\320WZ\320Z^\320^f\320fm\320mr\320ru\320uy\360\000\000z\001B\002\360\000\000B\002I\002\360\000\000I\002N\002\360\000\000N\002Q\002\360\000\000Q\002U\002\360\000\000U\002`\002\360\000\000`\002g\002\360\000\000g\002l\002\360\000\000l\002o\002\360\000\000o\002s\002\360\000\000s\002z\002\360\000\000z\002A\003\360\000\000A\003F\003\360\000\000F\003I\003\360\000\000I\003M\003\360\000\000M\003T\003\360\000\000T\003[\003\360\000\000[\003`\003\360\000\000`\003c\003\360\000\000c\003g\003\360\000\000g\003o\003\360\000\000o\003v\003\360\000\000v\003{\003\360\000\000{\003~\003\360\000\000~\003B\004\360\000\000B\004I\004\360\000\000I\004P\004\360\000\000P\004Q\004\330\004\007\200q\330\010\017\320\017\047\240t\2501\250G\260;\270g\300Q\340\010\017\320\017\047\240t\2501\250G\260;\270a\200A\330\010\017\210x\220u\230A\230V\2401\200A\340\010\014\210F\220&\230\001\330\010\t\330\014\020\220\013\2301\230A\330\014\020\220\n\230!\230;\240g\250Q\340\014\020\220\006\220f\230A\200A\340\010\014\210F\220&\230\001\330\010\t\330\014\020\220\013\2301\230A\330\014\020\220\014\230A\230[\250\010\260\007\260q\340\014\020\220\006\220f\230A\200A\340\010\017\210q\330\014\022\220$\220g\230Y\240i\250q\260\004\260H\270C\270t\320CU\320UV\320Vb\320bc\320ck\320kl\200A\340\010\017\210t\2208\2301\230D\240\004\240D\250\014\260I\270T\320AQ\320QU\320UV\200A\340\010\017\210t\220<\230q\240\007\240s\250!\200A\340\010\017\210|\2301\230E\240\021\240$\240h\250a\250w\260b\270\n\300!\3004\300|\320S_\320_c\320cd\200A\340\010\033\2304\230q\360\006\000\t\014\2104\210t\2201\330\014\022\320\022-\250Q\330\010\013\2106""\220\023\220A\330\014\020\220\010\230\001\330\014\020\220\t\230\021\330\014\r\330\010\t\330\014\024\220D\230\007\230q\240\001\330\014\020\220\007\220q\230\004\230A\330\014\020\220\017\230q\320 0\260\001\330\014\024\220A\330\014\020\220\005\220U\230!\2303\230a\230t\2401\330\020\031\230\030\240\024\240X\250Q\250a\340\020\025\220W\230A\230V\2409\250E\260\026\260t\270=\310\001\310\030\320QR\330\014\020\220\t\230\021\330\014\020\220\013\2301\330\017\020\330\014\020\220\010\230\001\330\014\020\220\t\230\021\330\014\017\210w\220g\230Q\330\020\024\220K\230q\330\014\r\200A\340\010\035\230X\240Q\330\010\014\210G\2201\220D\230\001\330\010\016\210a\210t\220?\240#\240T\250\021\330\010\t\330\014\023\2204\220x\230q\240\005\240U\250!\330\014\020\220\006\220a\220y\240\017\250x\260u\270A\330\014\020\220\005\220T\230\021\340\014\020\220\017\230q\330\014\017\210t\2207\230\047\240\021\330\020\024\220K\230q\200A\360\006\000\t\r\210D\220\002\220#\220R\220r\230\021\330\010\014\210E\220\021\220!\2208\2303\230a\330\010\017\210u\220A\220Q\220f\230H\240A\240S\250\004\250E\260\025\260a\260t\270>\310\022\3103\310a\310q\200A\360\006\000\t\022\220\022\2203\220b\230\002\230!\2308\2406\250\021\250$\250c\260\024\260U\270(\300$\300c\310\025\310a\310w\320V\\\320\\]\330\010\017\210y\230\001\230\031\240$\240h\250f\260B\260k\300\021\200A\360\014\000\t\r\210H\220A\220S\230\001\230\024\230Z\240r\250\023\250A\250V\2601\330\010\014\210H\220A\220^\2401\220\016\230e\2402\240Q\300\021\320\004@\300\001\340\010\017\210y\230\001\230\031\240$\240h\250f\260G\2701";
+    #else /* compression: none (5253 bytes) */
+static const char bytes[] = " of  scalars of its own, got (tree fragment).: it takes ?NoneNote that Cython is deliberately stricter than PEP-484 and rejects subclasses of builtin types. If you need to pass subclasses then set the \047annotation_typing\047 directive to False.add_notedisableenablefastopt/_change.pxifastopt/_function.pxifastopt/_plan.pyxfastopt/_tensor.pxigcgradients: the list became shorter while it was read; leave it alone in a stepisenablednumpy._core.multiarray failed to importnumpy._core.umath failed to importself.c cannot be converted to a Python object for picklingself.c,self.dims,self.disjoint,self.source cannot be converted to a Python object for picklingself.c,self.tensors cannot be converted to a Python object for picklingself.intervals cannot be converted to a Python object for picklingself.shared cannot be converted to a Python object for picklingstep() needs gradients: pass a list or a dict, or name buffers with bind()the state <lambda>CCOMMON_SCALARSChangeChange.__reduce_cython__Change.__setstate_cython__FORMATSFunctionFunction.__reduce_cython__Function.__setstate_cython__GroupGroup.__reduce_cython__Group.__setstate_cython__Group.numbers_afterGroup.scalarsIntervalsIntervals.__reduce_cython__Intervals.__setstate_cython__Intervals.holdsIntervals.with_arraysIntervals.with_params_ofMoveMove.__reduce_cython__Move.__setstate_cython__OPENMPPlanPlan.__reduce_cython__Plan.__setstate_cython__Plan.bindPlan.commitPlan.editedPlan.movePlan.stepPlan.updateTABLETensorTensor.__reduce_cython__Tensor.__setstate_cython__Tensor.name_ofWorkWork.__reduce_cython__Work.__setstate_cython____Pyx_PyDict_NextRef__annotate____class_getitem____dict____func____getstate____init__.<locals>.<lambda>__main____module____name____new____pyx_checksum__pyx_result__pyx_state__pyx_type__pyx_unpickle_Change__pyx_unpickle_Function__pyx_unpickle_Group__pyx_vtable____qualname____reduce____reduce_cython____reduce_ex____set_name____setstate____setstate_cython____test___change_in_step_dict_is_coroutine_joining_numb""er_formats_take_editsaaddedalgorithmargsarrayarraysas_functionas_function.<locals>.callasyncio.coroutinesbeforebeginbfloat16bindboundboundsbuffercallcallableschangecheckcheckedchecked_parametercline_in_tracebackclosecoefficientscommitcountdecaydefault_lrdtypeeditedendentryenumeratefastoptfastopt._kernelsfastopt._planfilledfirst_elementflagsfloat16float32float64formulafunctionggenexprgetgivengrad_scalegradientgradsgrouphhanded_overholdsiindexisaitemsitemsizekkeeps_paramskeykwargslabellabel_ofletterletterslistedlrmademaximizeml_dtypesmodulesmovename_ofnamesnbytesndarraynextnpnumnumbers_afternumpyoptimizeroptionaloptional_statesorder_ofpparamparam_groupsparameterparamsplaceplacesplainplain_gradientpoprefuse_bound_layoutrefuse_countrefuse_fewerrefuse_gradient_dtyperefuse_gradient_shaperefuse_namerefuse_other_paramrefuse_sharedrefuse_shared_gradientrefuse_step_without_paramsreshaperesolvesscalarsseedselfsendsetdefaultshapesizeslowsortedstatestatesstepstoragestoredsubsetsystteamtensortensorsthrowtunersturnsupdateuse_setstatevaluevaluesviewwith_arrayswith_params_ofwith_params_of.<locals>.genexprwithoutxfastopt_table const *(void)\000int (void)\000\000\000table\000flushes_denormal\000forks\000selected\200\001\330\004\005\340\004\013\2101\200\001\330\004\n\210+\220Q\200\001\330\004#\2401\240F\250!\200\001\330\004$\240A\240V\2501\200\001\330\004&\240a\240v\250Q\200\001\340\004\r\210Q\210h\220f\230D\240\007\240z\260\031\270!\2707\300\047\310\021\330\004\010\210\003\210=\230\t\240\021\240!\330\010\014\210C\210|\2309\240A\240Q\330\014\020\220\003\220:\230Y\240a\240q\330\020\031\230\021\230\"\230A\230R\230q\240\005\240V\2504\250r\260\033\270J\300j\320PQ\200\001\340\004\037\230q\320 0\260\013\270;\300k\320QR\330\004\023\2205\230\010\240\001\240\021\330\004\007\200|\2207\230!\330\010\047\240q\250\010\260\016\270a\330\004\013\2101\200\001\340\004\037\230q\320 0\260\013\270;\300k\320QR\330\004\023\2206\230\030\240\021\240!\330\004\007\200|\2207\230!\330\010(\250\001\250\031\260.\300""\001\330\004\013\2101\200\001\340\004\037\230q\320 0\260\013\270;\300k\320QR\330\004\023\2208\2308\2401\240A\330\004\007\200|\2207\230!\330\010*\250!\250;\260n\300A\330\004\013\2101\200\001\360\010\000\n\033\230!\330\010\021\220\024\220Z\230t\240=\260\004\260M\300\024\300_\320TX\320X`\320`d\320dj\320jn\320no\330\010\020\220\007\220q\230\006\230l\250!\330\004\007\200v\210W\220E\230\024\230Q\330\010\022\220!\330\010\027\220q\340\010\027\220t\2309\240G\2505\260\003\2604\260|\3007\310%\310s\320RV\320Vd\320dk\320kp\320ps\320sw\320w~\360\000\000\177\001F\002\360\000\000F\002K\002\360\000\000K\002N\002\360\000\000N\002R\002\360\000\000R\002X\002\360\000\000X\002_\002\360\000\000_\002`\002\330\004\007\200q\330\010\017\320\017)\250\024\250Q\250g\260[\300\007\300q\340\010\017\320\017)\250\024\250Q\250g\260[\300\001\200\001\360\010\000\n\033\230!\330\010\021\220\024\220\\\240\024\240\\\260\024\260_\300D\310\010\320PT\320TX\320X\\\320\\e\320ei\320it\320tx\360\000\000y\001C\002\360\000\000C\002G\002\360\000\000G\002R\002\360\000\000R\002V\002\360\000\000V\002e\002\360\000\000e\002i\002\360\000\000i\002x\002\360\000\000x\002|\002\360\000\000|\002C\003\360\000\000C\003G\003\360\000\000G\003N\003\360\000\000N\003R\003\360\000\000R\003[\003\360\000\000[\003_\003\360\000\000_\003`\003\330\010\020\220\007\220q\230\006\230l\250!\330\004\007\200v\210W\220E\230\024\230Q\330\010\022\220!\330\010\027\220q\340\010\027\220t\230;\240g\250U\260#\260T\270\033\300G\3105\320PS\320SW\320We\320el\320lq\320qt\320tx\320x{\360\000\000|\001C\002\360\000\000C\002H\002\360\000\000H\002K\002\360\000\000K\002O\002\360\000\000O\002W\002\360\000\000W\002^\002\360\000\000^\002c\002\360\000\000c\002f\002\360\000\000f\002j\002\360\000\000j\002s\002\360\000\000s\002z\002\360\000\000z\002\177\002\360\000\000\177\002B\003\360\000\000B\003F\003\360\000\000F\003P\003\360\000\000P\003W\003\360\000\000W\003X\003\330\004\007\200q\330\010\017\320\017&\240d\250!\2507\260+\270W\300A\340\010\017\320\017&\240d\250!\2507""\260+\270Q\200\001\360\010\000\n\033\230!\330\010\021\220\024\220_\240D\320(8\270\004\270I\300T\310\031\320RV\320Vb\320bf\320fn\320nr\320rz\320z~\360\000\000\177\001H\002\360\000\000H\002L\002\360\000\000L\002M\002\330\010\020\220\007\220q\230\006\230l\250!\330\004\007\200v\210W\220E\230\024\230Q\330\010\022\220!\330\010\027\220q\340\010\027\220t\230>\250\027\260\005\260S\270\004\270O\3107\320RW\320WZ\320Z^\320^f\320fm\320mr\320ru\320uy\360\000\000z\001B\002\360\000\000B\002I\002\360\000\000I\002N\002\360\000\000N\002Q\002\360\000\000Q\002U\002\360\000\000U\002`\002\360\000\000`\002g\002\360\000\000g\002l\002\360\000\000l\002o\002\360\000\000o\002s\002\360\000\000s\002z\002\360\000\000z\002A\003\360\000\000A\003F\003\360\000\000F\003I\003\360\000\000I\003M\003\360\000\000M\003T\003\360\000\000T\003[\003\360\000\000[\003`\003\360\000\000`\003c\003\360\000\000c\003g\003\360\000\000g\003o\003\360\000\000o\003v\003\360\000\000v\003{\003\360\000\000{\003~\003\360\000\000~\003B\004\360\000\000B\004I\004\360\000\000I\004P\004\360\000\000P\004Q\004\330\004\007\200q\330\010\017\320\017\047\240t\2501\250G\260;\270g\300Q\340\010\017\320\017\047\240t\2501\250G\260;\270a\200A\330\010\017\210x\220u\230A\230V\2401\200A\340\010\014\210F\220&\230\001\330\010\t\330\014\020\220\013\2301\230A\330\014\020\220\n\230!\230;\240g\250Q\340\014\020\220\006\220f\230A\200A\340\010\014\210F\220&\230\001\330\010\t\330\014\020\220\013\2301\230A\330\014\020\220\014\230A\230[\250\010\260\007\260q\340\014\020\220\006\220f\230A\200A\340\010\017\210q\330\014\022\220$\220g\230Y\240i\250q\260\004\260H\270C\270t\320CU\320UV\320Vb\320bc\320ck\320kl\200A\340\010\017\210t\2208\2301\230D\240\004\240D\250\014\260I\270T\320AQ\320QU\320UV\200A\340\010\017\210t\220<\230q\240\007\240s\250!\200A\340\010\017\210|\2301\230E\240\021\240$\240h\250a\250w\260b\270\n\300!\3004\300|\320S_\320_c\320cd\200A\340\010\033\2304\230q\360\006\000\t\014\2104\210t\2201\330\014\022\320\022-\250Q\330\010\013\2106\220\023\220A\330\014""\020\220\010\230\001\330\014\020\220\t\230\021\330\014\r\330\010\t\330\014\024\220D\230\007\230q\240\001\330\014\020\220\007\220q\230\004\230A\330\014\020\220\017\230q\320 0\260\001\330\014\024\220A\330\014\020\220\005\220U\230!\2303\230a\230t\2401\330\020\031\230\030\240\024\240X\250Q\250a\340\020\025\220W\230A\230V\2409\250E\260\026\260t\270=\310\001\310\030\320QR\330\014\020\220\t\230\021\330\014\020\220\013\2301\330\017\020\330\014\020\220\010\230\001\330\014\020\220\t\230\021\330\014\017\210w\220g\230Q\330\020\024\220K\230q\330\014\r\200A\340\010\035\230X\240Q\330\010\014\210G\2201\220D\230\001\330\010\016\210a\210t\220?\240#\240T\250\021\330\010\t\330\014\023\2204\220x\230q\240\005\240U\250!\330\014\020\220\006\220a\220y\240\017\250x\260u\270A\330\014\020\220\005\220T\230\021\340\014\020\220\017\230q\330\014\017\210t\2207\230\047\240\021\330\020\024\220K\230q\200A\360\006\000\t\r\210D\220\002\220#\220R\220r\230\021\330\010\014\210E\220\021\220!\2208\2303\230a\330\010\017\210u\220A\220Q\220f\230H\240A\240S\250\004\250E\260\025\260a\260t\270>\310\022\3103\310a\310q\200A\360\006\000\t\022\220\022\2203\220b\230\002\230!\2308\2406\250\021\250$\250c\260\024\260U\270(\300$\300c\310\025\310a\310w\320V\\\320\\]\330\010\017\210y\230\001\230\031\240$\240h\250f\260B\260k\300\021\200A\360\014\000\t\r\210H\220A\220S\230\001\230\024\230Z\240r\250\023\250A\250V\2601\330\010\014\210H\220A\220^\2401\220\016\230e\2402\240Q\300\021\320\004@\300\001\340\010\017\210y\230\001\230\031\240$\240h\250f\260G\2701";
     PyObject *data = NULL;
     #define __Pyx_DecompressString_UNUSED
     #define __Pyx_DecompressString_LZSS_UNUSED
     #endif
     PyObject **stringtab = __pyx_mstate->__pyx_string_tab;
     Py_ssize_t pos = 0;
-    for (int i = 0; i < 250; i++) {
+    for (int i = 0; i < 247; i++) {
       Py_ssize_t bytes_length = str_length_index[i].length;
       PyObject *string = PyUnicode_DecodeUTF8(bytes + pos, bytes_length, NULL);
       if (likely(string) && i >= 27) PyUnicode_InternInPlace(&string);
@@ -44711,8 +44651,8 @@ static const char bytes[] = " of  scalars of its own, got (tree fragment).: it t
       stringtab[i] = string;
       pos += bytes_length;
     }
-    for (int i = 250; i < 278; i++) {
-      Py_ssize_t bytes_length = bytes_length_index[i-250].length;
+    for (int i = 247; i < 275; i++) {
+      Py_ssize_t bytes_length = bytes_length_index[i-247].length;
       PyObject *string = PyBytes_FromStringAndSize(bytes + pos, bytes_length);
       stringtab[i] = string;
       pos += bytes_length;
@@ -44722,14 +44662,14 @@ static const char bytes[] = " of  scalars of its own, got (tree fragment).: it t
       }
     }
     Py_XDECREF(data);
-    for (Py_ssize_t i = 0; i < 278; i++) {
+    for (Py_ssize_t i = 0; i < 275; i++) {
       if (unlikely(PyObject_Hash(stringtab[i]) == -1)) {
         __PYX_ERR(0, 1, __pyx_L1_error)
       }
     }
     #if CYTHON_IMMORTAL_CONSTANTS
     {
-      PyObject **table = stringtab + 250;
+      PyObject **table = stringtab + 247;
       for (Py_ssize_t i=0; i<28; ++i) {
         #if PY_VERSION_HEX >= 0x030F0000
         PyUnstable_SetImmortal(table[i]);

@@ -109,7 +109,7 @@ cdef class Plan:
         cdef dict known, seen, checked
         cdef Py_ssize_t index
         for array, values in change.copies:
-            np.copyto(array, values, casting="unsafe")
+            cnp.PyArray_CopyInto(<cnp.ndarray>array, <cnp.ndarray>values)  # `np.copyto` runs Python code
         for index, seen, checked, group in change.groups:
             self.groups[index] = group
             self.items[index] = items_of(checked)
