@@ -218,15 +218,15 @@ cdef class Change:
     `Group`. added_groups:
     checked options and `Group`s. added_tensors. states: tuples of a tensor and its new states. copies: tuples of an
     array and the values that it is to have. steps: tuples of a tensor and its number of steps. moves: `Move`s.
-    intervals: where any memory changes. notes: what the author of the change wants to find again.
+    numbers: tuples of a tensor and its numbers by letter. intervals: where any memory changes. notes: what the author of the change wants to find again.
     """
 
-    cdef public list groups, added_groups, added_tensors, states, copies, steps, moves
+    cdef public list groups, added_groups, added_tensors, states, copies, steps, moves, numbers
     cdef public Intervals intervals
     cdef public dict notes
 
     def __init__(self):
         self.groups, self.added_groups, self.added_tensors = [], [], []
-        self.states, self.copies, self.steps, self.moves = [], [], [], []
+        self.states, self.copies, self.steps, self.moves, self.numbers = [], [], [], [], []
         self.intervals = None
         self.notes = {}

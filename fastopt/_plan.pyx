@@ -22,11 +22,11 @@ import sys
 
 import numpy as np
 
-from fastopt import arrays, storage
+from fastopt import arrays, reference, storage
 from fastopt._kernels import COMMON_SCALARS, FORMATS, OPENMP, TABLE
 
 from fastopt._kernels cimport (
-    FASTOPT_MAX_BUFFERS, fastopt_call, fastopt_coefficients, fastopt_kernel, fastopt_optimizer, flushes_denormal, forks, selected, table,
+    FASTOPT_MAX_BUFFERS, FASTOPT_SUM_BLOCK, fastopt_call, fastopt_coefficients, fastopt_kernel, fastopt_optimizer, flushes_denormal, forks, selected, table,
 )
 from fastopt._turns cimport Turns
 
@@ -35,6 +35,7 @@ cnp.import_array()
 include "_work.pxi"
 include "_tensor.pxi"
 include "_change.pxi"
+include "_sums.pxi"
 include "_function.pxi"
 
 
@@ -56,6 +57,7 @@ cdef class Plan:
         readonly bint keeps_params  # else they are handed over at each call of `update`
         readonly Change last_move  # what `move` made, until a step or a state that is loaded takes its place
         readonly Work work
+        Factors factors
         dict bounds  # of the options that are numbers, by name
         list items  # the groups' dicts as they were last checked, for `is_unchanged`
         Turns turns
@@ -82,6 +84,7 @@ cdef class Plan:
         self.intervals = Intervals([], algorithm.states)
         self.handed_over = Intervals([], algorithm.states)
         self.row = list(TABLE).index(algorithm.formula)
+        self.factors = Factors(TABLE[algorithm.formula])
 
     def __dealloc__(self):
         free(self.has_gradient)
@@ -130,6 +133,8 @@ cdef class Plan:
             tensor.take_states(states)
         for tensor, steps in change.steps:
             tensor.steps = steps
+        for tensor, numbers in change.numbers:
+            tensor.take_numbers(numbers)
         if change.steps or change.moves:
             self.last_move = change if change.moves and not change.steps else None
         if change.intervals is not None:
@@ -395,19 +400,75 @@ cdef class Plan:
 
     cdef int prepare(self, int isa, double grad_scale, Change change) except -1:
         """Everything that may still be refused; returns the number of threads."""
+        cdef int team = 1
         if change is not None or not self.is_assigned or self.assigned_isa != isa:
             self.assign(isa, None if change is None else change.moves)
         self.fill_coefficients(grad_scale)
-        return 0 if table().isas[isa].name == NULL else self.work.choose_team()
+        if table().isas[isa].name != NULL:
+            team = self.work.choose_team()
+        if self.factors.is_needed:
+            self.prepare_factors(isa, team)
+        return self.work.make_ready(team) if table().isas[isa].name != NULL else 1
+
+    cdef int prepare_factors(self, int isa, int team) except -1:
+        """The formula's own sums, and what `Algorithm.prepare` makes of them."""
+        cdef Factors factors = self.factors
+        cdef Tensor tensor
+        cdef Py_ssize_t i, count = 0
+        cdef dict members = {}, places = {}
+        factors.reserve(len(self.selected))
+        if factors.n_sums:
+            factors.sums.begin(len(self.selected), factors.n_sums)
+        for i in range(len(self.selected)):
+            if not self.has_gradient[i]:
+                continue
+            tensor = <Tensor>self.selected[i]
+            members.setdefault(tensor.group, []).append(tensor)
+            places.setdefault(tensor.group, []).append(count)
+            if factors.n_sums:
+                self.add_sums(isa, tensor, count)
+            tensor.c.call.factors = &factors.factors[count * factors.n_factors] if factors.n_factors else NULL
+            count += 1
+        if factors.n_sums and table().isas[isa].name != NULL:
+            factors.sums.run(team)
+        for group in members:
+            factors.ask(<Group>self.groups[group], members[group], places[group])
+        return 0
+
+    cdef int add_sums(self, int isa, Tensor tensor, Py_ssize_t place) except -1:
+        """Adds a tensor to those that are summed up; the twin sums it up at once."""
+        cdef Group group = <Group>self.groups[tensor.group]
+        cdef Py_ssize_t k
+        if table().isas[isa].name != NULL:
+            self.factors.sums.add(
+                &tensor.c,
+                table().isas[isa].optimizers[self.row].sum_kernels[tensor.format][group.subset],
+            )
+            return 0
+        scalars, states, grad = self.twin_arguments(tensor)
+        sums = reference.total(
+            storage.sums(self.algorithm, tensor.now, grad, states, scalars, self.factors.n_factors)
+        )
+        for k in range(self.factors.n_sums):
+            self.factors.sums.totals[place * self.factors.n_sums + k] = sums[k]
+        return 0
 
     cdef int write(self, object param_groups, Change change, int isa, int team) except -1:
         """Makes the prepared step. No Python code runs in here, but for the twins'."""
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, place = 0
+        cdef Tensor tensor
         if change is not None:
             self._commit(param_groups, change)
         for i in range(len(self.selected)):
             if self.has_gradient[i]:
-                (<Tensor>self.selected[i]).steps += 1
+                tensor = <Tensor>self.selected[i]
+                tensor.steps += 1
+                if self.factors.n_numbers:
+                    memcpy(
+                        tensor.numbers, &self.factors.numbers[place * self.factors.n_numbers],
+                        self.factors.n_numbers * sizeof(double),
+                    )
+                place += 1
         for i in range(self.shared_count):
             self.shared[i].steps += 1
         if table().isas[isa].name == NULL:
@@ -415,6 +476,58 @@ cdef class Plan:
         else:
             self.work.run(team)
         return 0
+
+    cdef tuple twin_arguments(self, Tensor tensor):
+        """What a twin takes: scalars, states and the gradient."""
+        used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)
+        states = [tensor.states[x] if x in used else None for x in tensor.letters]
+        # a callable may have given the gradient another shape since it was checked
+        return (
+            scalars_of(tensor.c.call.coefficients, self.algorithm), states, tensor.gradient.reshape(tensor.shape)
+        )
+
+    cdef int run_twins(self, list moves) except -1:
+        """The same as the kernels do, by the NumPy twins, tensor by tensor."""
+        cdef Tensor tensor
+        cdef Move move
+        cdef Py_ssize_t i, place = 0
+        cdef bint flushes = flushes_denormal()
+        cdef uint64_t mode = fastopt_flush_subnormals() if flushes else 0
+        try:
+            for i in range(len(self.selected)):
+                if self.has_gradient[i]:
+                    tensor = <Tensor>self.selected[i]
+                    scalars, states, grad = self.twin_arguments(tensor)
+                    storage.update(
+                        self.algorithm, tensor.now, grad, states, scalars,
+                        tensor.c.call.coefficients.random_key, tensor.c.call.first_element, self.factors.of(place),
+                    )
+                    place += 1
+            for move in moves or ():
+                tensor = move.tensor
+                storage.update(
+                    move.algorithm, tensor.now, tensor.states[move.letter], [None],
+                    scalars_of(&move.coefficients, move.algorithm), move.coefficients.random_key,
+                    tensor.c.call.first_element,
+                )
+        finally:
+            if flushes:
+                fastopt_set_floating_mode(mode)
+        return 0
+
+    def move(self, optimizer, Change change):
+        """Makes the moves of a change, and the change, as a step that no parameter has a gradient in."""
+        cdef int team, isa = selected()
+        self.select(self.tensors)
+        memset(self.has_gradient, 0, self.capacity)
+        try:
+            team = self.prepare(isa, 1.0, change)
+            self.write(optimizer.param_groups, change, isa, team)
+            self.work.end()
+        finally:
+            self.is_assigned = False
+            if self.bound is not None:
+                self.take_bound()
 
     # -- A step on arrays that are handed over --
 
@@ -582,48 +695,6 @@ cdef class Plan:
                 (<dict>mine)["params"] = params
         return 0
 
-    def move(self, optimizer, Change change):
-        """Makes the moves of a change, and the change, as a step that no parameter has a gradient in."""
-        cdef int team, isa = selected()
-        self.select(self.tensors)
-        memset(self.has_gradient, 0, self.capacity)
-        try:
-            team = self.prepare(isa, 1.0, change)
-            self.write(optimizer.param_groups, change, isa, team)
-            self.work.end()
-        finally:
-            self.is_assigned = False
-            if self.bound is not None:
-                self.take_bound()
 
-    cdef int run_twins(self, list moves) except -1:
-        """The same as the kernels do, by the NumPy twins, tensor by tensor."""
-        cdef Tensor tensor
-        cdef Move move
-        cdef Py_ssize_t i
-        cdef bint flushes = flushes_denormal()
-        cdef uint64_t mode = fastopt_flush_subnormals() if flushes else 0
-        try:
-            for i in range(len(self.selected)):
-                if self.has_gradient[i]:
-                    tensor = <Tensor>self.selected[i]
-                    used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)
-                    states = [tensor.states[x] if x in used else None for x in tensor.letters]
-                    # a callable may have given it another shape since it was checked
-                    grad = tensor.gradient.reshape(tensor.shape)
-                    run_twin(self.algorithm, tensor, grad, states, tensor.c.call.coefficients)
-            for move in moves or ():
-                run_twin(move.algorithm, move.tensor, move.tensor.states[move.letter], [None], &move.coefficients)
-        finally:
-            if flushes:
-                fastopt_set_floating_mode(mode)
-        return 0
-
-
-cdef int run_twin(algorithm, Tensor tensor, grad, list states, const fastopt_coefficients *coefficients) except -1:
-    scalars = [coefficients.scalars[k] for k in range(len(TABLE[algorithm.formula]["scalars"]))]
-    storage.update(
-        algorithm, tensor.param if tensor.handed is None else tensor.handed, grad, states, scalars,
-        coefficients.random_key, tensor.c.call.first_element,
-    )
-    return 0
+cdef list scalars_of(const fastopt_coefficients *coefficients, algorithm):
+    return [coefficients.scalars[k] for k in range(len(TABLE[algorithm.formula]["scalars"]))]

@@ -221,6 +221,8 @@ cdef class Tensor:
         int rank
         cnp.npy_intp *dims
         readonly list letters  # of the states' buffers, in the kernel's order
+        double *numbers  # the row's NUMBERS
+        tuple number_letters
 
     def __init__(self, algorithm, Py_ssize_t index, key, given, Py_ssize_t group, uint64_t first_element):
         self.index, self.key, self.given, self.group = index, key, given, group
@@ -229,6 +231,10 @@ cdef class Tensor:
         self.order, self.dtype, self.shape = arrays.order_of(self.param), self.param.dtype, self.param.shape
         self.letters = [*TABLE[algorithm.formula]["state"], *TABLE[algorithm.formula]["optional"]]
         self.states = {}
+        self.number_letters = TABLE[algorithm.formula]["numbers"]
+        self.numbers = <double *>calloc(len(self.number_letters) + 1, sizeof(double))
+        if self.numbers == NULL:
+            raise MemoryError
         self.storage = self.state_storage = storage_of(self.param)
         self.gradient_storage = UNSEEN
         self.rank = cnp.PyArray_NDIM(self.param)
@@ -246,6 +252,21 @@ cdef class Tensor:
     def __dealloc__(self):
         free(self.source)
         free(self.dims)
+        free(self.numbers)
+
+    @property
+    def now(self):
+        """The parameter: the array of this call, if it was handed over, else the one that is kept."""
+        return self.param if self.handed is None else self.handed
+
+    def numbers_by_letter(self):
+        return {letter: self.numbers[k] for k, letter in enumerate(self.number_letters)}
+
+    cdef int take_numbers(self, dict values) except -1:
+        cdef Py_ssize_t k
+        for k in range(len(self.number_letters)):
+            self.numbers[k] = values[self.number_letters[k]]
+        return 0
 
     @property
     def address(self):

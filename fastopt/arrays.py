@@ -140,7 +140,9 @@ def checked_states(
     return found
 
 
-def refuse_other_param(label: str, dtype: np.dtype[Any], shape: tuple[int, ...], order: str, given: Any) -> NoReturn:
+def refuse_other_param(
+    label: str, dtype: np.dtype[Any], shape: tuple[int, ...], order: str, given: Any
+) -> NoReturn:
     """Says why an array cannot take the place of the one that a parameter had in the call before."""
     param = checked_parameter(label, given)
     if param.dtype != dtype or param.shape != shape:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from fastopt import arrays, checkpoint, options
+from fastopt._kernels import TABLE
 from fastopt._plan import Change, Group, Plan, Tensor
 from fastopt._turns import Turns, exclusive, reading
 from fastopt.algorithm import Algorithm, Hyper
@@ -79,9 +80,7 @@ class Optimizer:
             grad_scale = options.check_grad_scale(grad_scale)
         self._plan.step(self, grads, grad_scale)
 
-    def update(
-        self, params: Handed, grads: Grads, *, grad_scale: float = 1.0
-    ) -> None:
+    def update(self, params: Handed, grads: Grads, *, grad_scale: float = 1.0) -> None:
         """Updates parameters that are handed over at each call, in place; all of them or, on an error, none.
 
         params, grads: two lists in one order, or two dicts by the same names, never mixed. A dict may hold any of the
@@ -135,6 +134,9 @@ class Optimizer:
         for index, h in enumerate(groups):
             change.groups.append((index, None, h, self._group_of(f"group {index}: ", h)))
         change.steps = list(zip(self._plan.tensors, steps, strict=True))
+        for tensor, values in zip(self._plan.tensors, states, strict=True):
+            first = self._first_numbers(groups[tensor.group])
+            change.numbers.append((tensor, {x: float(values.get(x, first[x])) for x in first}))
         self._need_states(change, dict(zip(self._plan.tensors, states, strict=True)))
         self._commit(change)
 
@@ -196,7 +198,9 @@ class Optimizer:
     def _refuse_edit_of_params(self, index: int, group: Hyper) -> None:
         for name in "params", "names":
             if group.get(name) is not self._plan.groups[index].h.get(name):
-                raise ValueError(f"group {index}: its {name} are fixed; make a new optimizer or use add_param_group")
+                raise ValueError(
+                    f"group {index}: its {name} are fixed; make a new optimizer or use add_param_group"
+                )
 
     def _with_flags(self, index: int, group: Mapping[str, Any]) -> Hyper:
         """A copy of a group with the flags that hold: they are no options that a user edits."""
@@ -250,12 +254,16 @@ class Optimizer:
             return _as_params(h["params"], count)
         if "params" in h:
             raise ValueError(
-                'params: this optimizer gets its parameters at each update(params, grads); list their names instead: '
+                "params: this optimizer gets its parameters at each update(params, grads); list their names instead: "
                 '{"names": ["w", "b"], ...}'
             )
         if "names" in h:
             names = h["names"]
-            if isinstance(names, str) or not isinstance(names, Iterable) or not all(isinstance(x, str) for x in names):
+            if (
+                isinstance(names, str)
+                or not isinstance(names, Iterable)
+                or not all(isinstance(x, str) for x in names)
+            ):
                 raise TypeError(f"names: expected a list of strings, got {shown(names)}")
             h["names"] = tuple(names)
         return [], []
@@ -283,7 +291,11 @@ class Optimizer:
             if isinstance(params, Mapping) and not isinstance(key, str):
                 arrays.refuse_name(key)
             if plan.tensors and isinstance(plan.tensors[0].key, str) != isinstance(key, str):
-                by = "names; pass dicts by these" if isinstance(plan.tensors[0].key, str) else "positions; pass lists"
+                by = (
+                    "names; pass dicts by these"
+                    if isinstance(plan.tensors[0].key, str)
+                    else "positions; pass lists"
+                )
                 raise TypeError(f"update: this optimizer knows its parameters by {by}")
         group_of, last = self._group_by_name(), len(plan.groups) - 1
         change = Change()
@@ -296,12 +308,20 @@ class Optimizer:
         end = plan.tensors[-1].end_element if plan.tensors else 0
         for key, param, index in members:
             place = len(plan.tensors) + len(change.added_tensors)
-            change.added_tensors.append(Tensor(self.algorithm, place, key, param, index, end))
-            end = change.added_tensors[-1].end_element
+            tensor = Tensor(self.algorithm, place, key, param, index, end)
+            change.added_tensors.append(tensor)
+            end = tensor.end_element
         # refused here, before states are made for what cannot be updated
         added = [(tensor, 0, tensor.param) for tensor in change.added_tensors if plan.keeps_params]
         change.intervals = plan.intervals.with_arrays([*plan.tensors, *change.added_tensors], added)
         self._need_states(change)
+        groups = [*plan.groups, *(group for _, group in change.added_groups)]
+        change.numbers = [(t, self._first_numbers(groups[t.group].h)) for t in change.added_tensors]
+
+    def _first_numbers(self, h: Hyper) -> dict[str, float]:
+        """What the NUMBERS of a parameter begin with."""
+        first = self.algorithm.initial_states(h)
+        return {letter: first.get(letter, 0.0) for letter in TABLE[self.algorithm.formula]["numbers"]}
 
     def _need_states(self, change: Change, loaded: Mapping[Tensor, Mapping[str, Any]] | None = None) -> None:
         """Adds to a change the states that its groups need and that are not there, or of another dtype.
