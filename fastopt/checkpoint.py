@@ -122,8 +122,11 @@ def read(
         )
     groups: list[Hyper] = []
     order: list[int] = []  # the saved numbers of the parameters
+    members: list[list[Tensor]] = [[] for _ in now]
+    for tensor in tensors:
+        members[tensor.group].append(tensor)
     for index, (saved, mine) in enumerate(zip(saved_groups, now, strict=True)):
-        order += _saved_numbers(f"group {index}", saved, [t.key for t in tensors if t.group == index])
+        order += _saved_numbers(f"group {index}", saved, [tensor.key for tensor in members[index]])
         skipped = {"params", "param_names"} | IMPLEMENTATION_OPTIONS
         new = {name: value for name, value in saved.items() if name not in skipped}
         if callable(mine["lr"]):
@@ -131,7 +134,7 @@ def read(
         groups.append(checked_group(index, {**mine, **new}))
     if len(set(order)) != len(order):
         raise ValueError("param_groups: two parameters have one number; give each its own")
-    by_order = [tensor for index in range(len(now)) for tensor in tensors if tensor.group == index]
+    by_order = [tensor for own in members for tensor in own]
     number_of = dict(zip(by_order, order, strict=True))
     states: list[dict[str, Array]] = []
     steps: list[int] = []
