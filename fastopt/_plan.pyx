@@ -106,6 +106,10 @@ cdef class Plan:
 
     # -- Changes: prepared in Python, made here --
 
+    def is_unedited(self, param_groups):
+        """Whether the groups are as they were last checked."""
+        return is_unchanged(param_groups, self.items)
+
     def edited(self, list param_groups):
         """The numbers of the groups that were edited since they were last checked."""
         return [

@@ -149,15 +149,18 @@ def read(
         )
     groups: list[Hyper] = []
     order: list[int] = []  # the saved numbers of the parameters
+    members: list[list[Tensor]] = [[] for _ in now]
+    for tensor in tensors:
+        members[tensor.group].append(tensor)
     for index, (saved, mine) in enumerate(zip(saved_groups, now, strict=True)):
-        keys = [tensor.key for tensor in tensors if tensor.group == index]
+        keys = [tensor.key for tensor in members[index]]
         order += _saved_numbers(f"group {index}", saved, keys)
         with within(f"group {index}"):
             merged = _merged(cls, saved, mine, any(isinstance(key, str) for key in keys))
         groups.append(checked_group(index, merged))
     if len(set(order)) != len(order):
         raise ValueError("param_groups: two parameters have one number; give each its own")
-    by_order = [tensor for index in range(len(now)) for tensor in tensors if tensor.group == index]
+    by_order = [tensor for own in members for tensor in own]
     number_of = dict(zip(by_order, order, strict=True))
     states: list[dict[str, Array]] = []
     steps: list[int] = []

@@ -243,6 +243,8 @@ class Optimizer(Settings, Accumulating, Copying):
     def _edits(self) -> Change:
         """What the user's edits of the groups change."""
         change, plan = Change(), self._plan
+        if plan.is_unedited(self.param_groups):
+            return change
         self._refuse_edits_of_the_list()
         for index in plan.edited(self.param_groups):
             seen = dict(self.param_groups[index])
@@ -349,12 +351,14 @@ class Optimizer(Settings, Accumulating, Copying):
         return [], []
 
     def _check_new_names(self, members: Sequence[tuple[Key, Any, int]], change: Change) -> None:
-        known = {*self._plan.place, *self._group_by_name()}
+        plan = self._plan
+        known = {} if plan.keeps_params else self._group_by_name()
+        new = set()
         listed = [name for h, _ in change.added_groups for name in h.get("names", ())]
         for name in (*(key for key, _, _ in members), *listed):
-            if name in known:
+            if name in plan.place or name in known or name in new:
                 raise ValueError(f"{name!r}: the name of two parameters; give each its own")
-            known.add(name)
+            new.add(name)
 
     def _group_by_name(self) -> dict[str, int]:
         """For each name that a group lists, the number of the group."""
@@ -465,7 +469,7 @@ class Optimizer(Settings, Accumulating, Copying):
         if loaded is not None:
             self._load_values(change, loaded, groups)
         if change.states:
-            replaced = {tensor for tensor, _ in change.states}
+            replaced = {tensor for tensor, _ in change.states if tensor.states}
             intervals = change.intervals or self._plan.intervals
             kept = [
                 (tensor, 2 + tensor.letters.index(x), states[x])
