@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastopt._kernels import TABLE
 from fastopt.algorithm import Hyper
 from fastopt.arrays import Array, Key, within
 from fastopt.options import shown
@@ -38,7 +39,8 @@ class States(Mapping[Key, "dict[str, Any]"]):
             raise KeyError(key)
         tensor = self._tensors[place]
         views = {self._names[letter]: array.view() for letter, array in tensor.states.items()}
-        return {"step": int(tensor.steps), **views}
+        numbers = {self._names[x]: np.array(value) for x, value in tensor.numbers_by_letter().items()}
+        return {"step": int(tensor.steps), **views, **numbers}
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._place)
@@ -67,7 +69,9 @@ def state_dict(plan: Plan, edits: Change, names: Mapping[str, str]) -> dict[str,
         members[tensor.group].append(tensor)
     saved_groups = []
     for group, own in zip(groups, members, strict=True):
-        saved = {name: value for name, value in group.numbers_after(most).items() if name != "params"}
+        saved = {
+            name: value for name, value in group.numbers_after(most).items() if name not in {"params", "names"}
+        }
         saved["params"] = [tensor.index for tensor in own]
         if any(isinstance(tensor.key, str) for tensor in own):
             saved["param_names"] = [tensor.key for tensor in own]
@@ -80,6 +84,7 @@ def state_dict(plan: Plan, edits: Change, names: Mapping[str, str]) -> dict[str,
             if id(array) in sources:
                 with np.errstate(all="ignore"):
                     entry[names[letter]][...] = sources[id(array)]
+        entry.update({names[letter]: np.array(value) for letter, value in tensor.numbers_by_letter().items()})
         state[i] = entry
     return {"state": state, "param_groups": saved_groups}
 
@@ -135,8 +140,12 @@ def read(
         entry = saved_states.pop(number_of[tensor], {})
         _expect(tensor.label, entry, Mapping, "a dict of its state")
         with within(tensor.label):
-            arrays, made = _saved_state(cls, tensor.param, entry)
-            needed = cls.algorithm.letters(groups[tensor.group]) if made else []
+            arrays, made = _saved_state(cls, tensor, entry)
+            needed = (
+                [*cls.algorithm.letters(groups[tensor.group]), *TABLE[cls.algorithm.formula]["numbers"]]
+                if made
+                else []
+            )
             for letter in needed:
                 if letter not in arrays:
                     raise ValueError(f"{cls.algorithm.states[letter]}: missing; its group's options need it")
@@ -172,7 +181,7 @@ def _saved_numbers(place: str, saved: Any, keys: Sequence[Key]) -> list[int]:
     return found
 
 
-def _saved_state(cls: type[Optimizer], param: Array, entry: Mapping[str, Any]) -> tuple[dict[str, Array], int]:
+def _saved_state(cls: type[Optimizer], tensor: Tensor, entry: Mapping[str, Any]) -> tuple[dict[str, Array], int]:
     """State arrays by their letters, and the steps made."""
     letters = {name: letter for letter, name in cls.algorithm.states.items()}
     entry = {name: value for name, value in entry.items() if value is not None}
@@ -187,10 +196,10 @@ def _saved_state(cls: type[Optimizer], param: Array, entry: Mapping[str, Any]) -
             raise ValueError(f"{name}: no state of {cls.__name__}; it has {', '.join(letters) or 'none'}")
         array = _as_array(name, value)
         if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-            raise TypeError(f"{name}: it has dtype {array.dtype}; convert it to {param.dtype}")
-        if array.shape != param.shape:
+            raise TypeError(f"{name}: it has dtype {array.dtype}; convert it to {tensor.dtype}")
+        if array.shape != (() if letters[name] in TABLE[cls.algorithm.formula]["numbers"] else tensor.shape):
             raise ValueError(
-                f"{name}: it has shape {array.shape}, the parameter {param.shape}; they must be the same"
+                f"{name}: it has shape {array.shape}, the parameter {tensor.shape}; they must be the same"
             )
         arrays[letters[name]] = array
     return arrays, int(number)

@@ -360,6 +360,16 @@ def options_of(cls: type) -> dict[str, Option]:
     return options
 
 
+@cache
+def bounds_of(cls: type) -> dict[str, tuple[float, float]]:
+    """The least and the largest value of each option that is a number."""
+    return {
+        name: (option.kind.interval.least, option.kind.interval.most)
+        for name, option in options_of(cls).items()
+        if isinstance(option.kind, _Number)
+    }
+
+
 def check_names(cls: type, names: Iterable[Any], besides: Iterable[str] = (), place: str = "") -> None:
     """Refuses names that are no option of the class, and the lack of one that is."""
     options = options_of(cls)
