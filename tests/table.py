@@ -388,7 +388,7 @@ def right_values(cls: Class, name: str) -> list[Any]:
         return [form(each) for form in (tuple, list) for each in zip(*by_place, strict=False)]
     kind = kinds(cls, name)[0]
     if name == "lr":
-        rates = [0.0, 0.3, 1, *WRONG_NUMBERS[::4]]
+        rates = [*(x for x in (0.0, 0.3, 1) if lies_within(kind, x)), *WRONG_NUMBERS[::4]]
         return [*good(kind), *(lambda t, x=x: x for x in rates)]
     return [*good(kind), *[True, False] * kind.boolean, *[None] * kind.none]
 
