@@ -463,7 +463,8 @@ class Optimizer(Settings, Accumulating, Copying):
                 elif loaded is None and letter in tensor.states:
                     change.copies.append((array, tensor.states[letter]))
                 elif fill.get(letter):
-                    array[...] = fill[letter]
+                    with np.errstate(over="ignore"):  # float32 makes infinity of what is too large
+                        array[...] = fill[letter]
                 states[letter] = array
                 placed.append((tensor, 2 + tensor.letters.index(letter), array))
         if loaded is not None:

@@ -362,7 +362,7 @@ def wrong_values(cls: Class, name: str) -> list[Any]:
         return [1, 0, 0.5, np.nan, "yes", None, [], [True], np.ones(2, bool), np.array(True), Tensor()]
     if isinstance(default, tuple):
         first, *_, last = kinds(cls, name)
-        lengths = [None, 0.9, (), default[1:], (*default, 0.5), "ab", {*default}, iter(default), {}]
+        lengths: list[Any] = [None, 0.9, (), default[1:], (*default, 0.5), "ab", {*default}, iter(default), {}]
         wrong = [(*default[:-1], x) for x in wrong_numbers(last)]
         return [*lengths, *wrong, *((x, *default[1:]) for x in wrong_numbers(first)[::7])]
     if isinstance(default, int) or not hasattr(kinds(cls, name)[0], "boolean"):
@@ -397,7 +397,7 @@ def right_values(cls: Class, name: str) -> list[Any]:
         return [form(each) for form in (tuple, list) for each in zip(*by_place, strict=False)]
     kind = kinds(cls, name)[0]
     if name == "lr":
-        rates = [0.0, 0.3, 1, *WRONG_NUMBERS[::4]]
+        rates = [*(x for x in (0.0, 0.3, 1) if lies_within(kind, x)), *WRONG_NUMBERS[::4]]
         return [*good(kind), *(lambda t, x=x: x for x in rates)]
     return [*good(kind), *[True, False] * kind.boolean, *[None] * kind.none]
 

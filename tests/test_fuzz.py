@@ -550,6 +550,7 @@ def test_any_program(program: list[Line], isa: str) -> None:
 
 
 STEPS = mostly([1, 2, 1000, np.int64(3), 2**40], [0, -1, 2**63, 1.0, "1", None, True, np.float64(1)], 20)
+MOST_STATES = max(len(table.states_of(cls)) for cls in table.OPTIMIZERS)
 STATE_LAYOUTS = mostly(
     ["C"], ["F", "every other", "reversed", "misaligned", "read-only", "None", *RUBBISH, *BENT], 16
 )
@@ -560,7 +561,7 @@ STATE_LAYOUTS = mostly(
     found=st.sampled_from(table.OPTIMIZERS).flatmap(lambda cls: st.tuples(st.just(cls), options(cls, 3))),
     spec=parameter,
     grad_spec=gradient,
-    states=st.lists(STATE_LAYOUTS, min_size=3, max_size=3),
+    states=st.lists(STATE_LAYOUTS, min_size=MOST_STATES, max_size=MOST_STATES),
     state_dtype=mostly(["the parameter's"], ["float32", "float64", "bfloat16", "float16"], 2),
     step=STEPS,
     grad_scale=scale,

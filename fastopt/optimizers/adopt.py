@@ -79,7 +79,7 @@ class ADOPT(Optimizer):
             eps: Any, bound: Any, keep: Any, lr: Any,
         ) -> None:  # fmt: skip
             u = g / np.maximum(np.sqrt(v), eps)
-            u = np.minimum(np.maximum(u, -bound), bound)
+            u = np.copysign(np.minimum(np.abs(u), bound), u)
             m *= beta1
             m += one_minus_beta1 * u
             v *= beta2

@@ -81,5 +81,5 @@ class FTRL(Optimizer):
             s += g * g
             root = np.sqrt(s)
             z += g + shrinkage * p - (root - before) * inverse_lr * p
-            pull = np.minimum(l1 - z, 0) + np.maximum(-l1 - z, 0)
+            pull = np.minimum(l1 - z, 0) - np.minimum(l1 + z, 0)
             np.divide(pull, root * inverse_lr + l2, out=p)
