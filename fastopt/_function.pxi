@@ -16,10 +16,13 @@ cdef class Function:
     cdef tuple last_options  # of the last call, name, value, name, value; and the group made of them
     cdef Group last_group
     cdef double default_lr
+    cdef bint is_simple  # whether the row has no sums, factors or numbers
 
     def __init__(self, algorithm, tuple names, double default_lr, checked, slow):
         self.names, self.default_lr, self.checked, self.slow = names, default_lr, checked, slow
         self.row = list(TABLE).index(algorithm.formula)
+        row = TABLE[algorithm.formula]
+        self.is_simple = not (row["sums"] or row["factors"] or row["numbers"])
         self.last_options, self.last_group = (), None
 
     cdef Group group_of(self, dict options):
@@ -42,7 +45,7 @@ cdef class Function:
         cdef uintptr_t[FASTOPT_MAX_BUFFERS] end
         cdef const fastopt_optimizer *row
         step = options.pop("step", None)
-        if count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:
+        if not self.is_simple or count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:
             return self.slow(args, kwargs)
         given = options.pop("lr", self)
         if given is not self:

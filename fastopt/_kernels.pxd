@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "fastopt.h" nogil:
-    enum: FASTOPT_ABI_VERSION, FASTOPT_MAX_BUFFERS, FASTOPT_MAX_SCALARS
+    enum: FASTOPT_ABI_VERSION, FASTOPT_MAX_BUFFERS, FASTOPT_MAX_SCALARS, FASTOPT_SUM_BLOCK
     ctypedef struct fastopt_coefficients:
         double scalars[FASTOPT_MAX_SCALARS]
         uint64_t random_key

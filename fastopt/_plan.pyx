@@ -7,12 +7,13 @@ exception, an interrupt or a signal handler finds a step that was made or was no
 together in a `Change` first, by code that may fail, and take effect in `Plan.commit`, which cannot.
 """
 
-from cpython.dict cimport PyDict_CheckExact, PyDict_Next
+from cpython.dict cimport PyDict_CheckExact, PyDict_GetItem, PyDict_Next
 from cpython.ref cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM
+from cpython.unicode cimport PyUnicode_CheckExact
 from cython.parallel cimport prange
 from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, qsort
 from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
@@ -21,11 +22,11 @@ import sys
 
 import numpy as np
 
-from fastopt import arrays, storage
+from fastopt import arrays, reference, storage
 from fastopt._kernels import COMMON_SCALARS, FORMATS, OPENMP, TABLE
 
 from fastopt._kernels cimport (
-    FASTOPT_MAX_BUFFERS, fastopt_call, fastopt_coefficients, fastopt_kernel, fastopt_optimizer, flushes_denormal, forks, selected, table,
+    FASTOPT_MAX_BUFFERS, FASTOPT_SUM_BLOCK, fastopt_call, fastopt_coefficients, fastopt_kernel, fastopt_optimizer, flushes_denormal, forks, selected, table,
 )
 from fastopt._turns cimport Turns
 
@@ -34,6 +35,7 @@ cnp.import_array()
 include "_work.pxi"
 include "_tensor.pxi"
 include "_change.pxi"
+include "_sums.pxi"
 include "_function.pxi"
 
 
@@ -43,7 +45,8 @@ cdef struct Shared:  # by the tensors of one group that have made equally many s
 
 
 cdef class Plan:
-    """The steps of one optimizer. algorithm: what its class says of its formula."""
+    """The steps of one optimizer. algorithm: what its class says of its formula. bounds: the least and the largest
+    value of each option that is a number."""
 
     cdef:
         readonly object algorithm
@@ -54,6 +57,8 @@ cdef class Plan:
         readonly bint keeps_params  # else they are handed over at each call of `update`
         readonly Change last_move  # what `move` made, until a step or a state that is loaded takes its place
         readonly Work work
+        Factors factors
+        dict bounds  # of the options that are numbers, by name
         list items  # the groups' dicts as they were last checked, for `is_unchanged`
         Turns turns
         bint has_flags
@@ -66,16 +71,20 @@ cdef class Plan:
         int assigned_isa
         Shared *shared
         Py_ssize_t shared_count, capacity
-        Intervals call_intervals  # the parameters of the last `update`
+        Intervals call_intervals  # the parameters that the last call of `update` was handed, else None
+        Intervals handed_over  # for `call_intervals`
 
-    def __init__(self, algorithm, Turns turns, tuners, bint keeps_params=True):
+    def __init__(self, algorithm, Turns turns, tuners, bint keeps_params=True, dict bounds={}):
+        self.bounds = bounds
         self.algorithm, self.turns, self.work, self.keeps_params = algorithm, turns, Work(tuners), keeps_params
         self.groups, self.tensors, self.items, self.place = [], [], [], {}
         self.bound = None
         self.selected = self.tensors
         self.has_flags = bool(algorithm.flags)
         self.intervals = Intervals([], algorithm.states)
+        self.handed_over = Intervals([], algorithm.states)
         self.row = list(TABLE).index(algorithm.formula)
+        self.factors = Factors(TABLE[algorithm.formula])
 
     def __dealloc__(self):
         free(self.has_gradient)
@@ -124,6 +133,8 @@ cdef class Plan:
             tensor.take_states(states)
         for tensor, steps in change.steps:
             tensor.steps = steps
+        for tensor, numbers in change.numbers:
+            tensor.take_numbers(numbers)
         if change.steps or change.moves:
             self.last_move = change if change.moves and not change.steps else None
         if change.intervals is not None:
@@ -230,6 +241,8 @@ cdef class Plan:
         cdef list before = self.bound, bound
         cdef Tensor tensor
         cdef Py_ssize_t i
+        if not self.keeps_params:
+            arrays.refuse_step_without_params()
         if grads is None:
             self.release()
             self.bound = None
@@ -320,12 +333,34 @@ cdef class Plan:
 
     # -- A step --
 
+    cdef int take_edits(self, optimizer) except -1:
+        """Checks groups that were edited since the last call."""
+        cdef Py_ssize_t i
+        cdef list changed
+        param_groups = optimizer.param_groups
+        if is_unchanged(param_groups, self.items):
+            return 0
+        if type(param_groups) is list and len(<list>param_groups) == len(self.items) and not self.has_flags:
+            changed = []
+            for i in range(len(self.items)):
+                mine = (<list>param_groups)[i]
+                if not is_group_unchanged(mine, <tuple>self.items[i]):
+                    group = (<Group>self.groups[i]).with_numbers(mine, <tuple>self.items[i], self.bounds)
+                    if group is None:  # more than a number has changed
+                        optimizer._take_edits()
+                        return 0
+                    changed.append((i, group, items_of(<dict>mine)))
+            for i, group, items in changed:
+                self.groups[i], self.items[i] = group, items
+            return 0
+        optimizer._take_edits()
+        return 0
+
     def step(self, optimizer, object grads, double grad_scale):
         """One update of every parameter that has a gradient; grads: a list or dict, or None for the bound ones."""
         self.turns.enter()
         try:
-            if not is_unchanged(optimizer.param_groups, self.items):
-                optimizer._take_edits()
+            self.take_edits(optimizer)
             self.make_step(optimizer, grads, grad_scale)
         finally:
             self.turns.leave()
@@ -341,6 +376,8 @@ cdef class Plan:
                 self.take_gradients(grads)
             elif self.bound is None:
                 raise TypeError("step() needs gradients: pass a list or a dict, or name buffers with bind()")
+            if not self.keeps_params:
+                arrays.refuse_step_without_params()
             if self.has_flags:
                 change = optimizer._change_in_step(
                     [self.has_gradient[i] != 0 for i in range(len(self.tensors))]
@@ -363,25 +400,119 @@ cdef class Plan:
 
     cdef int prepare(self, int isa, double grad_scale, Change change) except -1:
         """Everything that may still be refused; returns the number of threads."""
+        cdef int team = 1
         if change is not None or not self.is_assigned or self.assigned_isa != isa:
             self.assign(isa, None if change is None else change.moves)
         self.fill_coefficients(grad_scale)
-        return 0 if table().isas[isa].name == NULL else self.work.choose_team()
+        if table().isas[isa].name != NULL:
+            team = self.work.choose_team()
+        if self.factors.is_needed:
+            self.prepare_factors(isa, team)
+        return self.work.make_ready(team) if table().isas[isa].name != NULL else 1
+
+    cdef int prepare_factors(self, int isa, int team) except -1:
+        """The formula's own sums, and what `Algorithm.prepare` makes of them."""
+        cdef Factors factors = self.factors
+        cdef Tensor tensor
+        cdef Py_ssize_t i, count = 0
+        cdef dict members = {}, places = {}
+        factors.reserve(len(self.selected))
+        if factors.n_sums:
+            factors.sums.begin(len(self.selected), factors.n_sums)
+        for i in range(len(self.selected)):
+            if not self.has_gradient[i]:
+                continue
+            tensor = <Tensor>self.selected[i]
+            members.setdefault(tensor.group, []).append(tensor)
+            places.setdefault(tensor.group, []).append(count)
+            if factors.n_sums:
+                self.add_sums(isa, tensor, count)
+            tensor.c.call.factors = &factors.factors[count * factors.n_factors] if factors.n_factors else NULL
+            count += 1
+        if factors.n_sums and table().isas[isa].name != NULL:
+            factors.sums.run(team)
+        for group in members:
+            factors.ask(<Group>self.groups[group], members[group], places[group])
+        return 0
+
+    cdef int add_sums(self, int isa, Tensor tensor, Py_ssize_t place) except -1:
+        """Adds a tensor to those that are summed up; the twin sums it up at once."""
+        cdef Group group = <Group>self.groups[tensor.group]
+        cdef Py_ssize_t k
+        if table().isas[isa].name != NULL:
+            self.factors.sums.add(
+                &tensor.c,
+                table().isas[isa].optimizers[self.row].sum_kernels[tensor.format][group.subset],
+            )
+            return 0
+        scalars, states, grad = self.twin_arguments(tensor)
+        sums = reference.total(
+            storage.sums(self.algorithm, tensor.now, grad, states, scalars, self.factors.n_factors)
+        )
+        for k in range(self.factors.n_sums):
+            self.factors.sums.totals[place * self.factors.n_sums + k] = sums[k]
+        return 0
 
     cdef int write(self, object param_groups, Change change, int isa, int team) except -1:
         """Makes the prepared step. No Python code runs in here, but for the twins'."""
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, place = 0
+        cdef Tensor tensor
         if change is not None:
             self._commit(param_groups, change)
         for i in range(len(self.selected)):
             if self.has_gradient[i]:
-                (<Tensor>self.selected[i]).steps += 1
+                tensor = <Tensor>self.selected[i]
+                tensor.steps += 1
+                if self.factors.n_numbers:
+                    memcpy(
+                        tensor.numbers, &self.factors.numbers[place * self.factors.n_numbers],
+                        self.factors.n_numbers * sizeof(double),
+                    )
+                place += 1
         for i in range(self.shared_count):
             self.shared[i].steps += 1
         if table().isas[isa].name == NULL:
             self.run_twins(None if change is None else change.moves)
         else:
             self.work.run(team)
+        return 0
+
+    cdef tuple twin_arguments(self, Tensor tensor):
+        """What a twin takes: scalars, states and the gradient."""
+        used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)
+        states = [tensor.states[x] if x in used else None for x in tensor.letters]
+        # a callable may have given the gradient another shape since it was checked
+        return (
+            scalars_of(tensor.c.call.coefficients, self.algorithm), states, tensor.gradient.reshape(tensor.shape)
+        )
+
+    cdef int run_twins(self, list moves) except -1:
+        """The same as the kernels do, by the NumPy twins, tensor by tensor."""
+        cdef Tensor tensor
+        cdef Move move
+        cdef Py_ssize_t i, place = 0
+        cdef bint flushes = flushes_denormal()
+        cdef uint64_t mode = fastopt_flush_subnormals() if flushes else 0
+        try:
+            for i in range(len(self.selected)):
+                if self.has_gradient[i]:
+                    tensor = <Tensor>self.selected[i]
+                    scalars, states, grad = self.twin_arguments(tensor)
+                    storage.update(
+                        self.algorithm, tensor.now, grad, states, scalars,
+                        tensor.c.call.coefficients.random_key, tensor.c.call.first_element, self.factors.of(place),
+                    )
+                    place += 1
+            for move in moves or ():
+                tensor = move.tensor
+                storage.update(
+                    move.algorithm, tensor.now, tensor.states[move.letter], [None],
+                    scalars_of(&move.coefficients, move.algorithm), move.coefficients.random_key,
+                    tensor.c.call.first_element,
+                )
+        finally:
+            if flushes:
+                fastopt_set_floating_mode(mode)
         return 0
 
     def move(self, optimizer, Change change):
@@ -398,33 +529,172 @@ cdef class Plan:
             if self.bound is not None:
                 self.take_bound()
 
-    cdef int run_twins(self, list moves) except -1:
-        """The same as the kernels do, by the NumPy twins, tensor by tensor."""
-        cdef Tensor tensor
-        cdef Move move
-        cdef Py_ssize_t i
-        cdef bint flushes = flushes_denormal()
-        cdef uint64_t mode = fastopt_flush_subnormals() if flushes else 0
+    # -- A step on arrays that are handed over --
+
+    def update(self, optimizer, object params, object grads, double grad_scale):
+        """One update of the parameters of this call; see `fastopt.Optimizer.update`."""
+        self.turns.enter()
         try:
-            for i in range(len(self.selected)):
-                if self.has_gradient[i]:
-                    tensor = <Tensor>self.selected[i]
-                    used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)
-                    states = [tensor.states[x] if x in used else None for x in tensor.letters]
-                    # a callable may have given it another shape since it was checked
-                    grad = tensor.gradient.reshape(tensor.param.shape)
-                    run_twin(self.algorithm, tensor, grad, states, tensor.c.call.coefficients)
-            for move in moves or ():
-                run_twin(move.algorithm, move.tensor, move.tensor.states[move.letter], [None], &move.coefficients)
+            self.take_edits(optimizer)
+            self.make_update(optimizer, params, grads, grad_scale)
         finally:
-            if flushes:
-                fastopt_set_floating_mode(mode)
+            self.turns.leave()
+
+    cdef int make_update(self, optimizer, object params, object grads, double grad_scale) except -1:
+        cdef Change change = None
+        cdef Tensor tensor
+        cdef int team, isa = selected()
+        cdef bint is_made = False, is_by_name = PyDict_CheckExact(params) and PyDict_CheckExact(grads)
+        cdef Py_ssize_t i
+        try:
+            if not is_by_name and not (type(params) is list and type(grads) is list):
+                params, grads = arrays.handed_over(params, grads)
+                is_by_name = type(params) is dict
+            arrays_in_order = self.take_params(params, is_by_name, None)
+            if arrays_in_order is None:  # there are new names
+                change = optimizer._joining(params)
+                arrays_in_order = self.take_params(params, is_by_name, change.added_tensors)
+            if is_by_name:
+                grads = self.gradients_by_name(grads)
+            self.take_gradients(grads)
+            team = self.prepare(isa, grad_scale, change)
+            param_groups = optimizer.param_groups
+            is_made = True
+            self.write(param_groups, change, isa, team)
+            if self.keeps_params:
+                self.keep_params(param_groups, arrays_in_order, change is not None)
+            self.bound = None
+            self.work.end()
+        finally:
+            for tensor in self.selected:
+                tensor.gradient = None
+                tensor.release_param(self.keeps_params)
+            self.call_intervals = None
+            if not is_made and change is not None:
+                self.select([])  # names that have not joined
+            if not is_made and self.bound is not None:
+                self.take_bound()
+        return 0
+
+    cdef object take_params(self, object params, bint is_by_name, list joining):
+        """Selects the tensors of the arrays that are handed over, and takes these. Returns the arrays in order, or
+        None if there is a name that is not known; joining: the tensors that were made for such names."""
+        cdef list chosen = self.selected, given
+        cdef Tensor tensor
+        cdef Py_ssize_t i = 0, place = 0, n = len(params)
+        cdef PyObject *key = NULL
+        cdef PyObject *value = NULL
+        cdef PyObject *found
+        cdef bint is_other = len(chosen) != n, has_moved = False
+        cdef dict joined = {t.key: t for t in joining} if joining is not None else None
+        if is_by_name:
+            given = []
+            if is_other:
+                chosen = []
+            while PyDict_Next(params, &place, &key, &value):
+                if not PyUnicode_CheckExact(<object>key) and type(<object>key) is not int:
+                    arrays.refuse_name(<object>key)
+                given.append(<object>value)
+                if not is_other and <PyObject *>(<Tensor>chosen[i]).key == key:
+                    i += 1
+                    continue
+                if not is_other:
+                    is_other = True
+                    chosen = chosen[:i]
+                found = PyDict_GetItem(self.place, <object>key)
+                if found != NULL:
+                    chosen.append(self.tensors[<object>found])
+                elif joined is not None:
+                    chosen.append(joined[<object>key])
+                else:
+                    return None
+                i += 1
+        else:
+            given = <list>params
+            if n < len(self.tensors):
+                arrays.refuse_fewer(n, len(self.tensors))
+            if n > len(self.tensors) and joined is None:
+                return None
+            chosen = self.tensors if joined is None else [*self.tensors, *joining]
+        if len(self.tensors) + (len(joining) if joining is not None else 0) > self.capacity:
+            self.reserve(len(self.tensors) + len(joining))
+        is_other = self.selected is not chosen
+        self.select(chosen)
+        for i in range(n):
+            tensor = <Tensor>chosen[i]
+            if tensor.take_param(given[i]):
+                has_moved = True
+        if not self.keeps_params or has_moved:
+            self.call_intervals = self.handed_over
+        if is_other or has_moved or joined is not None:
+            self.check_params(chosen)
+        return given
+
+    cdef int check_params(self, list chosen) except -1:
+        """Refuses parameters that share memory, with each other or with what the optimizer holds."""
+        cdef Tensor tensor
+        cdef Interval *other
+        self.is_assigned = False  # where tasks are cut depends on the addresses
+        for tensor in chosen:
+            tensor.disjoint = NULL
+        if self.call_intervals is None:
+            return 0
+        self.handed_over.hold_params(chosen)
+        for tensor in chosen:
+            other = self.intervals.shared_with(tensor.handed)
+            if other != NULL and other.buffer == 0 and self.selected.count(<object>other.tensor):
+                other = NULL  # the array that it takes the place of, or that another one does
+            if other != NULL:
+                arrays.refuse_shared([(
+                    (tensor.index, 0, tensor.label),
+                    ((<Tensor>other.tensor).index, other.buffer,
+                     (<Tensor>other.tensor).name_of(other.buffer, self.algorithm.states)),
+                )])
+        return 0
+
+    cdef list gradients_by_name(self, dict grads):
+        """The gradients of the selected tensors."""
+        cdef list found = []
+        cdef Tensor tensor
+        cdef PyObject *grad
+        for tensor in self.selected:
+            grad = PyDict_GetItem(grads, tensor.key)
+            if grad == NULL:
+                break
+            found.append(<object>grad)
+        if len(found) != len(self.selected) or len(grads) != len(found):
+            return arrays.listed(grads, [t.key for t in self.selected], [t.label for t in self.selected])
+        return found
+
+    cdef int keep_params(self, object param_groups, list given, bint have_joined) except -1:
+        """Keeps the arrays that were handed over in the place of those that were kept."""
+        cdef Tensor tensor
+        cdef Py_ssize_t i
+        cdef set changed = set()
+        for i in range(len(self.selected)):
+            tensor = <Tensor>self.selected[i]
+            if have_joined or tensor.given is not given[i]:
+                changed.add(tensor.group)
+            tensor.keep_param(given[i])
+        for group in changed:
+            self.replace_params(param_groups, group, tuple([t.given for t in self.tensors if t.group == group]))
+        if changed:
+            self.intervals = self.intervals.with_params_of(self.tensors)
+        return 0
+
+    cdef int replace_params(self, object param_groups, Py_ssize_t index, tuple params) except -1:
+        """Puts the arrays of a group into the group and into the user's dict."""
+        cdef Group group = <Group>self.groups[index]
+        cdef tuple items = <tuple>self.items[index]
+        before = group.h["params"]
+        group.h["params"] = params
+        self.items[index] = tuple([params if item is before else item for item in items])
+        if type(param_groups) is list and index < len(<list>param_groups):
+            mine = (<list>param_groups)[index]
+            if type(mine) is dict and (<dict>mine).get("params") is before:
+                (<dict>mine)["params"] = params
         return 0
 
 
-cdef int run_twin(algorithm, Tensor tensor, grad, list states, const fastopt_coefficients *coefficients) except -1:
-    scalars = [coefficients.scalars[k] for k in range(len(TABLE[algorithm.formula]["scalars"]))]
-    storage.update(
-        algorithm, tensor.param, grad, states, scalars, coefficients.random_key, tensor.c.call.first_element
-    )
-    return 0
+cdef list scalars_of(const fastopt_coefficients *coefficients, algorithm):
+    return [coefficients.scalars[k] for k in range(len(TABLE[algorithm.formula]["scalars"]))]

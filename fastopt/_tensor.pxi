@@ -48,6 +48,11 @@ cdef struct Interval:
     Py_ssize_t buffer
 
 
+cdef int by_address(const void *a, const void *b) noexcept nogil:
+    cdef uintptr_t first = (<const Interval *>a).begin, second = (<const Interval *>b).begin
+    return (first > second) - (first < second)
+
+
 cdef class Intervals:
     """The memory that steps write, sorted by address: no two parameters or states share any, nor a gradient.
 
@@ -56,7 +61,7 @@ cdef class Intervals:
     """
 
     cdef Interval *intervals
-    cdef Py_ssize_t count
+    cdef Py_ssize_t count, capacity
     cdef readonly list tensors
     cdef readonly object names
 
@@ -64,9 +69,7 @@ cdef class Intervals:
         cdef Py_ssize_t i = 0, most = before_count(before) + len(added)
         cdef list pairs = []
         self.tensors, self.names = tensors, names
-        self.intervals = <Interval *>calloc(most + 1, sizeof(Interval))
-        if self.intervals == NULL:
-            raise MemoryError
+        self.reserve(most)
         new = sorted(
             [(address_of(array), tensor.index, buffer, tensor, array.nbytes)
              for tensor, buffer, array in added if array.size],
@@ -85,6 +88,40 @@ cdef class Intervals:
 
     def __dealloc__(self):
         free(self.intervals)
+
+    cdef int reserve(self, Py_ssize_t most) except -1:
+        if most >= self.capacity:
+            free(self.intervals)
+            self.count = self.capacity = 0
+            self.intervals = <Interval *>calloc(most + 1, sizeof(Interval))
+            if self.intervals == NULL:
+                raise MemoryError
+            self.capacity = most + 1
+        return 0
+
+    cdef int hold_params(self, list tensors) except -1:
+        """Holds the parameters of one call in place of what was held, so that nothing is made in a steady step."""
+        cdef Py_ssize_t i
+        cdef Tensor tensor
+        cdef Interval *interval
+        self.reserve(len(tensors))
+        self.tensors, self.count = tensors, 0
+        for tensor in tensors:
+            if tensor.c.count:
+                interval = &self.intervals[self.count]
+                interval.begin = <uintptr_t>tensor.c.call.buffers[0]
+                interval.end = interval.begin + tensor.c.count * tensor.c.itemsizes[0]
+                interval.tensor, interval.buffer = <PyObject *>tensor, 0
+                self.count += 1
+        if self.count > 1:
+            qsort(self.intervals, self.count, sizeof(Interval), &by_address)
+        for i in range(1, self.count):
+            if self.intervals[i - 1].end > self.intervals[i].begin:
+                arrays.refuse_shared([tuple([
+                    ((<Tensor>t).index, 0, (<Tensor>t).label)
+                    for t in (<object>self.intervals[i - 1].tensor, <object>self.intervals[i].tensor)
+                ])])
+        return 0
 
     cdef int append(self, Interval *interval, without, list pairs) except -1:
         if interval.buffer == 0 or not without or <object>interval.tensor not in without:
@@ -127,6 +164,12 @@ cdef class Intervals:
                 high = middle
         return &self.intervals[low - 1] if low and self.intervals[low - 1].end > begin else NULL
 
+    def with_params_of(self, list tensors):
+        """The states that are held, and the parameters as they lie now."""
+        cdef Tensor tensor
+        states = [(t, 2 + t.letters.index(x), a) for t in tensors for x, a in t.states.items()]
+        return Intervals(tensors, self.names, None, [*states, *((t, 0, t.param) for t in tensors)])
+
     def with_arrays(self, list tensors, list added, set without=None):
         """These and others; `added` and `without` as above."""
         return Intervals(tensors, self.names, self, added, without)
@@ -161,8 +204,12 @@ cdef class Tensor:
     cdef:
         fastopt_tensor c
         fastopt_source *source  # how the gradient lies, if it ever lay in another layout
-        readonly object key, given, param
-        readonly str label
+        readonly object key
+        readonly object given, param  # as the user passed it, and a plain view; None if every call hands it over
+        readonly cnp.ndarray handed  # the parameter of this call, if it was handed over
+        readonly str label, order
+        readonly object dtype
+        readonly tuple shape
         readonly dict states  # by the formula's letters
         readonly Py_ssize_t index, group
         readonly int64_t steps
@@ -172,18 +219,29 @@ cdef class Tensor:
         int format  # of these three
         int contiguity  # NumPy's flag of the parameter's order
         int rank
-        const cnp.npy_intp *shape
+        cnp.npy_intp *dims
         readonly list letters  # of the states' buffers, in the kernel's order
+        double *numbers  # the row's NUMBERS
+        tuple number_letters
 
     def __init__(self, algorithm, Py_ssize_t index, key, given, Py_ssize_t group, uint64_t first_element):
         self.index, self.key, self.given, self.group = index, key, given, group
         self.label = arrays.label_of(key)
         self.param = arrays.checked_parameter(self.label, given)
+        self.order, self.dtype, self.shape = arrays.order_of(self.param), self.param.dtype, self.param.shape
         self.letters = [*TABLE[algorithm.formula]["state"], *TABLE[algorithm.formula]["optional"]]
         self.states = {}
+        self.number_letters = TABLE[algorithm.formula]["numbers"]
+        self.numbers = <double *>calloc(len(self.number_letters) + 1, sizeof(double))
+        if self.numbers == NULL:
+            raise MemoryError
         self.storage = self.state_storage = storage_of(self.param)
         self.gradient_storage = UNSEEN
-        self.rank, self.shape = cnp.PyArray_NDIM(self.param), cnp.PyArray_DIMS(self.param)
+        self.rank = cnp.PyArray_NDIM(self.param)
+        self.dims = <cnp.npy_intp *>calloc(self.rank + 1, sizeof(cnp.npy_intp))
+        if self.dims == NULL:
+            raise MemoryError
+        memcpy(self.dims, cnp.PyArray_DIMS(self.param), self.rank * sizeof(cnp.npy_intp))
         self.contiguity = cnp.NPY_ARRAY_C_CONTIGUOUS if self.order == "C" else cnp.NPY_ARRAY_F_CONTIGUOUS
         self.c.count = self.param.size
         self.c.itemsizes[0] = self.param.itemsize
@@ -193,10 +251,26 @@ cdef class Tensor:
 
     def __dealloc__(self):
         free(self.source)
+        free(self.dims)
+        free(self.numbers)
 
     @property
-    def order(self):
-        return arrays.order_of(self.param)
+    def now(self):
+        """The parameter: the array of this call, if it was handed over, else the one that is kept."""
+        return self.param if self.handed is None else self.handed
+
+    def numbers_by_letter(self):
+        return {letter: self.numbers[k] for k, letter in enumerate(self.number_letters)}
+
+    cdef int take_numbers(self, dict values) except -1:
+        cdef Py_ssize_t k
+        for k in range(len(self.number_letters)):
+            self.numbers[k] = values[self.number_letters[k]]
+        return 0
+
+    @property
+    def address(self):
+        return <uintptr_t>self.c.call.buffers[0]
 
     @property
     def end_element(self):
@@ -222,6 +296,40 @@ cdef class Tensor:
         self.c.itemsizes[2] = 8 if self.state_storage == FLOAT64 else 4 if self.state_storage == FLOAT32 else 2
         self.gradient_storage = UNSEEN  # the format is found anew
 
+    cdef int take_param(self, object given) except -1:
+        """Takes an array that the caller hands over for this call; returns whether it lies elsewhere than the last."""
+        cdef cnp.ndarray param
+        cdef bint fits
+        cdef int k
+        param = <cnp.ndarray>given if type(given) is NDARRAY else arrays.plain(self.label, given)
+        fits = (
+            storage_of(param) == self.storage
+            and cnp.PyArray_NDIM(param) == self.rank
+            and cnp.PyArray_CHKFLAGS(param, self.contiguity | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)
+            and cnp.PyArray_ISNOTSWAPPED(param)
+        )
+        for k in range(self.rank):
+            fits = fits and cnp.PyArray_DIMS(param)[k] == self.dims[k]
+        if not fits:
+            arrays.refuse_other_param(self.label, self.dtype, self.shape, self.order, given)
+        self.handed = param
+        if cnp.PyArray_DATA(param) == self.c.call.buffers[0]:
+            return False
+        self.c.call.buffers[0] = cnp.PyArray_DATA(param)
+        return True
+
+    cdef void keep_param(self, object given) noexcept:
+        """Keeps the array that was handed over, after a call that was made."""
+        self.param, self.given, self.handed = self.handed, given, None
+
+    cdef void release_param(self, bint keeps) noexcept:
+        """Goes back to the array that is kept, or to none."""
+        self.handed = None
+        if keeps:
+            self.c.call.buffers[0] = cnp.PyArray_DATA(<cnp.ndarray>self.param)
+        else:
+            self.param = self.given = None
+
     cdef int take_gradient(
         self, object given, bint is_bound, Intervals intervals, Intervals call_intervals
     ) except -1:
@@ -229,17 +337,17 @@ cdef class Tensor:
         cdef cnp.ndarray grad
         cdef int k, storage
         if type(given) is not NDARRAY:
-            grad = arrays.plain_gradient(self.label, self.param.dtype, given)
+            grad = arrays.plain_gradient(self.label, self.dtype, given)
         else:
             grad = <cnp.ndarray>given
         storage = storage_of(grad)
         if storage != self.gradient_storage or not cnp.PyArray_ISNOTSWAPPED(grad):
             self.take_gradient_storage(given, grad, storage)
         if cnp.PyArray_NDIM(grad) != self.rank:
-            arrays.refuse_gradient_shape(self.label, self.param.shape, grad)
+            arrays.refuse_gradient_shape(self.label, self.shape, grad)
         for k in range(self.rank):
-            if cnp.PyArray_DIMS(grad)[k] != self.shape[k]:
-                arrays.refuse_gradient_shape(self.label, self.param.shape, grad)
+            if cnp.PyArray_DIMS(grad)[k] != self.dims[k]:
+                arrays.refuse_gradient_shape(self.label, self.shape, grad)
         if cnp.PyArray_CHKFLAGS(grad, self.contiguity | cnp.NPY_ARRAY_ALIGNED) or not self.c.count:
             if cnp.PyArray_DATA(grad) != self.disjoint:
                 self.refuse_shared(grad, intervals, call_intervals)
@@ -266,7 +374,7 @@ cdef class Tensor:
         if storage >= 0 and cnp.PyArray_ISNOTSWAPPED(grad):
             format = format_of[self.storage][storage][self.state_storage]
         if format < 0:
-            arrays.refuse_gradient_dtype(self.label, self.param.dtype, grad, given)
+            arrays.refuse_gradient_dtype(self.label, self.dtype, grad, given)
         self.gradient_storage, self.format, self.disjoint = storage, format, NULL
         self.c.itemsizes[1] = cnp.PyArray_ITEMSIZE(grad)
         self.c.kernel = NULL
@@ -280,7 +388,7 @@ cdef class Tensor:
                 raise MemoryError
         fastopt_source_of(
             self.source, cnp.PyArray_DATA(grad), cnp.PyArray_ITEMSIZE(grad), self.rank,
-            <const Py_ssize_t *>self.shape, <const Py_ssize_t *>cnp.PyArray_STRIDES(grad),
+            <const Py_ssize_t *>self.dims, <const Py_ssize_t *>cnp.PyArray_STRIDES(grad),
             self.contiguity == cnp.NPY_ARRAY_F_CONTIGUOUS,
         )
         self.c.source = self.source

@@ -9,6 +9,7 @@ cdef extern from "tasks.h" nogil:
         size_t count
         const fastopt_source *source
         uint8_t itemsizes[3]
+        uint8_t sum_count
     ctypedef struct fastopt_chunk:
         pass
     ctypedef struct fastopt_part:
@@ -86,7 +87,7 @@ cdef class Work:
         self.count += 1
         self.elements += tensor.count
 
-    cdef int cut(self) except -1:
+    cdef int cut(self, bint for_sums=False) except -1:
         """Cuts the tensors into tasks."""
         cdef size_t most
         self.c.tensors, self.c.tensor_count = self.tensors, self.count
@@ -101,17 +102,19 @@ cdef class Work:
             if self.c.chunks == NULL or self.c.tasks == NULL:
                 raise MemoryError
             self.chunk_capacity = most
-        fastopt_cut(&self.c, False)
+        fastopt_cut(&self.c, for_sums)
         return 0
 
     cdef int choose_team(self) except -1:
-        """How many threads run the tasks; makes room for what they need."""
-        cdef int team = 1
-        cdef size_t scratch = fastopt_scratch_size(&self.c)
+        """How many threads a step of these tensors uses."""
         # libgomp hangs in a child of a process that has had a team: a child works alone
         self.is_timed = has_openmp and self.elements >= PARALLEL_ELEMENTS and not forks()
-        if self.is_timed:
-            team = min(<int>self.tuners.begin(self.elements), <int>max(self.c.task_count, 1))
+        return self.tuners.begin(self.elements) if self.is_timed else 1
+
+    cdef int make_ready(self, int team) except -1:
+        """Makes room for what so many threads need; returns how many of them there can be."""
+        cdef size_t scratch = fastopt_scratch_size(&self.c)
+        team = min(team, <int>max(self.c.task_count, 1))
         if team > fastopt_last_team:
             # libgomp ends the process when it cannot make a thread
             team = min(team, 1 + fastopt_threads_can_start(team - 1))

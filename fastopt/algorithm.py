@@ -44,8 +44,18 @@ class Algorithm:
         return h["weight_decay"], 1.0
 
     @staticmethod
+    def prepare(h: Hyper, t: Array, sums: dict[str, Array], numbers: dict[str, Array]) -> tuple[Any, ...]:
+        """Returns the row's FACTORS in their order, each an array with an entry for every tensor of a group, or one
+        number for all; for rows that have SUMS, FACTORS or NUMBERS.
+
+        t: the step of each tensor, 1 first. sums: by name, what each sum has added up to over each tensor. numbers:
+        by name, the NUMBERS of each tensor; what this writes into them holds from this step on.
+        """
+        return ()
+
+    @staticmethod
     def initial_states(h: Hyper) -> dict[str, float]:
-        """Returns by their letters the values that new state buffers are filled with, where that is not 0."""
+        """Returns by their letters what new state buffers are filled with, and NUMBERS begin with, where not 0."""
         return {}
 
     @staticmethod

@@ -6,16 +6,20 @@ names the array, says what is wrong with it and what to do.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fastopt._kernels import FORMATS, state_dtypes
 from fastopt.storage import storage_dtype
+
+if TYPE_CHECKING:
+    from fastopt._plan import Tensor
 
 Array: TypeAlias = npt.NDArray[Any]
 Key: TypeAlias = int | str
@@ -136,6 +140,22 @@ def checked_states(
     return found
 
 
+def refuse_other_param(
+    label: str, dtype: np.dtype[Any], shape: tuple[int, ...], order: str, given: Any
+) -> NoReturn:
+    """Says why an array cannot take the place of the one that a parameter had in the call before."""
+    param = checked_parameter(label, given)
+    if param.dtype != dtype or param.shape != shape:
+        raise ValueError(
+            f"{label}: it is now {param.dtype} of shape {param.shape}, its state {dtype} of shape {shape}; pass an array "
+            "like the first, or make a new optimizer"
+        )
+    raise ValueError(
+        f"{label}: it now lies in {order_of(param)} order in memory, its state in {order} order; pass it as "
+        f"numpy.require(array, requirements='{order}')"
+    )
+
+
 # -- Gradients: the fast path is in _plan.pyx; here is all that it does not know ---------------------
 
 
@@ -204,6 +224,41 @@ def listed(grads: Any, keys: Sequence[Key], labels: Sequence[str]) -> list[Any]:
     return found
 
 
+def handed_over(params: Any, grads: Any) -> tuple[Any, Any]:
+    """The arguments of `update` as two lists, or as two dicts by names."""
+    if isinstance(params, Mapping) != isinstance(grads, Mapping):
+        raise TypeError(
+            f"update: got {type(params).__name__} of parameters and {type(grads).__name__} of gradients; pass two lists in "
+            "one order, or two dicts by the same names"
+        )
+    if isinstance(params, Mapping):
+        return dict(params), dict(grads)
+    for name, value in ("params", params), ("gradients", grads):
+        if isinstance(value, np.ndarray | np.generic | str | bytes) or not hasattr(value, "__iter__"):
+            raise TypeError(
+                f"{name}: expected a list or a dict by names, got {type(value).__name__}; put a single array into a list"
+            )
+    return list(params), list(grads)
+
+
+def refuse_name(name: Any) -> NoReturn:
+    raise TypeError(f"params: the names must be strings, got {name!r} ({type(name).__name__})")
+
+
+def refuse_step_without_params() -> NoReturn:
+    raise TypeError(
+        "this optimizer was made without parameters; call update(params, grads), or make one with them: "
+        "Adam([w, b])"
+    )
+
+
+def refuse_fewer(given: int, expected: int) -> NoReturn:
+    raise ValueError(
+        f"params: got {given} for {expected} parameters; pass all of them in their order (and None for the gradient "
+        "of one to leave it alone), or use dicts by names, which may hold any of them"
+    )
+
+
 def refuse_count(given: int, expected: int) -> NoReturn:
     raise ValueError(
         f"gradients: got {given} for {expected} parameters; pass one for each, None to leave a parameter alone"
@@ -231,48 +286,45 @@ def refuse_shared_gradient(label: str, other: str) -> NoReturn:
 # -- States ------------------------------------------------------------------------------------------
 
 
-def state_dtype_of(label: str, param: Array, wanted: str | None) -> np.dtype[Any]:
+def state_dtype_of(tensor: Tensor, wanted: str | None) -> np.dtype[Any]:
     """The dtype of a parameter's states; refuses one that there are no kernels for."""
     if wanted is None:
-        return param.dtype
-    possible = state_dtypes(param.dtype.name)
+        return tensor.dtype
+    possible = state_dtypes(tensor.dtype.name)
     if wanted not in possible:
         raise ValueError(
-            f"state_dtype: {label} is of {param.dtype}, its states cannot be of {wanted}; use "
+            f"state_dtype: {tensor.label} is of {tensor.dtype}, its states cannot be of {wanted}; use "
             f"{' or '.join(possible)}"
         )
     return storage_dtype(wanted)
 
 
 def arena(
-    params: Sequence[Array], dtypes: Sequence[np.dtype[Any]], letters: Sequence[Mapping[str, int]]
+    tensors: Sequence[Tensor], dtypes: Sequence[np.dtype[Any]], letters: Sequence[Mapping[str, int]]
 ) -> list[dict[str, Array]]:
     """Zeros for the states of each parameter, in its shape and order and a dtype, in one piece of memory.
 
     letters: of each parameter's states, with the place of each among all that the parameter has.
+
     Every array begins at a multiple of ALIGNMENT. A processor takes a load for one that depends on a store
     a little before it when their addresses agree modulo a page, and waits: so arrays of a page or more begin
     a quarter of a page apart from each other, and half a page from their parameter.
     """
-    sizes = [param.size * dtype.itemsize for param, dtype in zip(params, dtypes, strict=True)]
+    sizes = [math.prod(tensor.shape) * dtype.itemsize for tensor, dtype in zip(tensors, dtypes, strict=True)]
     rooms = [-(-size // ALIGNMENT) * ALIGNMENT + PAGE * (size >= PAGE) for size in sizes]
     memory = np.zeros(sum(room * len(x) for room, x in zip(rooms, letters, strict=True)) + ALIGNMENT, np.uint8)
     start = memory.ctypes.data
     at = -start % ALIGNMENT
     made = []
-    for param, dtype, size, room, names in zip(params, dtypes, sizes, rooms, letters, strict=True):
+    for tensor, dtype, size, room, names in zip(tensors, dtypes, sizes, rooms, letters, strict=True):
         arrays = {}
         for name, k in names.items():
             begin = at
             if size >= PAGE:
-                apart = param.ctypes.data // ALIGNMENT * ALIGNMENT + PAGE // 2 + k * PAGE // 4
+                apart = tensor.address // ALIGNMENT * ALIGNMENT + PAGE // 2 + k * PAGE // 4
                 begin += (apart - start - at) % PAGE
             flat = memory[begin : begin + size].view(dtype)
-            arrays[name] = flat.reshape(param.shape, order="C" if param.flags.c_contiguous else "F")
+            arrays[name] = flat.reshape(tensor.shape, order="F" if tensor.order == "F" else "C")
             at += room
         made.append(arrays)
     return made
-
-
-FORMAT_OF = {stored: place for place, stored in enumerate(FORMATS.values())}
-"""By how parameter, gradient and states are stored: the place of the format in the table."""

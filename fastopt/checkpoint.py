@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import reprlib
 import warnings
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastopt._kernels import TABLE
 from fastopt.algorithm import Hyper
 from fastopt.arrays import Array, Key, within
 from fastopt.options import IMPLEMENTATION_OPTIONS, options_of, shown
@@ -42,7 +44,8 @@ class States(Mapping[Key, "dict[str, Any]"]):
             raise KeyError(key)
         tensor = self._tensors[place]
         views = {self._names[letter]: array.view() for letter, array in tensor.states.items()}
-        return {"step": int(tensor.steps), **views}
+        numbers = {self._names[x]: np.array(value) for x, value in tensor.numbers_by_letter().items()}
+        return {"step": int(tensor.steps), **views, **numbers}
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._place)
@@ -80,7 +83,7 @@ def state_dict(plan: Plan, edits: Change, names: Mapping[str, str], *, copies: b
         saved = {
             name: value if isinstance(value, IMMUTABLE) else copy.deepcopy(value)
             for name, value in (group.numbers_after(most) if copies else group.h).items()
-            if name != "params"
+            if name not in {"params", "names"}
         }
         saved["params"] = [tensor.index for tensor in own]
         if any(isinstance(tensor.key, str) for tensor in own):
@@ -95,6 +98,7 @@ def state_dict(plan: Plan, edits: Change, names: Mapping[str, str], *, copies: b
             if values is not None:
                 with np.errstate(all="ignore"):
                     entry[names[letter]][...] = values
+        entry.update({names[letter]: np.array(value) for letter, value in tensor.numbers_by_letter().items()})
         state[i] = entry
     return {"state": state, "param_groups": saved_groups}
 
@@ -106,7 +110,7 @@ def warn_of_new_state_dtypes(tensors: Sequence[Tensor], before: Sequence[Hyper],
     """Says where groups, ``before`` a load and ``after`` it, have their states in different dtypes."""
     for index, (old, new) in enumerate(zip(before, after, strict=True)):
         was, is_now = old.get("state_dtype"), new["state_dtype"]
-        own = {tensor.param.dtype.name for tensor in tensors if tensor.group == index}
+        own = {tensor.dtype.name for tensor in tensors if tensor.group == index}
         if any((was or dtype) != (is_now or dtype) for dtype in own):
             warnings.warn(
                 f"group {index}: state_dtype is {is_now!r} from now on, as in the state dict; it was {was!r}. "
@@ -162,8 +166,12 @@ def read(
         entry = saved_states.pop(number_of[tensor], {})
         _expect(tensor.label, entry, Mapping, "a dict of its state")
         with within(tensor.label):
-            arrays, made = _saved_state(cls, tensor.param, entry)
-            needed = cls.algorithm.letters(groups[tensor.group]) if made else []
+            arrays, made = _saved_state(cls, tensor, entry)
+            needed = (
+                [*cls.algorithm.letters(groups[tensor.group]), *TABLE[cls.algorithm.formula]["numbers"]]
+                if made
+                else []
+            )
             for letter in needed:
                 if letter not in arrays:
                     raise ValueError(f"{cls.algorithm.states[letter]}: missing; its group's options need it")
@@ -236,7 +244,7 @@ def _saved_numbers(place: str, saved: Any, keys: Sequence[Key]) -> list[int]:
     return found
 
 
-def _saved_state(cls: type[Optimizer], param: Array, entry: Mapping[str, Any]) -> tuple[dict[str, Array], int]:
+def _saved_state(cls: type[Optimizer], tensor: Tensor, entry: Mapping[str, Any]) -> tuple[dict[str, Array], int]:
     """State arrays by their letters, and the steps made."""
     letters = {name: letter for letter, name in cls.algorithm.states.items()}
     entry = {name: value for name, value in entry.items() if value is not None}
@@ -253,15 +261,15 @@ def _saved_state(cls: type[Optimizer], param: Array, entry: Mapping[str, Any]) -
         if isinstance(value, list | tuple):  # as in JSON, which makes whole numbers of some floats
             if array.dtype.kind in "iu":
                 array = array.astype(np.float64)
-            if array.size == param.size == 0:
-                array = array.reshape(param.shape)
+            if array.size == 0 == math.prod(tensor.shape):
+                array = array.reshape(tensor.shape)
         if array.dtype == BFLOAT16_IN_FILES:
             array = array.view(storage_dtype("bfloat16"))
         if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-            raise TypeError(f"{name}: it has dtype {array.dtype}; convert it to {param.dtype}")
-        if array.shape != param.shape:
+            raise TypeError(f"{name}: it has dtype {array.dtype}; convert it to {tensor.dtype}")
+        if array.shape != (() if letters[name] in TABLE[cls.algorithm.formula]["numbers"] else tensor.shape):
             raise ValueError(
-                f"{name}: it has shape {array.shape}, the parameter {param.shape}; they must be the same"
+                f"{name}: it has shape {array.shape}, the parameter {tensor.shape}; they must be the same"
             )
         arrays[letters[name]] = array
     return arrays, int(number)

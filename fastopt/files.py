@@ -389,7 +389,7 @@ def _refuse_other_state_dtypes(
 ) -> None:
     """A load gives the same bits: it does not round states to the dtype of this optimizer."""
     for tensor in opt._plan.tensors:
-        dtype = arrays.state_dtype_of(tensor.label, tensor.param, groups[tensor.group].get("state_dtype"))
+        dtype = arrays.state_dtype_of(tensor, groups[tensor.group].get("state_dtype"))
         for letter in tensor.letters:
             name = opt.algorithm.states[letter]
             array = saved.get(tensor.index, {}).get(name)

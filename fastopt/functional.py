@@ -78,25 +78,41 @@ def _slow(cls: type[Optimizer], name: str, names: tuple[str, ...], args: tuple[A
         raise TypeError("grad: expected an array, got None; without a gradient there is no step to make")
     algorithm = cls.algorithm
     needed: dict[str, Any] = {}
-    for letter in algorithm.letters(group.h):
+    numbers = TABLE[algorithm.formula]["numbers"]
+    for letter in (*algorithm.letters(group.h), *numbers):
         array = given[algorithm.states[letter]]
         if array is None:
             raise TypeError(
                 f"{algorithm.states[letter]}: missing; pass an array of param's shape and dtype, at first zeros"
             )
         needed[letter] = array
+    owned = {letter: _owned_number(algorithm.states[letter], needed.pop(letter)) for letter in numbers}
     tensor = Tensor(algorithm, 0, "param", given["param"], 0, 0)
     found = arrays.checked_states(tensor.label, tensor.param, needed, algorithm.states)
     owner = _Owner()
     plan = Plan(algorithm, Turns(), _thread.tuners)
     change = Change()
     change.added_groups, change.added_tensors = [(group.h, group)], [tensor]
+    change.numbers = [(tensor, {letter: float(array) for letter, array in owned.items()})]
     change.states, change.steps = [(tensor, found)], [(tensor, int(step) - 1)]
     written = [(tensor, 0, tensor.param)]
     written += [(tensor, 2 + tensor.letters.index(letter), array) for letter, array in found.items()]
     change.intervals = plan.intervals.with_arrays([tensor], written)
     plan.commit(owner.param_groups, change)
     plan.step(owner, [given["grad"]], check_grad_scale(grad_scale))
+    for letter, value in tensor.numbers_by_letter().items():
+        owned[letter][...] = value
+
+
+def _owned_number(name: str, array: Any) -> Any:
+    """A state that is one number, in an array of the caller's."""
+    if not isinstance(array, np.ndarray) or array.shape != () or array.dtype != np.float64:
+        raise TypeError(
+            f"{name}: expected a 0-d float64 array, which is updated in place; make it with numpy.zeros(())"
+        )
+    if not array.flags.writeable:
+        arrays.refuse_read_only(name)
+    return array
 
 
 class _Owner:
@@ -111,7 +127,11 @@ class _Owner:
 
 def _make(cls: type[Optimizer]) -> Callable[..., None]:
     row = TABLE[cls.algorithm.formula]
-    names = ("param", "grad", *(cls.algorithm.states[letter] for letter in (*row["state"], *row["optional"])))
+    names = (
+        "param",
+        "grad",
+        *(cls.algorithm.states[letter] for letter in (*row["state"], *row["optional"], *row["numbers"])),
+    )
     required = 2 + len(row["state"])
     defaults = _defaults_of(cls)
     name = cls.__name__.lower()

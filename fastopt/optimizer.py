@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from fastopt import arrays, checkpoint, options
+from fastopt._kernels import TABLE
 from fastopt._plan import Change, Group, Plan, Tensor
 from fastopt._turns import Turns, exclusive, reading
 from fastopt.algorithm import Algorithm, Hyper
@@ -18,6 +19,7 @@ from fastopt.thread_tuner import ThreadTuners
 
 Params: TypeAlias = Iterable[Array] | Mapping[str, Array] | Iterable[Mapping[str, Any]]
 Grads: TypeAlias = Sequence[Array | None] | Mapping[str, Array | None]
+Handed: TypeAlias = Sequence[Array] | Mapping[str, Array]
 
 
 class Optimizer:
@@ -43,15 +45,17 @@ class Optimizer:
         super().__init_subclass__()
         cls.__doc__ = options.OptionsDocstring(vars(cls).get("__doc__") or "")  # type: ignore[assignment]
 
-    def __init__(self, params: Params, hyper: Mapping[str, Any]) -> None:
+    def __init__(self, params: Params | None, hyper: Mapping[str, Any]) -> None:
         # `hyper` is locals() of the subclass's __init__, so that its signature is the one list of options
         given = {name: value for name, value in hyper.items() if name not in {"self", "params", "__class__"}}
         self.defaults = {**options.check_all(type(self), given), **self.algorithm.flags}
         self.algorithm.check(self.defaults)
         self.param_groups = []
         self._turns = Turns()
-        self._plan = Plan(self.algorithm, self._turns, ThreadTuners())
-        self._plan.commit(self.param_groups, self._with_groups(_as_groups(params)))
+        groups = [{}] if params is None else _as_groups(params)
+        keeps_params = params is not None and not any("names" in group for group in groups)
+        self._plan = Plan(self.algorithm, self._turns, ThreadTuners(), keeps_params, options.bounds_of(type(self)))
+        self._plan.commit(self.param_groups, self._with_groups(groups))
 
     # -- What a user calls --
 
@@ -75,6 +79,20 @@ class Optimizer:
         if type(grad_scale) is not float or grad_scale != 1.0:
             grad_scale = options.check_grad_scale(grad_scale)
         self._plan.step(self, grads, grad_scale)
+
+    def update(self, params: Handed, grads: Grads, *, grad_scale: float = 1.0) -> None:
+        """Updates parameters that are handed over at each call, in place; all of them or, on an error, none.
+
+        params, grads: two lists in one order, or two dicts by the same names, never mixed. A dict may hold any of the
+        names. The state belongs to the position or the name: it is made when that is first seen, and from then on
+        the array must have the same shape and dtype, but may lie elsewhere. An optimizer that was made without
+        parameters, ``Adam(lr=1e-3)``, keeps no reference to them; one that was made with parameters holds the new
+        ones from then on. A new name joins the group that lists it, ``Adam([{"names": ["b"], "weight_decay": 0.0},
+        {}])``, else the last. The other arguments are those of `step`.
+        """
+        if type(grad_scale) is not float or grad_scale != 1.0:
+            grad_scale = options.check_grad_scale(grad_scale)
+        self._plan.update(self, params, grads, grad_scale)
 
     @exclusive
     def bind(self, grads: Grads | None) -> None:
@@ -123,6 +141,9 @@ class Optimizer:
         for index, h in enumerate(groups):
             change.groups.append((index, None, h, self._group_of(f"group {index}: ", h)))
         change.steps = list(zip(self._plan.tensors, steps, strict=True))
+        for tensor, values in zip(self._plan.tensors, states, strict=True):
+            first = self._first_numbers(groups[tensor.group])
+            change.numbers.append((tensor, {x: float(values.get(x, first[x])) for x in first}))
         self._need_states(change, dict(zip(self._plan.tensors, states, strict=True)))
         return change
 
@@ -182,17 +203,19 @@ class Optimizer:
                 raise TypeError(f"group {index}: expected a dict of options, got {shown(group)}; put it back")
 
     def _refuse_edit_of_params(self, index: int, group: Hyper) -> None:
-        if group.get("params") is not self._plan.groups[index].h["params"]:
-            raise ValueError(f"group {index}: its params are fixed; make a new optimizer or use add_param_group")
+        for name in "params", "names":
+            if group.get(name) is not self._plan.groups[index].h.get(name):
+                raise ValueError(
+                    f"group {index}: its {name} are fixed; make a new optimizer or use add_param_group"
+                )
 
     def _with_flags(self, index: int, group: Mapping[str, Any]) -> Hyper:
         """A copy of a group with the flags that hold: they are no options that a user edits."""
         return {**group, **{name: self._plan.groups[index].h[name] for name in self.algorithm.flags}}
 
     def _checked_group(self, index: int, h: Hyper) -> Hyper:
-        checked = options.check_all(
-            type(self), h, {"params", *self.algorithm.flags}, f"group {index}: ", own_keys=True
-        )
+        known = {"params", "names", *self.algorithm.flags}
+        checked = options.check_all(type(self), h, known, f"group {index}: ", own_keys=True)
         with within(f"group {index}"):
             self.algorithm.check(checked)
         return checked
@@ -211,40 +234,102 @@ class Optimizer:
     def _with_groups(self, groups: Sequence[Mapping[str, Any]]) -> Change:
         """Groups that are added."""
         change, plan = Change(), self._plan
-        known = set(plan.place)
         members: list[tuple[Key, Any, int]] = []
-        first = len(plan.groups)
         for group in groups:
             if not isinstance(group, Mapping):
                 raise TypeError(
                     f"params: a group must be a dict, got {type(group).__name__}; pass arrays or groups, not both"
                 )
+            index = len(plan.groups) + len(change.added_groups)
             h = {**self.defaults, **group, **self.algorithm.flags}
-            if "params" not in h:
-                raise ValueError('params: missing from a parameter group; pass {"params": [...], ...}')
-            names, params = _as_params(h["params"], len(plan.tensors) + len(members))
-            index = first + len(change.added_groups)
+            names, params = self._members(h, len(plan.tensors) + len(members))
             h = self._checked_group(index, h | {"params": tuple(params)})
-            for name in names:
-                if name in known:
-                    raise ValueError(f"{name!r}: the name of two parameters; give each its own")
-                known.add(name)
             members += zip(names, params, [index] * len(params), strict=True)
             change.added_groups.append((h, self._group_of(f"group {index}: ", h)))
-        if not plan.tensors and not members:
+        if plan.keeps_params and not plan.tensors and not members:
             raise ValueError(
                 "params: there is nothing to update; pass at least one array (an iterator gives them only once)"
             )
+        self._check_new_names(members, change)
+        self._add_members(change, members)
+        return change
+
+    def _members(self, h: Hyper, count: int) -> tuple[list[Key], list[Any]]:
+        """The keys and arrays of a group of parameters; none where these are handed over later."""
+        if self._plan.keeps_params:
+            if "params" not in h:
+                raise ValueError('params: missing from a parameter group; pass {"params": [...], ...}')
+            return _as_params(h["params"], count)
+        if "params" in h:
+            raise ValueError(
+                "params: this optimizer gets its parameters at each update(params, grads); list their names instead: "
+                '{"names": ["w", "b"], ...}'
+            )
+        if "names" in h:
+            names = h["names"]
+            if (
+                isinstance(names, str)
+                or not isinstance(names, Iterable)
+                or not all(isinstance(x, str) for x in names)
+            ):
+                raise TypeError(f"names: expected a list of strings, got {shown(names)}")
+            h["names"] = tuple(names)
+        return [], []
+
+    def _check_new_names(self, members: Sequence[tuple[Key, Any, int]], change: Change) -> None:
+        known = {*self._plan.place, *self._group_by_name()}
+        listed = [name for h, _ in change.added_groups for name in h.get("names", ())]
+        for name in (*(key for key, _, _ in members), *listed):
+            if name in known:
+                raise ValueError(f"{name!r}: the name of two parameters; give each its own")
+            known.add(name)
+
+    def _group_by_name(self) -> dict[str, int]:
+        """For each name that a group lists, the number of the group."""
+        return {name: i for i, group in enumerate(self._plan.groups) for name in group.h.get("names", ())}
+
+    def _joining(self, params: Handed) -> Change:
+        """Names, or positions, that `update` sees for the first time."""
+        plan = self._plan
+        if isinstance(params, Mapping):
+            new: list[tuple[Key, Any]] = [(key, param) for key, param in params.items() if key not in plan.place]
+        else:
+            new = list(enumerate(params))[len(plan.tensors) :]
+        for key, _ in new:
+            if isinstance(params, Mapping) and not isinstance(key, str):
+                arrays.refuse_name(key)
+            if plan.tensors and isinstance(plan.tensors[0].key, str) != isinstance(key, str):
+                by = (
+                    "names; pass dicts by these"
+                    if isinstance(plan.tensors[0].key, str)
+                    else "positions; pass lists"
+                )
+                raise TypeError(f"update: this optimizer knows its parameters by {by}")
+        group_of, last = self._group_by_name(), len(plan.groups) - 1
+        change = Change()
+        self._add_members(change, [(key, param, group_of.get(str(key), last)) for key, param in new])
+        return change
+
+    def _add_members(self, change: Change, members: Sequence[tuple[Key, Any, int]]) -> None:
+        """Adds parameters, by key and with the number of their group, and their states to a change."""
+        plan = self._plan
         end = plan.tensors[-1].end_element if plan.tensors else 0
         for key, param, index in members:
             place = len(plan.tensors) + len(change.added_tensors)
-            change.added_tensors.append(Tensor(self.algorithm, place, key, param, index, end))
-            end = change.added_tensors[-1].end_element
+            tensor = Tensor(self.algorithm, place, key, param, index, end)
+            change.added_tensors.append(tensor)
+            end = tensor.end_element
         # refused here, before states are made for what cannot be updated
-        added = [(tensor, 0, tensor.param) for tensor in change.added_tensors]
+        added = [(tensor, 0, tensor.param) for tensor in change.added_tensors if plan.keeps_params]
         change.intervals = plan.intervals.with_arrays([*plan.tensors, *change.added_tensors], added)
         self._need_states(change)
-        return change
+        groups = [*plan.groups, *(group for _, group in change.added_groups)]
+        change.numbers = [(t, self._first_numbers(groups[t.group].h)) for t in change.added_tensors]
+
+    def _first_numbers(self, h: Hyper) -> dict[str, float]:
+        """What the NUMBERS of a parameter begin with."""
+        first = self.algorithm.initial_states(h)
+        return {letter: first.get(letter, 0.0) for letter in TABLE[self.algorithm.formula]["numbers"]}
 
     def _need_states(self, change: Change, loaded: Mapping[Tensor, Mapping[str, Any]] | None = None) -> None:
         """Adds to a change the states that its groups need and that are not there, or of another dtype.
@@ -270,14 +355,14 @@ class Optimizer:
             letters = [
                 x for x in tensor.letters if x in needed or x in (tensor.states if values is None else values)
             ]
-            dtype = arrays.state_dtype_of(tensor.label, tensor.param, h["state_dtype"])
+            dtype = arrays.state_dtype_of(tensor, h["state_dtype"])
             stays = all(state.dtype == dtype for state in tensor.states.values())
             missing = [x for x in letters if not stays or x not in tensor.states]
             if missing or len(tensor.states) != len(letters):
                 made.append((tensor, letters if not stays else missing, dtype))
                 change.states.append((tensor, {x: tensor.states.get(x) for x in letters}))
         new = arrays.arena(
-            [tensor.param for tensor, _, _ in made],
+            [tensor for tensor, _, _ in made],
             [dtype for _, _, dtype in made],
             [{x: tensor.letters.index(x) for x in letters} for tensor, letters, _ in made],
         )

@@ -360,6 +360,16 @@ def options_of(cls: type) -> dict[str, Option]:
     return options
 
 
+@cache
+def bounds_of(cls: type) -> dict[str, tuple[float, float]]:
+    """The least and the largest value of each option that is a number."""
+    return {
+        name: (option.kind.interval.least, option.kind.interval.most)
+        for name, option in options_of(cls).items()
+        if isinstance(option.kind, _Number)
+    }
+
+
 IMPLEMENTATION_OPTIONS = frozenset({"foreach", "fused", "capturable", "differentiable"})
 """What torch's parameter groups have besides hyper-parameters: they choose one of torch's implementations."""
 
@@ -388,7 +398,7 @@ def _mistake(cls: type, name: str, besides: frozenset[str]) -> str | None:
     meant = OTHER_SPELLINGS.get(plain)
     if meant in own:
         return f"no option of {cls.__name__}; use {meant}"
-    known = [*own, *besides]
+    known = [*own, *(besides - {"names"})]  # name is a usual key of the user's own
     for meant in difflib.get_close_matches(plain, known, n=len(known), cutoff=0.8):
         # lr_scale and base_lr are longer on purpose
         longer = re.search(rf"^{meant}_\w|\w_{meant}$", plain)

@@ -40,9 +40,20 @@ typedef struct {
  * is one too or the tensor's end. */
 typedef void (*fastopt_kernel)(const fastopt_call *call, size_t begin, size_t end);
 
-/* A format of formats.def: how the parameter, its gradient and its states are stored. */
+/* How numbers are stored. */
+enum { FASTOPT_FLOAT32, FASTOPT_FLOAT64, FASTOPT_FLOAT16, FASTOPT_BFLOAT16, FASTOPT_STORAGES };
+
+/* Copies numbers from one storage to another. On the way each is multiplied by `scale` and then clipped to
+ * ±limit (a NaN stays), in float64 if `from` is that and `to` is not float32, else in float32: with 1 and infinity
+ * it is a copy. What is stored in 16 bits is rounded to the nearest, of two equally near the even one. `to` may be
+ * `from` where the storages are the same. */
+typedef void (*fastopt_converter)(void *to, const void *from, size_t count, double scale, double limit);
+
+/* A format of formats.def: how the parameter, its gradient and its states are stored. Its kernels take the
+ * gradient as it is stored in `kernel_gradient`; where that is not `gradient`, it is to be converted first, by
+ * converters[gradient * FASTOPT_STORAGES + kernel_gradient]. */
 typedef struct {
-    const char *name, *parameter, *gradient, *states;
+    const char *name, *parameter, *gradient, *states, *kernel_gradient;
 } fastopt_format;
 
 /* A row of formulas.def. The lists are the row's own text: names separated by commas. */
@@ -53,11 +64,15 @@ typedef struct {
      * kernels for rows that read the parameter. */
     const fastopt_kernel *const *kernels;
     const fastopt_kernel *const *sum_kernels;
+    /* The same bits sooner, where grad_scale and decay are 1 and weight_decay is 0; not for every kernel. */
+    const fastopt_kernel *const *plain_kernels;
 } fastopt_optimizer;
 
 typedef struct {
     const char *name;
-    const fastopt_optimizer *optimizers; /* ends with a NULL name */
+    const fastopt_optimizer *optimizers; /* formulas.def; ends with a NULL name */
+    const fastopt_optimizer *auxiliary;  /* auxiliary.def: norms of gradients, averages of parameters; likewise */
+    const fastopt_converter *converters; /* converters[from * FASTOPT_STORAGES + to]; NULL: there is none */
 } fastopt_isa;
 
 typedef struct {

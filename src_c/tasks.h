@@ -31,14 +31,34 @@ typedef struct {
 void fastopt_source_of(fastopt_source *source, const void *data, size_t itemsize, int ndim,
                        const ptrdiff_t *shape, const ptrdiff_t *strides, int fortran);
 
-/* One tensor of one step. */
+/* What follows the update of a tensor, on the elements of each task while they lie in the core's cache. */
 typedef struct {
-    fastopt_kernel kernel; /* NULL: nothing to do */
+    fastopt_kernel kernel;       /* of auxiliary.def; NULL: the parameter is copied to buffers[2] by `converter` */
+    fastopt_converter converter;
+    fastopt_call call;           /* of the whole tensor; buffers[1] is not read */
+    uint8_t itemsizes[3];        /* bytes of an element of buffers[0], of nothing, and of buffers[2] */
+} fastopt_pass;
+
+/* One tensor of one step. All that is not set is 0.
+ *
+ * A task first puts its part of the gradient into the thread's scratch memory, where `source` or `stage` asks for
+ * that; then it calls the kernel; then it makes the passes; then it writes zeros into the gradient. In sum mode
+ * (sum_count is not 0) it ends with the kernel. */
+typedef struct {
+    fastopt_kernel kernel; /* NULL: no update */
     fastopt_call call;     /* buffers[1] may be NULL where there is a source */
     size_t count;          /* elements */
-    /* NULL, or where the gradient lies: each thread gathers it, task by task, into its scratch memory */
-    const fastopt_source *source;
-    uint8_t itemsizes[3];  /* bytes of an element of parameter, gradient and states */
+    const fastopt_source *source; /* NULL, or where the gradient lies if not in buffers[1] in the parameter's order */
+    /* NULL, or what converts the gradient to what the kernel takes: to float64 where itemsizes[0] is 8, else to
+     * float32. It also multiplies by stage_scale and clips to ±stage_limit. */
+    fastopt_converter stage;
+    double stage_scale, stage_limit;
+    fastopt_converter write_back; /* NULL, or what puts the staged gradient back where it came from */
+    const fastopt_pass *passes;
+    int pass_count;
+    uint8_t zero_gradient; /* whether zeros are written into the gradient, or instead of it into `zeros` */
+    const fastopt_source *zeros;
+    uint8_t itemsizes[3];  /* bytes of an element of parameter, gradient (before `stage`) and states */
     uint8_t sum_count;     /* in sum mode, how many SUMS the row has; else 0 */
 } fastopt_tensor;
 

@@ -202,7 +202,6 @@ WRONG_PARAMS: dict[str, tuple[Any, str]] = {
     **WRONG_MEMBERS,
     "an array alone": (base, "^params: .* into a list"),
     "no iterable": (3, "^params: "),
-    "None for all": (None, "^params: "),
     "text": ("w", "^params: "),
     "none": ([], "^params: .* at least one"),
     "no names": ({}, "^params: .* at least one"),

@@ -1,0 +1,138 @@
+# What kernels in sum mode add up over each of many tensors. Included by _plan.pyx.
+
+
+cdef class Sums:
+    """Sums over tensors, in the order that src_c/loops.h fixes: `begin`, `add` each tensor, `run`, read the totals."""
+
+    cdef:
+        Work work
+        fastopt_tensor *tensors
+        double *blocks
+        double *totals  # of tensor i and sum k: totals[i * each + k]
+        size_t capacity, block_capacity, count
+        int each
+
+    def __init__(self):
+        self.work = Work(None)
+
+    def __dealloc__(self):
+        free(self.tensors)
+        free(self.blocks)
+        free(self.totals)
+
+    cdef int begin(self, size_t most, int each) except -1:
+        """Begins a list of at most so many tensors, with `each` sums."""
+        if most * each > self.capacity:
+            free(self.tensors)
+            free(self.totals)
+            self.capacity = 0
+            self.tensors = <fastopt_tensor *>calloc(2 * most * each, sizeof(fastopt_tensor))
+            self.totals = <double *>calloc(2 * most * each, sizeof(double))
+            if self.tensors == NULL or self.totals == NULL:
+                raise MemoryError
+            self.capacity = 2 * most * each
+        self.count, self.each = 0, each
+        return self.work.begin(most)
+
+    cdef fastopt_tensor *add(self, const fastopt_tensor *tensor, fastopt_kernel kernel) noexcept:
+        """Adds a copy of a tensor."""
+        cdef fastopt_tensor *added = &self.tensors[self.count]
+        added[0] = tensor[0]
+        added.kernel, added.sum_count = kernel, self.each
+        self.work.add(added)
+        self.count += 1
+        return added
+
+    cdef int run(self, int team) except -1:
+        cdef size_t i, k, block, blocks = 0
+        cdef double total
+        for i in range(self.count):
+            blocks += (self.tensors[i].count + FASTOPT_SUM_BLOCK - 1) // FASTOPT_SUM_BLOCK
+        if blocks * self.each > self.block_capacity:
+            free(self.blocks)
+            self.block_capacity = 0
+            self.blocks = <double *>calloc(2 * blocks * self.each, sizeof(double))
+            if self.blocks == NULL:
+                raise MemoryError
+            self.block_capacity = 2 * blocks * self.each
+        blocks = 0
+        for i in range(self.count):
+            self.tensors[i].call.sums = &self.blocks[blocks * self.each]
+            blocks += (self.tensors[i].count + FASTOPT_SUM_BLOCK - 1) // FASTOPT_SUM_BLOCK
+        self.work.cut(for_sums=True)
+        self.work.run(self.work.make_ready(team))
+        for i in range(self.count):
+            for k in range(<size_t>self.each):
+                total = 0.0
+                for block in range((self.tensors[i].count + FASTOPT_SUM_BLOCK - 1) // FASTOPT_SUM_BLOCK):
+                    total += self.tensors[i].call.sums[block * self.each + k]
+                self.totals[i * self.each + k] = total
+        return 0
+
+
+cdef class Factors:
+    """The numbers of each tensor that `Algorithm.prepare` makes of its sums: its FACTORS, and its NUMBERS from now on."""
+
+    cdef:
+        readonly tuple sum_names, factor_names, number_names
+        bint is_needed
+        Sums sums
+        double *factors  # of tensor i and factor k: factors[i * n_factors + k]
+        double *numbers
+        size_t capacity
+        int n_sums, n_factors, n_numbers
+
+    def __init__(self, row):
+        self.sum_names, self.factor_names, self.number_names = row["sums"], row["factors"], row["numbers"]
+        self.n_sums, self.n_factors, self.n_numbers = (
+            len(self.sum_names), len(self.factor_names), len(self.number_names)
+        )
+        self.is_needed = self.n_sums + self.n_factors + self.n_numbers > 0
+        self.sums = Sums()
+
+    def __dealloc__(self):
+        free(self.factors)
+        free(self.numbers)
+
+    cdef int reserve(self, size_t count) except -1:
+        if count > self.capacity:
+            free(self.factors)
+            free(self.numbers)
+            self.capacity = 0
+            self.factors = <double *>calloc(2 * count * (self.n_factors + 1), sizeof(double))
+            self.numbers = <double *>calloc(2 * count * (self.n_numbers + 1), sizeof(double))
+            if self.factors == NULL or self.numbers == NULL:
+                raise MemoryError
+            self.capacity = 2 * count
+        return 0
+
+    cdef int ask(self, Group group, list members, list places) except -1:
+        """Asks the algorithm for the factors of a group's tensors; places: their numbers among those of the step."""
+        cdef Tensor tensor
+        cdef Py_ssize_t i, place
+        cdef int k
+        t = np.array([tensor.steps + 1 for tensor in members], np.int64)
+        sums = {
+            name: np.array([self.sums.totals[<Py_ssize_t>place * self.n_sums + k] for place in places])
+            for k, name in enumerate(self.sum_names)
+        }
+        numbers = {
+            name: np.array([(<Tensor>tensor).numbers[k] for tensor in members])
+            for k, name in enumerate(self.number_names)
+        }
+        with np.errstate(all="ignore"):
+            found = group.algorithm.prepare(group.resolved, t, sums, numbers)
+        if len(found) != self.n_factors:
+            raise ValueError(f"{group.algorithm.formula}: prepare must return {self.n_factors} factors, got {len(found)}")
+        for k, values in enumerate([*found, *(numbers[name] for name in self.number_names)]):
+            values = np.broadcast_to(np.asarray(values, np.float64), (len(members),)).tolist()
+            for i, place in enumerate(places):
+                if k < self.n_factors:
+                    self.factors[place * self.n_factors + k] = values[i]
+                else:
+                    self.numbers[place * self.n_numbers + k - self.n_factors] = values[i]
+        return 0
+
+    cdef list of(self, Py_ssize_t place):
+        """The factors of a tensor, for its twin."""
+        return [self.factors[place * self.n_factors + k] for k in range(self.n_factors)]
