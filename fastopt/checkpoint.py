@@ -109,7 +109,7 @@ def warn_of_new_state_dtypes(tensors: Sequence[Tensor], before: Sequence[Hyper],
     """Says where groups, ``before`` a load and ``after`` it, have their states in different dtypes."""
     for index, (old, new) in enumerate(zip(before, after, strict=True)):
         was, is_now = old.get("state_dtype"), new["state_dtype"]
-        own = {tensor.param.dtype.name for tensor in tensors if tensor.group == index}
+        own = {tensor.dtype.name for tensor in tensors if tensor.group == index}
         if any((was or dtype) != (is_now or dtype) for dtype in own):
             warnings.warn(
                 f"group {index}: state_dtype is {is_now!r} from now on, as in the state dict; it was {was!r}. "

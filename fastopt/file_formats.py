@@ -16,7 +16,6 @@ import math
 import mmap
 import os
 import re
-import secrets
 import stat
 import struct
 import zipfile
@@ -29,6 +28,8 @@ import numpy as np
 
 from fastopt.arrays import Array
 from fastopt.storage import storage_dtype
+
+NO_CHECKPOINT = "this is no checkpoint of fastopt, or it is damaged; pass one that fastopt.save wrote"
 
 CHUNK = 1 << 20
 """Bytes that are read or written at once. In between, signals are handled."""
@@ -43,17 +44,21 @@ Contents: TypeAlias = tuple[str, dict[str, Array]]
 
 
 class Output:
-    """A new file, which takes all that is written or raises: what zipfile needs of one."""
+    """A new file, which takes all that is written or raises: what zipfile needs of one.
+
+    descriptor: None once it is closed. What an interrupted zipfile still writes then is lost, as it should be: the
+    number may be that of another file by now.
+    """
 
     def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
+        self.descriptor: int | None = descriptor
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
         size = view.nbytes
         if size:
             view = view.cast("B")
-        while view.nbytes:
+        while view.nbytes and self.descriptor is not None:
             view = view[os.write(self.descriptor, view[:CHUNK]) :]
         return size
 
@@ -61,7 +66,7 @@ class Output:
         return self.seek(0, os.SEEK_CUR)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return os.lseek(self.descriptor, offset, whence)
+        return 0 if self.descriptor is None else os.lseek(self.descriptor, offset, whence)
 
     def flush(self) -> None:
         pass
@@ -84,8 +89,9 @@ def replaced(path: str) -> Iterator[Output]:
     start, end = f".{name[:100]}.", ".saving"
     _remove_left_behind(folder, start, end)
     descriptor, temporary = _new_file(os.path.join(folder, start), end)
+    output = Output(descriptor)
     try:
-        yield Output(descriptor)
+        yield output
         if mode is not None:
             os.fchmod(descriptor, stat.S_IMODE(mode))
         os.fsync(descriptor)
@@ -95,6 +101,7 @@ def replaced(path: str) -> Iterator[Output]:
             os.unlink(temporary)
         raise
     finally:
+        output.descriptor = None
         os.close(descriptor)
     _flush_folder(folder)
 
@@ -102,7 +109,7 @@ def replaced(path: str) -> Iterator[Output]:
 def _new_file(start: str, end: str) -> tuple[int, str]:
     """A new file and its path. As long as it is open it is locked, so that others see that it is being written."""
     while True:
-        path = f"{start}{secrets.token_hex(8)}{end}"
+        path = f"{start}{os.urandom(8).hex()}{end}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -369,7 +376,4 @@ def read(path: str, suffix: str) -> Contents:
         except Exception as error:  # of bytes that anybody may have written anything may be said
             if isinstance(error, OSError) and error.errno != errno.EINVAL:
                 raise
-            raise ValueError(
-                f"{path}: this is no checkpoint of fastopt, or it is damaged ({error}); pass one that "
-                "fastopt.save wrote"
-            ) from error
+            raise ValueError(f"{path}: {NO_CHECKPOINT} ({error})") from error

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fastopt import arrays, checkpoint, file_formats, machine
+from fastopt import arrays, checkpoint, file_formats
 from fastopt._turns import exclusive, reading
 from fastopt.arrays import Array, within
 from fastopt.optimizer import Optimizer
@@ -27,7 +27,7 @@ Arrays: TypeAlias = "Sequence[Array] | Mapping[str, Array]"
 
 KIND, VERSION = "checkpoint of fastopt", 1
 UNSAFE = re.compile(r"[\x00-\x1f\x7f%\\\ud800-\udfff]|(?<=/)\.\.?(?=/|$)")
-"""What names of arrays in files do not have: programs that unpack a file take some of it for a path to elsewhere."""
+"""What names of arrays in files do not have: programs that unpack files take some of it for a path elsewhere."""
 
 
 def save(
@@ -44,7 +44,8 @@ def save(
     extra: what else belongs to the training: numbers, strings, None, arrays, lists, tuples and dicts of these, and
         objects that have a ``state_dict()``, such as ReduceLROnPlateau, a GradScaler or another optimizer.
 
-    The state is not copied: it is written from where it lies. A signal handler may call this function.
+    The state is not copied: it is written from where it lies. A signal handler may call this function; import it
+    before, by ``from fastopt import save``.
     """
     found, suffix = file_formats.checked_path(path)
     if not isinstance(opt, Optimizer):
@@ -74,7 +75,6 @@ def _save(
     document = {
         "kind": KIND,
         "version": VERSION,
-        "fastopt": machine.version("fastopt"),
         "optimizer": type(opt).__name__,
         "callables": callables,
         "param_groups": [
@@ -171,9 +171,8 @@ def _without_callables(cls: type[Optimizer], group: dict[str, Any]) -> dict[str,
 
 
 def _printed(function: Any) -> str:
-    from fastopt.schedules import ReduceLROnPlateau, Schedule
-
-    if isinstance(function, Schedule | ReduceLROnPlateau):
+    """A schedule as code, any other function by its name."""
+    if type(function).__module__.startswith("fastopt."):
         return repr(function)
     return str(getattr(function, "__qualname__", type(function).__qualname__))
 
@@ -291,11 +290,9 @@ class _Saved:
         except (ImportError, MemoryError):
             raise
         except Exception as error:
-            raise ValueError(
-                f"this is no checkpoint of fastopt; pass one that fastopt.save wrote ({error!r})"
-            ) from error
+            raise ValueError(f"{file_formats.NO_CHECKPOINT} ({error!r})") from error
         if self.version != VERSION:
-            raise ValueError(f"it was saved by another version of fastopt, {document['fastopt']}; use that one")
+            raise ValueError("it was saved by another version of fastopt; use that one")
 
     def _decoded(self, node: Any) -> Any:
         if not isinstance(node, dict):
@@ -392,7 +389,7 @@ def _refuse_other_state_dtypes(
 ) -> None:
     """A load gives the same bits: it does not round states to the dtype of this optimizer."""
     for tensor in opt._plan.tensors:
-        dtype = arrays.state_dtype_of(tensor.label, tensor.param, groups[tensor.group].get("state_dtype"))
+        dtype = arrays.state_dtype_of(tensor, groups[tensor.group].get("state_dtype"))
         for letter in tensor.letters:
             name = opt.algorithm.states[letter]
             array = saved.get(tensor.index, {}).get(name)

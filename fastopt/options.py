@@ -452,7 +452,7 @@ def _mistake(cls: type, name: str, besides: frozenset[str]) -> str | None:
     meant = OTHER_SPELLINGS.get(plain)
     if meant in own:
         return f"no option of {cls.__name__}; use {meant}"
-    known = [*own, *besides]
+    known = [*own, *(besides - {"names"})]  # name is a usual key of the user's own
     for meant in difflib.get_close_matches(plain, known, n=len(known), cutoff=0.8):
         # lr_scale and base_lr are longer on purpose
         longer = re.search(rf"^{meant}_\w|\w_{meant}$", plain)

@@ -77,8 +77,9 @@ def _converted(
     """A copy of a state dict in which the arrays or tensors have been converted."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
         raise TypeError(f"state_dict: expected what state_dict() of an optimizer returns, got {shown(state_dict)}")
-    found = {name: _mapped(value, in_state) for name, value in state_dict.items() if name != "param_groups"}
-    return {**found, "param_groups": [_mapped(group, in_groups) for group in state_dict["param_groups"]]}
+    found = {name: _mapped(value, in_state) for name, value in state_dict.items()}
+    found["param_groups"] = [_mapped(group, in_groups) for group in state_dict["param_groups"]]
+    return found
 
 
 def _mapped(value: Any, convert: Callable[[Any], Any]) -> Any:
@@ -99,10 +100,10 @@ def _number(tensor: Any) -> Any:
 
 def _array(tensor: Any) -> Any:
     """An array of the tensor's elements, in its memory order."""
+    if isinstance(tensor, np.ndarray | np.generic):
+        return np.array(tensor, order="K", copy=True)
     import torch
 
-    if not isinstance(tensor, torch.Tensor):
-        return np.array(tensor, order="K", copy=True)
     tensor = tensor.detach().cpu()
     if tensor.dtype == torch.bfloat16:
         array = tensor.view(torch.int16).numpy().view(storage_dtype("bfloat16"))
