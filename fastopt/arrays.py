@@ -67,12 +67,49 @@ def is_bfloat16(array: Any) -> bool:
 def plain(label: str, array: Any) -> Array:
     """A plain view of an array, whatever class it is of: nobody else can give it another shape."""
     if not isinstance(array, np.ndarray):
-        raise TypeError(
-            f"{label}: expected a NumPy array, got {type(array).__name__}; make one of it with numpy.asarray"
-        )
+        refuse_no_array(label, array)
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{label}: the array is masked, and a step knows no mask; pass its data (array.data)")
     return np.ndarray.view(array, np.ndarray)
+
+
+def package_of(thing: Any) -> str:
+    """The package that a thing's class comes from."""
+    return type(thing).__module__.partition(".")[0]
+
+
+def refuse_no_array(label: str, given: Any) -> NoReturn:
+    """Says how something else becomes a NumPy array that a step may write into."""
+    expected = f"{label}: expected a NumPy array, got {type(given).__name__}"
+    if given is None:
+        advice = (
+            "leave it out, and add it with add_param_group once its layer has been built; or make the optimizer without "
+            "parameters, Adam(lr=...), and pass what there is at each step: update(params, grads)"
+        )
+    elif package_of(given) == "torch":
+        advice = "pass tensor.detach().numpy(), which shares the tensor's memory (of a tensor on the CPU)"
+    elif package_of(given) in ("jax", "jaxlib"):
+        advice = "JAX's arrays cannot be updated in place; keep the parameters in NumPy, numpy.array(x), and give JAX those"
+    elif package_of(given) == "scipy" and hasattr(given, "toarray"):
+        advice = "the matrix is sparse; pass its dense array, matrix.toarray()"
+    elif isinstance(given, Mapping):
+        advice = "pass one dict of arrays by names, or a list of arrays; {**first, **second} makes one of two dicts"
+    elif isinstance(given, list | tuple) and any(isinstance(x, np.ndarray) for x in given):
+        advice = "pass one flat list of arrays: [*first, *second]"
+    elif isinstance(given, np.generic):
+        advice = "a scalar cannot be updated in place; make an array of it with numpy.array, and read its element"
+    else:
+        advice = "make one of it with numpy.asarray"
+    raise TypeError(f"{expected}; {advice}")
+
+
+def refuse_file(what: str, given: Any) -> None:
+    """Refuses an .npz file: it reads its arrays anew at each access, so a step would change nothing."""
+    if isinstance(given, np.lib.npyio.NpzFile):
+        raise TypeError(
+            f"{what}: got an open .npz file, which reads its arrays anew at each access; pass dict(file), and use the arrays "
+            "of that dict from now on"
+        )
 
 
 def is_in_order(array: Array, order: str) -> bool:
@@ -89,6 +126,10 @@ def order_of(array: Array) -> str:
 def checked_parameter(label: str, array: Any) -> Array:
     """A plain view of a parameter."""
     param = plain(label, array)
+    if param.dtype == object:
+        raise TypeError(
+            f"{label}: it is an array of objects, and only arrays of numbers can be updated; pass its members: list(array)"
+        )
     if param.dtype.type not in (np.float32, np.float64) and not is_bfloat16(param):
         raise TypeError(
             f"{label}: dtype {param.dtype} cannot be updated; use float32, float64 or bfloat16 (array.astype)"
@@ -103,7 +144,7 @@ def checked_parameter(label: str, array: Any) -> Array:
     if not is_in_order(param, order_of(param)):
         raise ValueError(
             f"{label}: the array must be contiguous and aligned, to be updated in place (its strides are "
-            f"{param.strides}); train a copy (array.copy())"
+            f"{param.strides}); train a copy, array.copy(), and write it back after each step: part[...] = copy"
         )
     return param
 
@@ -168,6 +209,10 @@ def plain_gradient(label: str, param_dtype: np.dtype[Any], grad: Any) -> Array:
         return np.ndarray.view(grad, np.ndarray)
     if isinstance(grad, np.generic) and grad.dtype.kind in "fV":
         return np.asarray(grad)
+    if package_of(grad) == "scipy" and hasattr(grad, "toarray"):
+        raise TypeError(f"{label}: its gradient is a sparse matrix; pass its dense array, grad.toarray()")
+    if package_of(grad) == "torch" and hasattr(grad, "detach"):
+        raise TypeError(f"{label}: its gradient is a tensor of torch; pass grad.detach().numpy()")
     try:
         return np.asarray(memoryview(grad))
     except Exception as error:
@@ -231,6 +276,11 @@ def refuse_replaced_gradients(
 def listed(grads: Any, keys: Sequence[Key], labels: Sequence[str]) -> list[Any]:
     """Gradients in the parameters' order, from any form in which a user may pass them."""
     if isinstance(grads, Mapping):
+        if keys and all(isinstance(key, int) for key in keys) and any(isinstance(name, str) for name in grads):
+            raise TypeError(
+                "gradients: got a dict by names, but this optimizer was made from lists; pass list(grads.values()) if they are "
+                "in the parameters' order, or make the optimizer of a dict by the same names"
+            )
         missing = [label for key, label in zip(keys, labels, strict=True) if key not in grads]
         if missing:
             raise ValueError(
@@ -263,6 +313,7 @@ def handed_over(params: Any, grads: Any) -> tuple[Any, Any]:
             f"update: got {type(params).__name__} of parameters and {type(grads).__name__} of gradients; pass two lists in "
             "one order, or two dicts by the same names"
         )
+    refuse_file("params", params)
     if isinstance(params, Mapping):
         return dict(params), dict(grads)
     for name, value in ("params", params), ("gradients", grads):

@@ -54,7 +54,7 @@ class Copying:
     def _contents(self, refuses_views: bool) -> dict[str, Any]:
         """All that a copy is made of."""
         plan = self._plan
-        if refuses_views:
+        if refuses_views and plan.keeps_params:
             _refuse_views_of_one_array([(tensor.label, tensor.given) for tensor in plan.tensors])
         groups = [group.h for group in plan.groups]
         for index, _, h, _ in self._edits().groups:

@@ -465,6 +465,7 @@ def _with_advice(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def _as_groups(params: Any) -> list[Any]:
+    arrays.refuse_file("params", params)
     if isinstance(params, Mapping):
         return [{"params": params}]
     if isinstance(params, np.ndarray | str) or not isinstance(params, Iterable):
@@ -473,11 +474,20 @@ def _as_groups(params: Any) -> list[Any]:
             f"{type(params).__name__}; put a single array into a list"
         )
     params = list(params)
+    for i, group in enumerate(params):
+        arrays.refuse_file(f"params[{i}]", group)
+        if isinstance(group, Mapping) and group and not group.keys() & {"params", "names"}:
+            if all(isinstance(x, np.ndarray) for x in group.values()):
+                raise TypeError(
+                    f"params[{i}]: got a dict of arrays in a list; a group needs the key 'params': "
+                    '[{"params": weights}, ...], or pass one dict of all arrays: {**first, **second}'
+                )
     return params if any(isinstance(p, Mapping) for p in params) else [{"params": params}]
 
 
 def _as_params(params: Any, count: int) -> tuple[list[Key], list[Any]]:
     """Names or numbers of a group's parameters, and the parameters."""
+    arrays.refuse_file("params", params)
     if isinstance(params, Mapping):
         for name in params:
             if not isinstance(name, str):
