@@ -276,7 +276,7 @@ def refuse_replaced_gradients(
 def listed(grads: Any, keys: Sequence[Key], labels: Sequence[str]) -> list[Any]:
     """Gradients in the parameters' order, from any form in which a user may pass them."""
     if isinstance(grads, Mapping):
-        if keys and all(isinstance(key, int) for key in keys) and any(isinstance(name, str) for name in grads):
+        if keys and isinstance(keys[0], int) and grads and all(isinstance(name, str) for name in grads):
             raise TypeError(
                 "gradients: got a dict by names, but this optimizer was made from lists; pass list(grads.values()) if they are "
                 "in the parameters' order, or make the optimizer of a dict by the same names"

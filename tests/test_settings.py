@@ -93,10 +93,10 @@ def test_a_wrong_value_is_set_nowhere() -> None:
 
 def test_constructors_say_what_is_meant() -> None:
     for wrong, meant in {
-        "beta1": "betas", "learning_rate": "lr", "weigth_decay": "weight_decay", "epsilon": "eps", "parameters": "params",
+        "beta1": "betas", "learning_rate": "lr", "weigth_decay": "weight_decay", "epsilon": "eps", "amsgard": "amsgrad",
     }.items():  # fmt: skip
         with pytest.raises(TypeError, match=rf"^Adam: {wrong}: .*did you mean {meant}\?"):
-            fastopt.Adam(params(), **{wrong: 0.5})
+            fastopt.Adam(params(), **{wrong: 0.5})  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="^Adam: colour: .*its options are lr, betas"):
         fastopt.Adam(params(), colour=1)  # type: ignore[call-arg]
 
