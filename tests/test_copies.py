@@ -73,7 +73,9 @@ def test_a_copy_of_the_model_trains_on(variant: table.Variant, way: str) -> None
         assert model.bits() == before
         model.train(range(3, 6))
         assert other.bits() == model.bits()
-        assert all(a is b for a, b in zip(other.optimizer.param_groups[0]["params"], (other.w, other.b), strict=True))
+        assert all(
+            a is b for a, b in zip(other.optimizer.param_groups[0]["params"], (other.w, other.b), strict=True)
+        )
 
 
 @pytest.mark.parametrize("way", [*WAYS, "copy"])

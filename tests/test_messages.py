@@ -53,12 +53,20 @@ PARAMETERS: dict[str, tuple[Made, str, Made]] = {
         lambda: [{"params": first}, {"params": second}],
     ),
     "a dict in a dict": (lambda: {"a": first, "b": second}, r"'a': .*\{\*\*first", lambda: {**first, **second}),
-    "a list in a list": (lambda: [[ones()], [ones()]], r"parameter 0: .*\[\*first", lambda: [*[ones()], *[ones()]]),
+    "a list in a list": (
+        lambda: [[ones()], [ones()]],
+        r"parameter 0: .*\[\*first",
+        lambda: [*[ones()], *[ones()]],
+    ),
     "an array of arrays in a list": (lambda: [objects], r"parameter 0: .*list\(array\)", lambda: list(objects)),
     "a scalar": (lambda: [np.float32(1)], r"parameter 0: .*numpy\.array", lambda: [np.array(np.float32(1))]),
     "an array alone": (lambda: ones(), "into a list", lambda: [ones()]),
     "a list of numbers": (lambda: [[1.0, 1.0]], "numpy.asarray", lambda: [np.asarray([1.0, 1.0])]),
-    "float16": (lambda: [np.ones(3, np.float16)], r"array\.astype", lambda: [np.ones(3, np.float16).astype(np.float32)]),
+    "float16": (
+        lambda: [np.ones(3, np.float16)],
+        r"array\.astype",
+        lambda: [np.ones(3, np.float16).astype(np.float32)],
+    ),
     "swapped": (
         lambda: [np.ones(3, ">f4")],
         r"array\.astype\(array\.dtype\.newbyteorder\('='\)\)",
@@ -111,7 +119,9 @@ def test_a_layer_that_has_not_been_built() -> None:
 
 def test_a_slice_is_trained_as_a_copy_and_written_back() -> None:
     part = whole[:, :2]
-    with pytest.raises(ValueError, match=r"array\.copy\(\), and write it back after each step: part\[\.\.\.\] = copy"):
+    with pytest.raises(
+        ValueError, match=r"array\.copy\(\), and write it back after each step: part\[\.\.\.\] = copy"
+    ):
         fastopt.SGD([part], lr=0.5)
     copy = part.copy()
     optimizer = fastopt.SGD([copy], lr=0.5)
@@ -132,7 +142,11 @@ GRADIENTS: dict[str, tuple[Made, str, Made]] = {
         r"grad\.detach\(\)\.numpy\(\)",
         lambda: as_if_of("torch", detach=SimpleNamespace(numpy=lambda: ones())).detach().numpy(),
     ),
-    "masked": (lambda: np.ma.masked_array(ones()), r"grad\.filled\(0\)", lambda: np.ma.masked_array(ones()).filled(0)),
+    "masked": (
+        lambda: np.ma.masked_array(ones()),
+        r"grad\.filled\(0\)",
+        lambda: np.ma.masked_array(ones()).filled(0),
+    ),
     "a list": (lambda: [1.0, 1.0, 1.0], "numpy.asarray", lambda: np.asarray([1.0, 1.0, 1.0], np.float32)),
     "integers": (lambda: np.ones(3, int), "astype", lambda: np.ones(3, int).astype(np.float32)),
 }
@@ -151,7 +165,9 @@ def test_gradients(case: str) -> None:
 def test_a_dict_of_gradients_for_an_optimizer_made_from_lists() -> None:
     optimizer = fastopt.SGD([ones(), ones()], lr=0.5)
     grads = {"w": ones(), "b": ones()}
-    with pytest.raises(TypeError, match=r"list\(grads\.values\(\)\).*make the optimizer of a dict by the same names"):
+    with pytest.raises(
+        TypeError, match=r"list\(grads\.values\(\)\).*make the optimizer of a dict by the same names"
+    ):
         optimizer.step(grads)
     optimizer.step(list(grads.values()))
     fastopt.SGD({"w": ones(), "b": ones()}).step(grads)

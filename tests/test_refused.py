@@ -396,7 +396,9 @@ def test_float64_gradients_of_float32_are_rounded_with_one_warning() -> None:
     for named in False, True:
         scene, plain = Scene(named=named), Scene(named=named)
         wide = scene.grads[LAST].astype(np.float64) * (1 + 2.0**-30)
-        with pytest.warns(UserWarning, match=f"^{name_of(named, LAST)}: its gradient is of float64, .* astype") as caught:
+        with pytest.warns(
+            UserWarning, match=f"^{name_of(named, LAST)}: its gradient is of float64, .* astype"
+        ) as caught:
             for _ in range(3):
                 scene.optimizer.step(scene.with_last(wide))
                 scene.optimizer.step(scene.with_last(np.repeat(wide, 2, axis=1)[:, ::2]))
@@ -1278,7 +1280,9 @@ def test_bound_buffers_are_those_that_were_named(isa: str) -> None:
         scene.optimizer.bind(bound)
         first = bound[0]
         bound[0] = np.zeros((3, 4), np.float32)
-        refused(scene, lambda s: s.optimizer.step(), "^parameter 0: its gradient in the list that was bound .* another")
+        refused(
+            scene, lambda s: s.optimizer.step(), "^parameter 0: its gradient in the list that was bound .* another"
+        )
         bound[0] = first
         bound.append(None)
         refused(scene, lambda s: s.optimizer.step(), "^gradients: the list that was bound has other members")
