@@ -84,16 +84,16 @@ def refuse_no_array(label: str, given: Any) -> NoReturn:
     if given is None:
         advice = (
             "leave it out, and add it with add_param_group once its layer has been built; or make "
-            "the optimizer without "
-            "parameters, Adam(lr=...), and pass what there is at each step: update(params, grads)"
+            "the optimizer without parameters, Adam(lr=...), and pass what there is at each step: "
+            "update(params, grads)"
         )
     elif package_of(given) == "torch":
         advice = "pass tensor.detach().numpy(), which shares the tensor's memory (of a tensor on the CPU)"
     elif package_of(given) in ("jax", "jaxlib"):
         advice = (
-            "JAX's arrays cannot be updated in place; keep the parameters in NumPy, numpy.array(x), and give JAX"
+            "JAX's arrays cannot be updated in place; keep the parameters in NumPy, numpy.array(x), and give JAX "
+            "those"
         )
-        advice += " those"
     elif package_of(given) == "scipy" and hasattr(given, "toarray"):
         advice = "the matrix is sparse; pass its dense array, matrix.toarray()"
     elif isinstance(given, Mapping):

@@ -24,7 +24,7 @@ class Copying:
     """The part of `Optimizer` that makes copies.
 
     A copy has parameters, options, states and steps, and is not bound. ``copy.deepcopy`` and ``pickle`` of a model
-    and its optimizer together keep them together (joblib does not: it makes two arrays of one); ``copy.copy`` makes
+    and its optimizer together keep them together; joblib does not, it makes two arrays of one. ``copy.copy`` makes
     an optimizer of the same parameters with states of its own.
     """
 

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from fastopt.algorithm import Algorithm, Hyper
 
 INSTANCE_ATTRIBUTES = frozenset({"defaults", "param_groups"})
-"""What an optimizer has besides what its class has; names that begin with an underscore are let through as well."""
+"""What an optimizer has besides what its class has; names that begin with an underscore may be set too."""
 
 ADVICE = {
     "state": "write into its arrays (opt.state[0]['exp_avg'][...] = x), or use reset() or load_state_dict()",
     "threads": "use fastopt.set_num_threads",
-    "params": "use add_param_group, a new optimizer, or pass the arrays at each step: update(params, grads)",
+    "params": "use add_param_group, or pass the arrays at each step: update(params, grads)",
 }
 """What to do instead of setting an attribute."""
 
@@ -104,7 +104,7 @@ class Settings:
 
     @property
     def threads(self) -> int:
-        """The number of threads that steps use now: what was set, or what is being found out; 1 for small models."""
+        """The number of threads that steps use now: what was set, or found out; 1 for small models."""
         elements = sum(math.prod(tensor.shape) for tensor in self._plan.tensors)
         return int(self._plan.work.threads(elements))
 
