@@ -61,6 +61,7 @@ cdef class Plan:
         object bound_in  # the list or dict that they were in
         tuple bound_members  # what it had
         public object accumulated  # see `fastopt.accumulation`, or None
+        public bint is_function  # it makes one call of a function, for arrays that the caller owns
         bint has_rounded  # whether the warning about gradients of float64 has been given
         readonly Intervals intervals
         readonly bint keeps_params  # else they are handed over at each call of `update`
@@ -258,6 +259,8 @@ cdef class Plan:
                 self.is_assigned = False
             if has_gradient:
                 if tensor.take_gradient(grad, is_bound, self.intervals, self.call_intervals) and not self.has_rounded:
+                    if self.is_function:
+                        arrays.refuse_gradient_dtype(tensor.label, tensor.dtype, np.asarray(grad), grad)
                     arrays.warn_of_rounding(tensor.label)
                     self.has_rounded = True
                 if tensor.c.kernel == NULL:
@@ -450,7 +453,7 @@ cdef class Plan:
     cdef int look_for_orphans(self) except -1:
         """In steps 1, 2, 4, 8, … : what is looked at ever more seldom costs nothing."""
         cdef Tensor tensor
-        if self.calls & (self.calls + 1) or not self.keeps_params:
+        if self.calls & (self.calls + 1) or not self.keeps_params or self.is_function:
             return 0
         found = orphans_of(self.tensors)
         if found:

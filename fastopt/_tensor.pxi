@@ -392,6 +392,7 @@ cdef class Tensor:
             if cnp.PyArray_DIMS(grad)[k] != self.dims[k]:
                 arrays.refuse_gradient_shape(self.label, self.shape, grad)
         if is_rounded:
+            self.refuse_shared(grad, intervals, call_intervals)
             grad = arrays.rounded(grad)
         if cnp.PyArray_CHKFLAGS(grad, self.contiguity | cnp.NPY_ARRAY_ALIGNED) or not self.c.count:
             if cnp.PyArray_DATA(grad) != self.disjoint:

@@ -68,20 +68,20 @@ class Accumulating:
 
     @exclusive
     def accumulate(self, grads: Any) -> None:
-        """Adds gradients to buffers of the optimizer's own; the next ``step()`` without gradients takes their mean.
+        """Adds gradients to buffers of its own; the next ``step()`` without gradients takes their mean.
 
-        grads: as for `step`. The mean is the sum divided by the number of calls since the last such step: a gradient
-        of None counts as zeros, but a parameter that has had None in all calls is left alone by the step. Sums are of
-        float32, of float64 for parameters of float64. On an error nothing is added. Raises RuntimeError while
-        gradients are bound.
+        grads: as for `step`. The mean is the sum divided by the number of calls since the last such step: a
+        gradient of None counts as zeros, but a parameter that has had None in all calls is left alone by the
+        step. Sums are of float32, of float64 for parameters of float64. On an error nothing is added. Raises
+        RuntimeError while gradients are bound.
         """
         plan = self._plan
         if not plan.keeps_params:
             arrays.refuse_step_without_params()
         if plan.bound is not None:
             raise RuntimeError(
-                "accumulate: gradients are bound, and step() would read those; call bind(None) first, or add them up in "
-                "the bound arrays"
+                "accumulate: gradients are bound, and step() would read those; call bind(None) first, or add "
+                "them up in the bound arrays"
             )
         checked = plan.checked_gradients(grads)
         before = plan.accumulated or Accumulated(0, [], [])

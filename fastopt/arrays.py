@@ -84,12 +84,56 @@ def is_bfloat16(array: Any) -> bool:
 def plain(label: str, array: Any) -> Array:
     """A plain view of an array, whatever class it is of: nobody else can give it another shape."""
     if not isinstance(array, np.ndarray):
-        raise TypeError(
-            f"{label}: expected a NumPy array, got {type(array).__name__}; make one of it with numpy.asarray"
-        )
+        refuse_no_array(label, array)
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{label}: the array is masked, and a step knows no mask; pass its data (array.data)")
     return np.ndarray.view(array, np.ndarray)
+
+
+def package_of(thing: Any) -> str:
+    """The package that a thing's class comes from."""
+    return type(thing).__module__.partition(".")[0]
+
+
+def refuse_no_array(label: str, given: Any) -> NoReturn:
+    """Says how something else becomes a NumPy array that a step may write into."""
+    expected = f"{label}: expected a NumPy array, got {type(given).__name__}"
+    if given is None:
+        advice = (
+            "leave it out, and add it with add_param_group once its layer has been built; or make "
+            "the optimizer without parameters, Adam(lr=...), and pass what there is at each step: "
+            "update(params, grads)"
+        )
+    elif package_of(given) == "torch":
+        advice = "pass tensor.detach().numpy(), which shares the tensor's memory (of a tensor on the CPU)"
+    elif package_of(given) in ("jax", "jaxlib"):
+        advice = (
+            "JAX's arrays cannot be updated in place; keep the parameters in NumPy, numpy.array(x), and give JAX "
+            "those"
+        )
+    elif package_of(given) == "scipy" and hasattr(given, "toarray"):
+        advice = "the matrix is sparse; pass its dense array, matrix.toarray()"
+    elif isinstance(given, Mapping):
+        advice = (
+            "pass one dict of arrays by names, or a list of arrays; {**first, **second} makes one of two dicts"
+        )
+    elif isinstance(given, list | tuple) and any(isinstance(x, np.ndarray) for x in given):
+        advice = "pass one flat list of arrays: [*first, *second]"
+    elif isinstance(given, np.generic):
+        advice = "a scalar cannot be updated in place; make an array of it with numpy.array, and read its element"
+    else:
+        advice = "make one of it with numpy.asarray"
+    raise TypeError(f"{expected}; {advice}")
+
+
+def refuse_file(what: str, given: Any) -> None:
+    """Refuses an .npz file: it reads its arrays anew at each access, so a step would change nothing."""
+    if isinstance(given, np.lib.npyio.NpzFile):
+        raise TypeError(
+            f"{what}: got an open .npz file, which reads its arrays anew at each access; pass "
+            f"dict(file), and use the arrays "
+            "of that dict from now on"
+        )
 
 
 def is_in_order(array: Array, order: str) -> bool:
@@ -106,6 +150,11 @@ def order_of(array: Array) -> str:
 def checked_parameter(label: str, array: Any) -> Array:
     """A plain view of a parameter."""
     param = plain(label, array)
+    if param.dtype == object:
+        raise TypeError(
+            f"{label}: it is an array of objects, and only arrays of numbers can be updated; pass its "
+            f"members: list(array)"
+        )
     if param.dtype.type not in (np.float32, np.float64) and not is_bfloat16(param):
         raise TypeError(
             f"{label}: dtype {param.dtype} cannot be updated; use float32, float64 or bfloat16 (array.astype)"
@@ -120,7 +169,7 @@ def checked_parameter(label: str, array: Any) -> Array:
     if not is_in_order(param, order_of(param)):
         raise ValueError(
             f"{label}: the array must be contiguous and aligned, to be updated in place (its strides are "
-            f"{param.strides}); train a copy (array.copy())"
+            f"{param.strides}); train a copy, array.copy(), and write it back after each step: part[...] = copy"
         )
     return param
 
@@ -165,7 +214,8 @@ def refuse_other_param(
     param = checked_parameter(label, given)
     if param.dtype != dtype or param.shape != shape:
         raise ValueError(
-            f"{label}: it is now {param.dtype} of shape {param.shape}, its state {dtype} of shape {shape}; pass an array "
+            f"{label}: it is now {param.dtype} of shape {param.shape}, its state {dtype} of shape "
+            f"{shape}; pass an array "
             "like the first, or make a new optimizer"
         )
     raise ValueError(
@@ -185,11 +235,16 @@ def plain_gradient(label: str, param_dtype: np.dtype[Any], grad: Any) -> Array:
         return np.ndarray.view(grad, np.ndarray)
     if isinstance(grad, np.generic) and grad.dtype.kind in "fV":
         return np.asarray(grad)
+    if package_of(grad) == "scipy" and hasattr(grad, "toarray"):
+        raise TypeError(f"{label}: its gradient is a sparse matrix; pass its dense array, grad.toarray()")
+    if package_of(grad) == "torch" and hasattr(grad, "detach"):
+        raise TypeError(f"{label}: its gradient is a tensor of torch; pass grad.detach().numpy()")
     try:
         return np.asarray(memoryview(grad))
     except Exception as error:
         raise TypeError(
-            f"{label}: its gradient must be a NumPy array of {param_dtype}, got {type(grad).__name__}; make one of "
+            f"{label}: its gradient must be a NumPy array of {param_dtype}, got "
+            f"{type(grad).__name__}; make one of "
             "it with numpy.asarray"
         ) from error
 
@@ -222,8 +277,10 @@ def rounded(grad: Array) -> Array:
 
 def warn_of_rounding(label: str) -> None:
     warnings.warn(
-        f"{label}: its gradient is of float64, the parameter of float32: every step rounds such gradients first, which "
-        "takes a pass over memory and an array more. Usually a float64 scalar or array has come into the computation; "
+        f"{label}: its gradient is of float64, the parameter of float32: every step rounds such "
+        f"gradients first, which "
+        "takes a pass over memory and an array more. Usually a float64 scalar or array has come into "
+        "the computation; "
         "convert it, or the gradient, with astype(numpy.float32). This optimizer does not say so again",
         stacklevel=3,
     )
@@ -239,19 +296,29 @@ def refuse_replaced_gradients(
         has_it = place in holder if isinstance(holder, dict) else place < len(holder)
         if not has_it or holder[place] is not before[place]:
             raise ValueError(
-                f"{label}: its gradient in the {type(holder).__name__} that was bound is another object now, and the step "
+                f"{label}: its gradient in the {type(holder).__name__} that was bound is another "
+                f"object now, and the step "
                 "would read the old one; write into the bound array (grads[i][...] = new), or call bind again"
             )
-    raise ValueError(f"gradients: the {type(holder).__name__} that was bound has other members now; call bind again")
+    raise ValueError(
+        f"gradients: the {type(holder).__name__} that was bound has other members now; call bind again"
+    )
 
 
 def listed(grads: Any, keys: Sequence[Key], labels: Sequence[str]) -> list[Any]:
     """Gradients in the parameters' order, from any form in which a user may pass them."""
     if isinstance(grads, Mapping):
+        if keys and isinstance(keys[0], int) and grads and all(isinstance(name, str) for name in grads):
+            raise TypeError(
+                "gradients: got a dict by names, but this optimizer was made from lists; pass "
+                "list(grads.values()) if they are "
+                "in the parameters' order, or make the optimizer of a dict by the same names"
+            )
         missing = [label for key, label in zip(keys, labels, strict=True) if key not in grads]
         if missing:
             raise ValueError(
-                f"no gradient for {listing(missing)}; pass one for every parameter's name (None leaves a parameter "
+                f"no gradient for {listing(missing)}; pass one for every parameter's name (None "
+                f"leaves a parameter "
                 "alone)"
             )
         known = set(keys)
@@ -277,15 +344,18 @@ def handed_over(params: Any, grads: Any) -> tuple[Any, Any]:
     """The arguments of `update` as two lists, or as two dicts by names."""
     if isinstance(params, Mapping) != isinstance(grads, Mapping):
         raise TypeError(
-            f"update: got {type(params).__name__} of parameters and {type(grads).__name__} of gradients; pass two lists in "
+            f"update: got {type(params).__name__} of parameters and {type(grads).__name__} of "
+            f"gradients; pass two lists in "
             "one order, or two dicts by the same names"
         )
+    refuse_file("params", params)
     if isinstance(params, Mapping):
         return dict(params), dict(grads)
     for name, value in ("params", params), ("gradients", grads):
         if isinstance(value, np.ndarray | np.generic | str | bytes) or not hasattr(value, "__iter__"):
             raise TypeError(
-                f"{name}: expected a list or a dict by names, got {type(value).__name__}; put a single array into a list"
+                f"{name}: expected a list or a dict by names, got {type(value).__name__}; put a "
+                f"single array into a list"
             )
     return list(params), list(grads)
 
@@ -310,7 +380,8 @@ def refuse_step_without_params() -> NoReturn:
 
 def refuse_fewer(given: int, expected: int) -> NoReturn:
     raise ValueError(
-        f"params: got {given} for {expected} parameters; pass all of them in their order (and None for the gradient "
+        f"params: got {given} for {expected} parameters; pass all of them in their order (and None "
+        f"for the gradient "
         "of one to leave it alone), or use dicts by names, which may hold any of them"
     )
 

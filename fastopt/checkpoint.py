@@ -8,7 +8,7 @@ import re
 import reprlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -29,6 +29,23 @@ MOST_STEPS = 2**62
 """More than anybody makes; so no counter runs over."""
 
 
+def _refuse_write(*_: Any, **__: Any) -> NoReturn:
+    raise TypeError(
+        "opt.state: it shows what there is, and nothing can be put into it or taken out; write into an array, "
+        "opt.state[0]['exp_avg'][...] = x, start anew with opt.reset(), or change a state_dict() and load it"
+    )
+
+
+class State(dict[str, Any]):
+    """The state of one parameter: its arrays are views, which may be written into; all else is what it was when read."""
+
+    __setitem__ = __delitem__ = __ior__ = _refuse_write  # type: ignore[assignment]
+    clear = pop = popitem = setdefault = update = _refuse_write  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
 class States(Mapping[Key, "dict[str, Any]"]):
     """The states of all parameters, by number or name; each is looked at when it is asked for.
 
@@ -45,7 +62,9 @@ class States(Mapping[Key, "dict[str, Any]"]):
         tensor = self._tensors[place]
         views = {self._names[letter]: array.view() for letter, array in tensor.states.items()}
         numbers = {self._names[x]: np.array(value) for x, value in tensor.numbers_by_letter().items()}
-        return {"step": int(tensor.steps), **views, **numbers}
+        return State({"step": int(tensor.steps), **views, **numbers})
+
+    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = _refuse_write
 
     def __iter__(self) -> Iterator[Key]:
         return iter([*self._place])  # another thread may add parameters

@@ -23,9 +23,9 @@ Copy = TypeVar("Copy", bound="Copying")
 class Copying:
     """The part of `Optimizer` that makes copies.
 
-    A copy has parameters, options, states and steps, and is not bound. ``copy.deepcopy`` and ``pickle`` of a model and
-    its optimizer together keep them together; ``copy.copy`` makes an optimizer of the same parameters with states of
-    its own.
+    A copy has parameters, options, states and steps, and is not bound. ``copy.deepcopy`` and ``pickle`` of a model
+    and its optimizer together keep them together; joblib does not, it makes two arrays of one. ``copy.copy`` makes
+    an optimizer of the same parameters with states of its own.
     """
 
     if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Copying:
     def _contents(self, refuses_views: bool) -> dict[str, Any]:
         """All that a copy is made of."""
         plan = self._plan
-        if refuses_views:
+        if refuses_views and plan.keeps_params:
             _refuse_views_of_one_array([(tensor.label, tensor.given) for tensor in plan.tensors])
         groups = [group.h for group in plan.groups]
         for index, _, h, _ in self._edits().groups:
@@ -83,9 +83,7 @@ class Copying:
         self.param_groups = []
         self._turns = Turns()
         keeps_params, members = contents["keeps_params"], contents["members"]
-        self._plan = Plan(
-            self.algorithm, self._turns, ThreadTuners(), keeps_params, options.bounds_of(type(self))
-        )
+        self._plan = Plan(self.algorithm, self._turns, ThreadTuners(), keeps_params, options.bounds_of(type(self)))
         change = Change()
         change.unseen = dict(contents["states"])
         for index, h in enumerate(contents["groups"]):
@@ -111,9 +109,8 @@ def _refuse_views_of_one_array(params: Sequence[tuple[str, Array]]) -> None:
         other = owners.setdefault(id(owner), label)
         if other is not label:
             raise ValueError(
-                f"{other} and {label} are views of one array, and NumPy's copies of them would be arrays of their own; "
+                f"{other} and {label} are views of one array, and NumPy's copies of them would be "
+                f"arrays of their own; "
                 "make the optimizer of the one array, or copy the model, make a new optimizer for it and "
                 "load_state_dict(optimizer.state_dict())"
             )
-
-

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial, wraps
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias
 
@@ -19,7 +18,8 @@ from fastopt.algorithm import Algorithm, Hyper
 from fastopt.arrays import Array, Key, within
 from fastopt.copying import Copying
 from fastopt.options import shown
-from fastopt.settings import Settings, refuse_keyword
+from fastopt.parameters import as_groups, as_params
+from fastopt.settings import Settings, with_advice
 from fastopt.thread_tuner import ThreadTuners
 
 Params: TypeAlias = Iterable[Array] | Mapping[str, Array] | Iterable[Mapping[str, Any]]
@@ -50,7 +50,7 @@ class Optimizer(Settings, Accumulating, Copying):
         super().__init_subclass__()
         cls.__doc__ = options.OptionsDocstring(vars(cls).get("__doc__") or "")  # type: ignore[assignment]
         if "__init__" in vars(cls):
-            cls.__init__ = _with_advice(vars(cls)["__init__"])  # type: ignore[method-assign]
+            cls.__init__ = with_advice(vars(cls)["__init__"])  # type: ignore[method-assign]
 
     def __init__(self, params: Params | None, hyper: Mapping[str, Any]) -> None:
         # `hyper` is locals() of the subclass's __init__, so that its signature is the one list of options
@@ -59,7 +59,7 @@ class Optimizer(Settings, Accumulating, Copying):
         self.algorithm.check(self.defaults)
         self.param_groups = []
         self._turns = Turns()
-        groups = [{}] if params is None else _as_groups(params)
+        groups = [{}] if params is None else as_groups(params)
         keeps_params = params is not None and not any("names" in group for group in groups)
         self._plan = Plan(self.algorithm, self._turns, ThreadTuners(), keeps_params, options.bounds_of(type(self)))
         self._plan.commit(self.param_groups, self._with_groups(groups))
@@ -159,17 +159,19 @@ class Optimizer(Settings, Accumulating, Copying):
 
     @exclusive
     def reset(self) -> None:
-        """Starts anew: states and step counters (and so schedules) as in a new optimizer, or, on an error, nothing.
+        """Starts anew: states and step counters (and so schedules) as in a new optimizer; on an error nothing.
 
-        Options and parameters stay; gradients that were accumulated, and states that wait for `update` to see their
-        names, are dropped.
+        Options and parameters stay; gradients that were accumulated, and states that wait for `update` to see
+        their names, are dropped.
         """
         self._take_edits()
         plan, change = self._plan, Change()
         for index, group in enumerate(plan.groups):
             if any(group.h[name] != first for name, first in self.algorithm.flags.items()):
                 raise RuntimeError(f"group {index}: the parameters are ahead; call step() before reset()")
-        self._start_from(change, [group.h for group in plan.groups], [{}] * len(plan.tensors), [0] * len(plan.tensors))
+        self._start_from(
+            change, [group.h for group in plan.groups], [{}] * len(plan.tensors), [0] * len(plan.tensors)
+        )
         change.unseen = {}
         self._commit(change)
         plan.accumulated = None
@@ -333,10 +335,11 @@ class Optimizer(Settings, Accumulating, Copying):
         if self._plan.keeps_params:
             if "params" not in h:
                 raise ValueError('params: missing from a parameter group; pass {"params": [...], ...}')
-            return _as_params(h["params"], count)
+            return as_params(h["params"], count)
         if "params" in h:
             raise ValueError(
-                "params: this optimizer gets its parameters at each update(params, grads); list their names instead: "
+                "params: this optimizer gets its parameters at each update(params, grads); list "
+                "their names instead: "
                 '{"names": ["w", "b"], ...}'
             )
         if "names" in h:
@@ -368,10 +371,13 @@ class Optimizer(Settings, Accumulating, Copying):
         """Names, or positions, that `update` sees for the first time."""
         plan = self._plan
         if isinstance(params, Mapping):
-            new: list[tuple[Key, Any]] = [(key, param) for key, param in params.items() if key not in plan.place]
-            new = [(str(key) if isinstance(key, str) else key, param) for key, param in new]  # no numpy.str_
+            new: list[tuple[Key, Any]] = [
+                (str(key) if isinstance(key, str) else key, param)  # no numpy.str_
+                for key, param in params.items()
+                if key not in plan.place
+            ]
         else:
-            new = list(enumerate(params))[len(plan.tensors) :]
+            new = [*enumerate(params)][len(plan.tensors) :]
         for key, _ in new:
             if isinstance(params, Mapping) and not isinstance(key, str):
                 arrays.refuse_name(key)
@@ -512,46 +518,3 @@ def _clipping(
         if not isinstance(value, bool | np.bool_):
             raise TypeError(f"{name}: expected True or False, got {shown(value)}")
     return Clipping(*limits, options.is_infinity(norm_type), bool(skip_nonfinite), bool(zero_grads))
-
-
-def _with_advice(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that says what is meant by an argument which it does not have."""
-    if init.__code__.co_flags & inspect.CO_VARKEYWORDS:
-        return init
-    known = {*init.__code__.co_varnames[: init.__code__.co_argcount + init.__code__.co_kwonlyargcount]}
-
-    @wraps(init)
-    def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:
-        for name in kwargs:
-            if name not in known:
-                refuse_keyword(type(self), name)
-        init(self, *args, **kwargs)
-
-    return __init__
-
-
-def _as_groups(params: Any) -> list[Any]:
-    if isinstance(params, Mapping):
-        return [{"params": params}]
-    if isinstance(params, np.ndarray | str) or not isinstance(params, Iterable):
-        raise TypeError(
-            "params: expected a list or dict of arrays, or a list of groups, got "
-            f"{type(params).__name__}; put a single array into a list"
-        )
-    params = list(params)
-    return params if any(isinstance(p, Mapping) for p in params) else [{"params": params}]
-
-
-def _as_params(params: Any, count: int) -> tuple[list[Key], list[Any]]:
-    """Names or numbers of a group's parameters, and the parameters."""
-    if isinstance(params, Mapping):
-        for name in params:
-            if not isinstance(name, str):
-                raise TypeError(f"params: the names must be strings, got {shown(name)}")
-        return list(params), list(params.values())
-    if isinstance(params, str) or not isinstance(params, Iterable):
-        raise TypeError(
-            f"params: expected a list or dict of arrays, got {type(params).__name__}; put arrays into a list"
-        )
-    members = [params] if isinstance(params, np.ndarray) else list(params)
-    return list(range(count, count + len(members))), members

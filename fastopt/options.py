@@ -408,7 +408,6 @@ MEANT = {
     **dict.fromkeys(("learning_rate", "learningrate", "alpha", "eta", "step_size"), "lr"),
     **dict.fromkeys(("epsilon", "adam_epsilon"), "eps"),
     **dict.fromkeys(("wd", "l2", "decay", "weightdecay"), "weight_decay"),
-    **dict.fromkeys(("parameters", "model", "variables"), "params"),
     "mu": "momentum",
 }
 """What other packages call an option, where letters do not show it."""

@@ -13,12 +13,12 @@ class OrphanedParameterWarning(UserWarning):
 
 
 def warn_of_orphans(labels: Sequence[str]) -> None:
-    many = len(labels) > 1
+    arrays = "these arrays" if len(labels) > 1 else "this array"
     warnings.warn(
-        f"{listing(labels)}: nothing but the optimizer refers to {'these arrays' if many else 'this array'} any more, so "
-        "these steps change nothing that the program could read: the parameter has probably been replaced by another "
-        "array (w = w - ..., model.w = best). Write into the array that the optimizer has (w[...] = best), or pass the "
-        "arrays at each step: opt.update(params, grads). If the program reads param_groups alone, ignore "
+        f"{listing(labels)}: nothing but the optimizer refers to {arrays} any more, so these steps change nothing "
+        "that the program could read: the parameter has probably been replaced by another array (w = w - ..., "
+        "model.w = best). Write into the array that the optimizer has (w[...] = best), or pass the arrays at each "
+        "step: opt.update(params, grads). If the program reads param_groups alone, ignore "
         "fastopt.OrphanedParameterWarning",
         OrphanedParameterWarning,
         stacklevel=3,

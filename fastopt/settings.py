@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastopt import options
@@ -14,12 +17,12 @@ if TYPE_CHECKING:
     from fastopt.algorithm import Algorithm, Hyper
 
 INSTANCE_ATTRIBUTES = frozenset({"defaults", "param_groups"})
-"""What an optimizer has besides what its class has; names that begin with an underscore are let through as well."""
+"""What an optimizer has besides what its class has; names that begin with an underscore may be set too."""
 
 ADVICE = {
     "state": "write into its arrays (opt.state[0]['exp_avg'][...] = x), or use reset() or load_state_dict()",
     "threads": "use fastopt.set_num_threads",
-    "params": "make a new optimizer, use add_param_group, or pass the arrays at each step: update(params, grads)",
+    "params": "use add_param_group, or pass the arrays at each step: update(params, grads)",
 }
 """What to do instead of setting an attribute."""
 
@@ -63,7 +66,8 @@ class Settings:
             object.__setattr__(self, name, value)
         else:
             raise AttributeError(
-                f"{cls.__name__} has no attribute {name!r}{_meant(cls, name)}; what belongs to your program, keep in a "
+                f"{cls.__name__} has no attribute {name!r}{_meant(cls, name)}; what belongs to your "
+                f"program, keep in a "
                 "variable of its own"
             )
 
@@ -88,7 +92,9 @@ class Settings:
         """
         known = options.settable(type(self))
         if name not in known:
-            raise ValueError(f"{options.shown(name)}: no option of {type(self).__name__}{_meant(type(self), name)}")
+            raise ValueError(
+                f"{options.shown(name)}: no option of {type(self).__name__}{_meant(type(self), name)}"
+            )
         groups = list(self._plan.groups)
         for index, _, _, group in self._edits().groups:
             groups[index] = group
@@ -98,7 +104,7 @@ class Settings:
 
     @property
     def threads(self) -> int:
-        """The number of threads that steps use now: what was set, or what is being found out; 1 for small models."""
+        """The number of threads that steps use now: what was set, or found out; 1 for small models."""
         elements = sum(math.prod(tensor.shape) for tensor in self._plan.tensors)
         return int(self._plan.work.threads(elements))
 
@@ -112,3 +118,19 @@ def _meant(cls: type, name: str) -> str:
 def refuse_keyword(cls: type, name: str) -> NoReturn:
     """Refuses an argument that the constructor does not have."""
     raise TypeError(f"{cls.__name__}: {name}: it takes no such argument{_meant(cls, name)}")
+
+
+def with_advice(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that says what is meant by an argument which it does not have."""
+    if init.__code__.co_flags & inspect.CO_VARKEYWORDS:
+        return init
+    known = {*init.__code__.co_varnames[: init.__code__.co_argcount + init.__code__.co_kwonlyargcount]}
+
+    @wraps(init)
+    def __init__(self: Settings, *args: Any, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name not in known:
+                refuse_keyword(type(self), name)
+        init(self, *args, **kwargs)
+
+    return __init__

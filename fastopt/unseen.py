@@ -22,9 +22,7 @@ Unseen: TypeAlias = dict[Key, tuple[int, dict[str, Any]]]
 
 
 @within("state_dict")
-def split(
-    state_dict: Any, plan: Plan, group_of: Mapping[str, int], cls: type[Optimizer]
-) -> tuple[Any, Unseen]:
+def split(state_dict: Any, plan: Plan, group_of: Mapping[str, int], cls: type[Optimizer]) -> tuple[Any, Unseen]:
     """A state dict of the parameters that are known, and the states of those that are not.
 
     group_of: the number of the group that lists a name.
@@ -48,7 +46,9 @@ def split(
     kept["param_groups"] = []
     for index, (saved, _) in enumerate(groups):
         own = [tensor.key for tensor in plan.tensors if tensor.group == index]
-        saved |= {"params": [place[key][1] for key in own]} | ({"param_names": own} if "param_names" in saved else {})
+        saved |= {"params": [place[key][1] for key in own]} | (
+            {"param_names": own} if "param_names" in saved else {}
+        )
         kept["param_groups"].append(saved)
     unseen: Unseen = {}
     for key, (index, number) in sorted(place.items(), key=lambda item: item[1][1]):
@@ -64,7 +64,9 @@ def split(
 def _refuse_what_is_other(place: Mapping[Key, tuple[int, int]], plan: Plan, group_of: Mapping[str, int]) -> None:
     missing = [tensor.label for tensor in plan.tensors if tensor.key not in place]
     if missing:
-        raise ValueError(f"it has no state for {listing(missing)}; load it into an optimizer that has not seen them")
+        raise ValueError(
+            f"it has no state for {listing(missing)}; load it into an optimizer that has not seen them"
+        )
     last = len(plan.groups) - 1
     for key, (index, number) in place.items():
         if not isinstance(number, int) or not isinstance(key, str | int):
@@ -72,7 +74,8 @@ def _refuse_what_is_other(place: Mapping[Key, tuple[int, int]], plan: Plan, grou
         mine = group_of.get(str(key), last) if key not in plan.place else plan.tensors[plan.place[key]].group
         if mine != index:
             raise ValueError(
-                f"{label_of(key)}: it belongs to group {index} there, to group {mine} here; make the optimizer with the "
+                f"{label_of(key)}: it belongs to group {index} there, to group {mine} here; make the "
+                f"optimizer with the "
                 'same groups: {"names": [...], ...}'
             )
 

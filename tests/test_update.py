@@ -251,7 +251,12 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], type[Exception], str]] 
     "strided": ({"v": base[:4].reshape(2, 2)[:, :1]}, {}, ValueError, "contiguous"),
     "no array": ({"v": [1.0, 2.0]}, {}, TypeError, "NumPy array"),
     "overlapping": ({"v": base[:2].reshape(2, 1), "b": base[1:5]}, {}, ValueError, "share memory"),
-    "new and overlapping": ({"v": base[:2].reshape(2, 1), "new": base[1:5]}, {"new": base[9:13]}, ValueError, "share"),
+    "new and overlapping": (
+        {"v": base[:2].reshape(2, 1), "new": base[1:5]},
+        {"new": base[9:13]},
+        ValueError,
+        "share",
+    ),
     "gradient of a new one": ({"new": base[:4]}, {"new": base[3:7]}, ValueError, "shares memory"),
     "gradient of a new one, shape": ({"new": base[:4]}, {"new": base[:3]}, ValueError, "shape"),
     "new float16": ({"new": np.ones(3, np.float16)}, {"new": np.ones(3, np.float16)}, TypeError, "'new': dtype"),
@@ -383,7 +388,11 @@ def test_some_names_take_what_waits_for_them() -> None:
         half = resumed.state_dict()
         again = fastopt.Adam(groups)
         again.load_state_dict(half)
-        mine = {n: half["state"][i] for g in half["param_groups"] for i, n in zip(g["params"], g["param_names"], strict=True)}
+        mine = {
+            n: half["state"][i]
+            for g in half["param_groups"]
+            for i, n in zip(g["params"], g["param_names"], strict=True)
+        }
         assert mine.keys() == SHAPES.keys()
     optimizer.update(params, made(3))
     assert bits(params) == bits(others)

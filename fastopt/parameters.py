@@ -1,0 +1,49 @@
+"""In which forms a user may pass parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fastopt import arrays
+from fastopt.arrays import Key
+from fastopt.options import shown
+
+
+def as_groups(params: Any) -> list[Any]:
+    arrays.refuse_file("params", params)
+    if isinstance(params, Mapping):
+        return [{"params": params}]
+    if isinstance(params, np.ndarray | str) or not isinstance(params, Iterable):
+        raise TypeError(
+            "params: expected a list or dict of arrays, or a list of groups, got "
+            f"{type(params).__name__}; put a single array into a list"
+        )
+    params = list(params)
+    for i, group in enumerate(params):
+        arrays.refuse_file(f"params[{i}]", group)
+        is_group = not isinstance(group, Mapping) or not group or group.keys() & {"params", "names"}
+        if not is_group and all(isinstance(x, np.ndarray) for x in group.values()):
+            raise TypeError(
+                f"params[{i}]: got a dict of arrays in a list; a group needs the key 'params': "
+                '[{"params": weights}, ...], or pass one dict of all arrays: {**first, **second}'
+            )
+    return params if any(isinstance(p, Mapping) for p in params) else [{"params": params}]
+
+
+def as_params(params: Any, count: int) -> tuple[list[Key], list[Any]]:
+    """Names or numbers of a group's parameters, and the parameters."""
+    arrays.refuse_file("params", params)
+    if isinstance(params, Mapping):
+        for name in params:
+            if not isinstance(name, str):
+                raise TypeError(f"params: the names must be strings, got {shown(name)}")
+        return list(params), list(params.values())
+    if isinstance(params, str) or not isinstance(params, Iterable):
+        raise TypeError(
+            f"params: expected a list or dict of arrays, got {type(params).__name__}; put arrays into a list"
+        )
+    members = [params] if isinstance(params, np.ndarray) else list(params)
+    return list(range(count, count + len(members))), members
