@@ -26,6 +26,7 @@ import table
 from table import Array
 
 import fastopt
+from fastopt import reference
 
 STORED = Path(__file__).with_name("digest.txt")
 """A line for each kernel, and one for all of these lines."""
@@ -79,7 +80,7 @@ class Driver:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def __enter__(self) -> None:
-        self.twin = table.another_twin(self.update)
+        self.twin = table.another_twin(self.update, self.sums)
         self.twin.__enter__()
 
     def __exit__(self, *_: object) -> None:
@@ -99,29 +100,65 @@ class Driver:
         scalars: Sequence[float],
         random_key: int,
         first_element: int,
+        factors: Sequence[float] = (),
     ) -> None:
-        """As `table.another_twin` calls it."""
+        """As `storage.update`."""
+        for buffer in self.ask(algorithm, [p, grad, *states], scalars, factors, 0, random_key, first_element):
+            content = self.answer(buffer.nbytes)
+            if buffer is not grad:
+                buffer[...] = np.frombuffer(content, buffer.dtype).reshape(buffer.shape)
+            elif content != grad.tobytes():
+                raise ValueError(f"{algorithm.formula}: it wrote to its gradient")
+
+    def sums(
+        self,
+        algorithm: Any,
+        p: Array,
+        grad: Array,
+        states: Sequence[Array | None],
+        scalars: Sequence[float],
+        n_factors: int = 0,
+    ) -> Array:
+        """As `storage.sums`."""
+        count = len(table.TABLE[algorithm.formula]["sums"])
+        self.ask(algorithm, [p, grad, *states], scalars, (), count, 0, 0)
+        blocks = -(-p.size // reference.SUM_BLOCK)
+        return np.frombuffer(self.answer(8 * blocks * count)).reshape(blocks, count)
+
+    def ask(
+        self,
+        algorithm: Any,
+        buffers: Sequence[Array | None],
+        scalars: Sequence[float],
+        factors: Sequence[float],
+        sums: int,
+        random_key: int,
+        first_element: int,
+    ) -> list[Array]:
+        """Sends a request; returns the arrays in it."""
         name = algorithm.formula
-        buffers = [p, grad, *states]
+        p, grad, *states = buffers
+        assert p is not None and grad is not None and self.process.stdin
         given = sum(1 << i for i, buffer in enumerate(buffers) if buffer is not None)
         subset = given >> 2 + len(table.TABLE[name]["state"])
         stored = [storage_of(p), storage_of(grad), storage_of(next((x for x in states if x is not None), p))]
         format = [*table.FORMATS.values()].index(tuple(stored))
-        call = struct.pack(
-            "=32s4I3Q", name.encode(), subset, format, given, len(scalars), p.size, random_key, first_element
+        counts = len(scalars), len(factors), sums
+        request = struct.pack(
+            "=32s6I3Q", name.encode(), subset, format, given, *counts, p.size, random_key, first_element
         )
-        there = [buffer for buffer in buffers if buffer is not None]
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(b"".join([call, *(x.tobytes() for x in (np.array(scalars, float), *there))]))
+        arrays = [buffer for buffer in buffers if buffer is not None]
+        content = [np.array(scalars, float), np.array(factors, float), *arrays]
+        self.process.stdin.write(b"".join([request, *(x.tobytes() for x in content)]))
         self.process.stdin.flush()
-        for buffer in there:
-            content = self.process.stdout.read(buffer.nbytes)
-            if len(content) != buffer.nbytes:
-                raise EOFError
-            if buffer is not grad:
-                buffer[...] = np.frombuffer(content, buffer.dtype).reshape(buffer.shape)
-            elif content != grad.tobytes():
-                raise ValueError(f"{name}: it wrote to its gradient")
+        return arrays
+
+    def answer(self, size: int) -> bytes:
+        assert self.process.stdout
+        content = self.process.stdout.read(size)
+        if len(content) != size:
+            raise EOFError
+        return content
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

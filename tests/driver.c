@@ -1,6 +1,7 @@
-/* Kernels without Python: makes the calls that it reads from standard input and writes the buffers back to
- * standard output, for the instruction set of its argument or the best one. tests/digest.py speaks to it, so
- * that a program for any processor, or under a sanitizer, is held against the stored digest. */
+/* Kernels without Python: makes the calls that it reads from standard input and writes the buffers, or in sum
+ * mode the sums of each block, to standard output, for the instruction set of its argument or the best one.
+ * tests/digest.py speaks to it, so that a program for any processor, or under a sanitizer, is held against the
+ * stored digest. */
 
 #include "tasks.h"
 
@@ -9,12 +10,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What a request begins with, in the machine's own byte order. The scalars follow, then the given buffers. */
+/* What a request begins with, in the machine's own byte order. The scalars follow, then the
+ * factors, then the given buffers. */
 struct request {
     char optimizer[32];
     uint32_t subset, format;
     uint32_t given; /* bit i stands for the i-th buffer of the row */
-    uint32_t scalars;
+    uint32_t scalars, factors;
+    uint32_t sums; /* how many the row has; 0 in update mode */
     uint64_t count; /* of elements */
     uint64_t random_key, first_element;
 };
@@ -29,6 +32,15 @@ static void read_all(void *to, size_t size)
 {
     if (fread(to, 1, size, stdin) != size)
         fail("the input ends within a call", "");
+}
+
+/* Memory of its own for every array, so that a sanitizer sees where it ends. */
+static void *allocated(size_t size)
+{
+    void *const memory = malloc(size);
+    if (size && !memory)
+        fail("out of memory", "");
+    return memory;
 }
 
 static const fastopt_table *table(void)
@@ -69,9 +81,20 @@ static void run(const fastopt_isa *isa, const struct request *request)
     const fastopt_format *format = &table()->formats[request->format];
     const fastopt_optimizer *row = isa->optimizers;
     fastopt_coefficients coefficients = {.random_key = request->random_key};
+    double factors[16];
+    const size_t blocks = (request->count + FASTOPT_SUM_BLOCK - 1) / FASTOPT_SUM_BLOCK;
+    const size_t bytes_of_sums = blocks * request->sums * sizeof(double);
+    double *const sums = allocated(bytes_of_sums);
     fastopt_tensor tensor = {
-        .call = {.size = sizeof tensor.call, .coefficients = &coefficients, .first_element = request->first_element},
+        .call = {
+            .size = sizeof tensor.call,
+            .coefficients = &coefficients,
+            .factors = factors,
+            .sums = sums,
+            .first_element = request->first_element,
+        },
         .count = request->count,
+        .sum_count = (uint8_t)request->sums,
         .itemsizes = {itemsize(format->parameter), itemsize(format->gradient), itemsize(format->states)},
         .stage_scale = 1,
         .stage_limit = (double)INFINITY,
@@ -82,25 +105,27 @@ static void run(const fastopt_isa *isa, const struct request *request)
         row++;
     if (!row->name)
         fail("there is no optimizer", request->optimizer);
-    if (request->scalars > FASTOPT_MAX_SCALARS)
-        fail("too many scalars for", request->optimizer);
+    if (request->scalars > FASTOPT_MAX_SCALARS || request->factors > sizeof factors / sizeof *factors)
+        fail("too many scalars or factors for", request->optimizer);
     read_all(coefficients.scalars, request->scalars * sizeof *coefficients.scalars);
+    read_all(factors, request->factors * sizeof *factors);
     for (int i = 0; i < FASTOPT_MAX_BUFFERS; i++)
         if (request->given >> i & 1) {
             const size_t bytes = request->count * tensor.itemsizes[i < 2 ? i : 2];
-            buffers[i] = malloc(bytes); /* each alone, so that a sanitizer sees where it ends */
-            if (bytes && !buffers[i])
-                fail("out of memory", "");
+            buffers[i] = allocated(bytes);
             read_all(buffers[i], bytes);
         }
-    tensor.kernel = row->kernels[request->format][request->subset];
+    tensor.kernel = (request->sums ? row->sum_kernels : row->kernels)[request->format][request->subset];
     if (strcmp(format->gradient, format->kernel_gradient))
         tensor.stage = isa->converters[storage_of(format->gradient) * FASTOPT_STORAGES
                                        + storage_of(format->kernel_gradient)];
     fastopt_run_tensor(&tensor);
+    fwrite(sums, 1, bytes_of_sums, stdout);
+    free(sums);
     for (int i = 0; i < FASTOPT_MAX_BUFFERS; i++)
         if (request->given >> i & 1) {
-            fwrite(buffers[i], 1, request->count * tensor.itemsizes[i < 2 ? i : 2], stdout);
+            if (!request->sums)
+                fwrite(buffers[i], 1, request->count * tensor.itemsizes[i < 2 ? i : 2], stdout);
             free(buffers[i]);
         }
     fflush(stdout);

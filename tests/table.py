@@ -115,15 +115,15 @@ def twin_of(row: str) -> Callable[..., Any]:
 
 
 @contextmanager
-def another_twin(update: Callable[..., None]) -> Iterator[None]:
-    """``update(algorithm, p, grad, states, scalars, random_key, first_element)`` computes what the twin would have computed."""
-    before, isa = storage.update, fastopt.get_isa()
+def another_twin(update: Callable[..., None], sums: Callable[..., Array] = storage.sums) -> Iterator[None]:
+    """Two functions take the places of `storage.update` and `storage.sums`, by which the twin computes."""
+    before, isa = (storage.update, storage.sums), fastopt.get_isa()
     fastopt.set_isa("numpy")
-    storage.update = update
+    storage.update, storage.sums = update, sums
     try:
         yield
     finally:
-        storage.update = before
+        storage.update, storage.sums = before
         fastopt.set_isa(isa)
 
 
