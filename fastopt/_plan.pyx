@@ -112,7 +112,7 @@ cdef class Plan:
         cdef dict known, seen, checked
         cdef Py_ssize_t index
         for array, values in change.copies:
-            cnp.PyArray_CopyInto(<cnp.ndarray>array, <cnp.ndarray>values)  # `np.copyto` runs Python code
+            np.copyto(array, values, casting="unsafe")
         for index, seen, checked, group in change.groups:
             self.groups[index] = group
             self.items[index] = items_of(checked)
