@@ -1,7 +1,7 @@
 """One digest of all bits that the kernels compute: the same for every compiler, processor and setting.
 
     python tests/digest.py [KERNEL ...]     compares with digest.txt, and names the kernels that differ
-    python tests/digest.py --few            only those of the rows that the tests walk whole products for
+    python tests/digest.py --few            only those of rows that differ in kind, in one format
     python tests/digest.py --store          writes digest.txt; its diff says which kernels changed
     python tests/digest.py --driver COMMAND has every kernel called by a program: see driver.c
 
@@ -164,14 +164,15 @@ class Driver:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help="only these")
-    parser.add_argument("--few", action="store_true", help="only those of rows that differ in kind")
+    parser.add_argument("--few", action="store_true", help="only those of rows that differ in kind, in one format")
     parser.add_argument("--store", action="store_true", help="write digest.txt")
     parser.add_argument("--driver", metavar="COMMAND", type=shlex.split, help="what makes the calls of kernels")
     options = parser.parse_args(arguments)
     if unknown := set(options.kernels) - set(KERNELS):
         parser.error(f"no kernel {', '.join(unknown)}; there are {', '.join(KERNELS)}")
     if options.few:
-        options.kernels += [name for name, (row, *_) in KERNELS.items() if row in table.KINDS]
+        first = table.DTYPES[0]
+        options.kernels += [name for name, (row, _, f) in KERNELS.items() if row in table.KINDS and f == first]
     if options.store and options.kernels:
         parser.error("--store takes all kernels")
     with Driver(options.driver) if options.driver else nullcontext():
