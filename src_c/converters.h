@@ -10,8 +10,10 @@
         const T scale = (T)scale_, limit = (T)limit_;                                                  \
         EACH_ELEMENT_ALONE                                                                             \
         for (size_t i = 0; i < count; i++) {                                                           \
-            const T x = scale * (T)load_##from(read[i]);                                               \
-            written[i] = narrow(x > limit ? limit : x < -limit ? -limit : x);                          \
+            T x = scale * (T)load_##from(read[i]);                                                     \
+            x = limit < x ? limit : x;                                                                 \
+            x = -limit > x ? -limit : x;                                                               \
+            written[i] = narrow(x);                                                                    \
         }                                                                                              \
     }
 

@@ -64,7 +64,7 @@ typedef struct {
      * kernels for rows that read the parameter. */
     const fastopt_kernel *const *kernels;
     const fastopt_kernel *const *sum_kernels;
-    /* The same bits sooner, where grad_scale and decay are 1 and weight_decay is 0; not for every kernel. */
+    /* The same bits sooner, for calls whose weight_decay is 0; a NULL kernel does not exist. */
     const fastopt_kernel *const *plain_kernels;
 } fastopt_optimizer;
 

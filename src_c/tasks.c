@@ -185,6 +185,12 @@ static void clear(const fastopt_source *source, size_t begin, size_t end)
 
 enum { SCRATCH_ALIGNMENT = 64 };
 
+/* Elements that are staged at once. In sum mode those that are added up to one number. */
+static size_t stage_of(const fastopt_tensor *tensor)
+{
+    return tensor->sum_count ? FASTOPT_SUM_BLOCK : FASTOPT_STAGE;
+}
+
 static size_t staged_itemsize(const fastopt_tensor *tensor)
 {
     return tensor->itemsizes[0] == 8 ? 8 : 4;
@@ -204,11 +210,12 @@ size_t fastopt_scratch_size(const fastopt_work *work)
         if (is_staged(tensor)) {
             size += tensor->source ? tensor->source->itemsize : 0;
             size += tensor->stage ? staged_itemsize(tensor) : 0;
+            size *= stage_of(tensor);
         }
         if (size > largest)
             largest = size;
     }
-    return largest ? largest * FASTOPT_STAGE + SCRATCH_ALIGNMENT : 0;
+    return largest ? largest + SCRATCH_ALIGNMENT : 0;
 }
 
 /* The kernel, on buffers that begin with element `begin`, as the gradient does. */
@@ -231,10 +238,10 @@ static void run_staged(const fastopt_tensor *tensor, size_t begin, size_t chunk_
     const size_t itemsize = source ? source->itemsize : tensor->itemsizes[1];
     const int writes_back = tensor->write_back && !tensor->sum_count;
     char *const gathered = scratch + -(uintptr_t)scratch % SCRATCH_ALIGNMENT;
-    char *const staged = gathered + (source ? FASTOPT_STAGE * itemsize : 0);
+    char *const staged = gathered + (source ? stage_of(tensor) * itemsize : 0);
 
     for (size_t end; begin < chunk_end; begin = end) {
-        const size_t count = chunk_end - begin < FASTOPT_STAGE ? chunk_end - begin : FASTOPT_STAGE;
+        const size_t rest = chunk_end - begin, count = rest < stage_of(tensor) ? rest : stage_of(tensor);
         char *gradient = gathered;
         end = begin + count;
         if (source)
@@ -350,7 +357,7 @@ static void run_tensor(const fastopt_tensor *tensor, char *scratch)
 
 static __attribute__((noinline)) void run_tensor_on_the_stack(const fastopt_tensor *tensor)
 {
-    char scratch[2 * FASTOPT_STAGE * 8 + SCRATCH_ALIGNMENT];
+    char scratch[2 * FASTOPT_SUM_BLOCK * 8 + SCRATCH_ALIGNMENT];
     run_tensor(tensor, scratch);
 }
 

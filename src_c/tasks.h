@@ -13,9 +13,9 @@
 
 enum {
     FASTOPT_TASK = 16384, /* elements: enough that taking a task costs nothing, few enough that threads end together */
-    /* elements of a gradient that are gathered or converted at once: they stay in the nearest cache, and are as many
-     * as sum mode adds up to one number */
-    FASTOPT_STAGE = FASTOPT_SUM_BLOCK,
+    /* elements of a gradient that are gathered or converted at once, before the kernel goes on: few, so that memory
+     * is read by both in turn and always busy */
+    FASTOPT_STAGE = 512,
     FASTOPT_MAX_AXES = 64
 };
 
