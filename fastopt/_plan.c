@@ -1314,7 +1314,6 @@ static int __Pyx_init_tpflags_variables(void) {
     #define __Pyx_CAPI_PyDict_SetDefaultRef PyDict_SetDefaultRef
     #endif
     
-#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 
@@ -1994,7 +1993,7 @@ enum  {
   __pyx_e_7fastopt_5_plan_UNSEEN
 };
 
-/* "fastopt/_tensor.pxi":54
+/* "fastopt/_tensor.pxi":45
  * 
  * 
  * cdef struct Interval:             # <<<<<<<<<<<<<<
@@ -2008,7 +2007,7 @@ struct __pyx_t_7fastopt_5_plan_Interval {
   Py_ssize_t buffer;
 };
 
-/* "fastopt/_plan.pyx":41
+/* "fastopt/_plan.pyx":40
  * 
  * 
  * cdef struct Shared:  # by the tensors of one group that have made equally many steps             # <<<<<<<<<<<<<<
@@ -2021,7 +2020,7 @@ struct __pyx_t_7fastopt_5_plan_Shared {
   int64_t steps;
 };
 
-/* "fastopt/_plan.pyx":196
+/* "fastopt/_plan.pyx":195
  *         return 0
  * 
  *     cdef int take_gradients(self, list grads, bint is_bound=False) except -1:             # <<<<<<<<<<<<<<
@@ -2033,7 +2032,7 @@ struct __pyx_opt_args_7fastopt_5_plan_4Plan_take_gradients {
   int is_bound;
 };
 
-/* "fastopt/_plan.pyx":258
+/* "fastopt/_plan.pyx":257
  *     # -- Preparing a step --
  * 
  *     cdef int assign(self, int isa, list moves=None) except -1:             # <<<<<<<<<<<<<<
@@ -2065,7 +2064,7 @@ struct __pyx_obj_7fastopt_6_turns_Turns {
 };
 
 
-/* "fastopt/_work.pxi":53
+/* "fastopt/_work.pxi":50
  * 
  * 
  * cdef class Work:             # <<<<<<<<<<<<<<
@@ -2088,7 +2087,7 @@ struct __pyx_obj_7fastopt_5_plan_Work {
 };
 
 
-/* "fastopt/_tensor.pxi":60
+/* "fastopt/_tensor.pxi":51
  * 
  * 
  * cdef class Intervals:             # <<<<<<<<<<<<<<
@@ -2105,7 +2104,7 @@ struct __pyx_obj_7fastopt_5_plan_Intervals {
 };
 
 
-/* "fastopt/_tensor.pxi":163
+/* "fastopt/_tensor.pxi":154
  * 
  * 
  * cdef class Tensor:             # <<<<<<<<<<<<<<
@@ -2183,7 +2182,7 @@ struct __pyx_obj_7fastopt_5_plan_Move {
 };
 
 
-/* "fastopt/_change.pxi":176
+/* "fastopt/_change.pxi":172
  * 
  * 
  * cdef class Change:             # <<<<<<<<<<<<<<
@@ -2224,7 +2223,7 @@ struct __pyx_obj_7fastopt_5_plan_Function {
 };
 
 
-/* "fastopt/_plan.pyx":46
+/* "fastopt/_plan.pyx":45
  * 
  * 
  * cdef class Plan:             # <<<<<<<<<<<<<<
@@ -2259,7 +2258,7 @@ struct __pyx_obj_7fastopt_5_plan_Plan {
 };
 
 
-/* "fastopt/_function.pxi":138
+/* "fastopt/_function.pxi":137
  * 
  * 
  * def as_function(Function function):             # <<<<<<<<<<<<<<
@@ -2292,7 +2291,7 @@ struct __pyx_vtabstruct_7fastopt_6_turns_Turns {
 static struct __pyx_vtabstruct_7fastopt_6_turns_Turns *__pyx_vtabptr_7fastopt_6_turns_Turns;
 
 
-/* "fastopt/_work.pxi":53
+/* "fastopt/_work.pxi":50
  * 
  * 
  * cdef class Work:             # <<<<<<<<<<<<<<
@@ -2311,7 +2310,7 @@ struct __pyx_vtabstruct_7fastopt_5_plan_Work {
 static struct __pyx_vtabstruct_7fastopt_5_plan_Work *__pyx_vtabptr_7fastopt_5_plan_Work;
 
 
-/* "fastopt/_tensor.pxi":60
+/* "fastopt/_tensor.pxi":51
  * 
  * 
  * cdef class Intervals:             # <<<<<<<<<<<<<<
@@ -2328,7 +2327,7 @@ struct __pyx_vtabstruct_7fastopt_5_plan_Intervals {
 static struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *__pyx_vtabptr_7fastopt_5_plan_Intervals;
 
 
-/* "fastopt/_tensor.pxi":163
+/* "fastopt/_tensor.pxi":154
  * 
  * 
  * cdef class Tensor:             # <<<<<<<<<<<<<<
@@ -2391,7 +2390,7 @@ struct __pyx_vtabstruct_7fastopt_5_plan_Function {
 static struct __pyx_vtabstruct_7fastopt_5_plan_Function *__pyx_vtabptr_7fastopt_5_plan_Function;
 
 
-/* "fastopt/_plan.pyx":46
+/* "fastopt/_plan.pyx":45
  * 
  * 
  * cdef class Plan:             # <<<<<<<<<<<<<<
@@ -3962,8 +3961,6 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
 
 /* Module declarations from "cpython.tuple" */
 
-/* Module declarations from "libc.math" */
-
 /* Module declarations from "libc.stdint" */
 
 /* Module declarations from "libc.stdlib" */
@@ -3991,7 +3988,6 @@ static int __pyx_v_7fastopt_5_plan_format_of[__pyx_e_7fastopt_5_plan_STORAGES][_
 static int __pyx_v_7fastopt_5_plan_bfloat16_number;
 static PyObject *__pyx_v_7fastopt_5_plan_NDARRAY = 0;
 static int __pyx_f_7fastopt_5_plan_storage_of(PyArrayObject *); /*proto*/
-static void __pyx_f_7fastopt_5_plan_stage_gradient(fastopt_tensor *, int, int, int); /*proto*/
 static CYTHON_INLINE Py_ssize_t __pyx_f_7fastopt_5_plan_before_count(struct __pyx_obj_7fastopt_5_plan_Intervals *); /*proto*/
 static CYTHON_INLINE uintptr_t __pyx_f_7fastopt_5_plan_address_of(PyArrayObject *); /*proto*/
 static uint64_t __pyx_f_7fastopt_5_plan_mixed(uint64_t); /*proto*/
@@ -6774,7 +6770,7 @@ static CYTHON_INLINE NPY_DATETIMEUNIT __pyx_f_5numpy_get_datetime64_unit(PyObjec
   return __pyx_r;
 }
 
-/* "fastopt/_work.pxi":65
+/* "fastopt/_work.pxi":62
  *         bint is_timed  # whether `run` tells the tuners when it has ended
  * 
  *     def __init__(self, tuners):             # <<<<<<<<<<<<<<
@@ -6820,32 +6816,32 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_tuners,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL_TPNEW(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(3, 65, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(3, 62, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(3, 65, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(3, 62, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "__init__", 0) < (0)) __PYX_ERR(3, 65, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "__init__", 0) < (0)) __PYX_ERR(3, 62, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 1; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("__init__", 1, 1, 1, i); __PYX_ERR(3, 65, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("__init__", 1, 1, 1, i); __PYX_ERR(3, 62, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 1)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(3, 65, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(3, 62, __pyx_L3_error)
     }
     __pyx_v_tuners = values[0];
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("__init__", 1, 1, 1, __pyx_nargs); __PYX_ERR(3, 65, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("__init__", 1, 1, 1, __pyx_nargs); __PYX_ERR(3, 62, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -6871,7 +6867,7 @@ static int __pyx_pf_7fastopt_5_plan_4Work___init__(struct __pyx_obj_7fastopt_5_p
   __Pyx_RefNannyDeclarations
   __Pyx_RefNannySetupContext("__init__", 0);
 
-  /* "fastopt/_work.pxi":66
+  /* "fastopt/_work.pxi":63
  * 
  *     def __init__(self, tuners):
  *         self.tuners = tuners             # <<<<<<<<<<<<<<
@@ -6883,7 +6879,7 @@ static int __pyx_pf_7fastopt_5_plan_4Work___init__(struct __pyx_obj_7fastopt_5_p
   __Pyx_GOTREF(__pyx_v_self->tuners);
   __Pyx_DECREF_SET(__pyx_v_self->tuners, __pyx_v_tuners);
 
-  /* "fastopt/_work.pxi":65
+  /* "fastopt/_work.pxi":62
  *         bint is_timed  # whether `run` tells the tuners when it has ended
  * 
  *     def __init__(self, tuners):             # <<<<<<<<<<<<<<
@@ -6898,7 +6894,7 @@ static int __pyx_pf_7fastopt_5_plan_4Work___init__(struct __pyx_obj_7fastopt_5_p
   return __pyx_r;
 }
 
-/* "fastopt/_work.pxi":68
+/* "fastopt/_work.pxi":65
  *         self.tuners = tuners
  * 
  *     def __dealloc__(self):             # <<<<<<<<<<<<<<
@@ -6921,7 +6917,7 @@ static void __pyx_pw_7fastopt_5_plan_4Work_3__dealloc__(PyObject *__pyx_v_self) 
 
 static void __pyx_pf_7fastopt_5_plan_4Work_2__dealloc__(struct __pyx_obj_7fastopt_5_plan_Work *__pyx_v_self) {
 
-  /* "fastopt/_work.pxi":69
+  /* "fastopt/_work.pxi":66
  * 
  *     def __dealloc__(self):
  *         free(self.tensors)             # <<<<<<<<<<<<<<
@@ -6930,7 +6926,7 @@ static void __pyx_pf_7fastopt_5_plan_4Work_2__dealloc__(struct __pyx_obj_7fastop
 */
   free(__pyx_v_self->tensors);
 
-  /* "fastopt/_work.pxi":70
+  /* "fastopt/_work.pxi":67
  *     def __dealloc__(self):
  *         free(self.tensors)
  *         free(self.c.chunks)             # <<<<<<<<<<<<<<
@@ -6939,7 +6935,7 @@ static void __pyx_pf_7fastopt_5_plan_4Work_2__dealloc__(struct __pyx_obj_7fastop
 */
   free(__pyx_v_self->c.chunks);
 
-  /* "fastopt/_work.pxi":71
+  /* "fastopt/_work.pxi":68
  *         free(self.tensors)
  *         free(self.c.chunks)
  *         free(self.c.tasks)             # <<<<<<<<<<<<<<
@@ -6948,7 +6944,7 @@ static void __pyx_pf_7fastopt_5_plan_4Work_2__dealloc__(struct __pyx_obj_7fastop
 */
   free(__pyx_v_self->c.tasks);
 
-  /* "fastopt/_work.pxi":72
+  /* "fastopt/_work.pxi":69
  *         free(self.c.chunks)
  *         free(self.c.tasks)
  *         free(self.c.parts)             # <<<<<<<<<<<<<<
@@ -6957,7 +6953,7 @@ static void __pyx_pf_7fastopt_5_plan_4Work_2__dealloc__(struct __pyx_obj_7fastop
 */
   free(__pyx_v_self->c.parts);
 
-  /* "fastopt/_work.pxi":73
+  /* "fastopt/_work.pxi":70
  *         free(self.c.tasks)
  *         free(self.c.parts)
  *         free(self.c.scratch)             # <<<<<<<<<<<<<<
@@ -6966,7 +6962,7 @@ static void __pyx_pf_7fastopt_5_plan_4Work_2__dealloc__(struct __pyx_obj_7fastop
 */
   free(__pyx_v_self->c.scratch);
 
-  /* "fastopt/_work.pxi":68
+  /* "fastopt/_work.pxi":65
  *         self.tuners = tuners
  * 
  *     def __dealloc__(self):             # <<<<<<<<<<<<<<
@@ -6978,7 +6974,7 @@ static void __pyx_pf_7fastopt_5_plan_4Work_2__dealloc__(struct __pyx_obj_7fastop
 
 }
 
-/* "fastopt/_work.pxi":75
+/* "fastopt/_work.pxi":72
  *         free(self.c.scratch)
  * 
  *     cdef int begin(self, size_t most) except -1:             # <<<<<<<<<<<<<<
@@ -6993,7 +6989,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_begin(struct __pyx_obj_7fastopt_5_plan_
   const char *__pyx_filename = NULL;
   int __pyx_clineno = 0;
 
-  /* "fastopt/_work.pxi":77
+  /* "fastopt/_work.pxi":74
  *     cdef int begin(self, size_t most) except -1:
  *         """Begins a list of at most so many tensors."""
  *         if most > self.tensor_capacity:             # <<<<<<<<<<<<<<
@@ -7005,7 +7001,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_begin(struct __pyx_obj_7fastopt_5_plan_
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_work.pxi":78
+    /* "fastopt/_work.pxi":75
  *         """Begins a list of at most so many tensors."""
  *         if most > self.tensor_capacity:
  *             free(self.tensors)             # <<<<<<<<<<<<<<
@@ -7014,7 +7010,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_begin(struct __pyx_obj_7fastopt_5_plan_
 */
     free(__pyx_v_self->tensors);
 
-    /* "fastopt/_work.pxi":79
+    /* "fastopt/_work.pxi":76
  *         if most > self.tensor_capacity:
  *             free(self.tensors)
  *             self.tensor_capacity = 0             # <<<<<<<<<<<<<<
@@ -7023,7 +7019,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_begin(struct __pyx_obj_7fastopt_5_plan_
 */
     __pyx_v_self->tensor_capacity = 0;
 
-    /* "fastopt/_work.pxi":80
+    /* "fastopt/_work.pxi":77
  *             free(self.tensors)
  *             self.tensor_capacity = 0
  *             self.tensors = <fastopt_tensor **>calloc(2 * most, sizeof(void *))             # <<<<<<<<<<<<<<
@@ -7032,7 +7028,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_begin(struct __pyx_obj_7fastopt_5_plan_
 */
     __pyx_v_self->tensors = ((fastopt_tensor **)calloc((2 * __pyx_v_most), (sizeof(void *))));
 
-    /* "fastopt/_work.pxi":81
+    /* "fastopt/_work.pxi":78
  *             self.tensor_capacity = 0
  *             self.tensors = <fastopt_tensor **>calloc(2 * most, sizeof(void *))
  *             if self.tensors == NULL:             # <<<<<<<<<<<<<<
@@ -7044,16 +7040,16 @@ static int __pyx_f_7fastopt_5_plan_4Work_begin(struct __pyx_obj_7fastopt_5_plan_
     if (unlikely(__pyx_t_1)) {
 
 
-      /* "fastopt/_work.pxi":82
+      /* "fastopt/_work.pxi":79
  *             self.tensors = <fastopt_tensor **>calloc(2 * most, sizeof(void *))
  *             if self.tensors == NULL:
  *                 raise MemoryError             # <<<<<<<<<<<<<<
  *             self.tensor_capacity = 2 * most
  *         self.count = self.elements = 0
 */
-      PyErr_NoMemory(); __PYX_ERR(3, 82, __pyx_L1_error)
+      PyErr_NoMemory(); __PYX_ERR(3, 79, __pyx_L1_error)
 
-      /* "fastopt/_work.pxi":81
+      /* "fastopt/_work.pxi":78
  *             self.tensor_capacity = 0
  *             self.tensors = <fastopt_tensor **>calloc(2 * most, sizeof(void *))
  *             if self.tensors == NULL:             # <<<<<<<<<<<<<<
@@ -7062,7 +7058,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_begin(struct __pyx_obj_7fastopt_5_plan_
 */
     }
 
-    /* "fastopt/_work.pxi":83
+    /* "fastopt/_work.pxi":80
  *             if self.tensors == NULL:
  *                 raise MemoryError
  *             self.tensor_capacity = 2 * most             # <<<<<<<<<<<<<<
@@ -7071,7 +7067,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_begin(struct __pyx_obj_7fastopt_5_plan_
 */
     __pyx_v_self->tensor_capacity = (2 * __pyx_v_most);
 
-    /* "fastopt/_work.pxi":77
+    /* "fastopt/_work.pxi":74
  *     cdef int begin(self, size_t most) except -1:
  *         """Begins a list of at most so many tensors."""
  *         if most > self.tensor_capacity:             # <<<<<<<<<<<<<<
@@ -7080,7 +7076,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_begin(struct __pyx_obj_7fastopt_5_plan_
 */
   }
 
-  /* "fastopt/_work.pxi":84
+  /* "fastopt/_work.pxi":81
  *                 raise MemoryError
  *             self.tensor_capacity = 2 * most
  *         self.count = self.elements = 0             # <<<<<<<<<<<<<<
@@ -7090,7 +7086,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_begin(struct __pyx_obj_7fastopt_5_plan_
   __pyx_v_self->count = 0;
   __pyx_v_self->elements = 0;
 
-  /* "fastopt/_work.pxi":85
+  /* "fastopt/_work.pxi":82
  *             self.tensor_capacity = 2 * most
  *         self.count = self.elements = 0
  *         return 0             # <<<<<<<<<<<<<<
@@ -7103,7 +7099,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_begin(struct __pyx_obj_7fastopt_5_plan_
   }
   goto __pyx_L0;
 
-  /* "fastopt/_work.pxi":75
+  /* "fastopt/_work.pxi":72
  *         free(self.c.scratch)
  * 
  *     cdef int begin(self, size_t most) except -1:             # <<<<<<<<<<<<<<
@@ -7120,7 +7116,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_begin(struct __pyx_obj_7fastopt_5_plan_
   return __pyx_r;
 }
 
-/* "fastopt/_work.pxi":87
+/* "fastopt/_work.pxi":84
  *         return 0
  * 
  *     cdef void add(self, fastopt_tensor *tensor) noexcept:             # <<<<<<<<<<<<<<
@@ -7130,7 +7126,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_begin(struct __pyx_obj_7fastopt_5_plan_
 
 static void __pyx_f_7fastopt_5_plan_4Work_add(struct __pyx_obj_7fastopt_5_plan_Work *__pyx_v_self, fastopt_tensor *__pyx_v_tensor) {
 
-  /* "fastopt/_work.pxi":88
+  /* "fastopt/_work.pxi":85
  * 
  *     cdef void add(self, fastopt_tensor *tensor) noexcept:
  *         self.tensors[self.count] = tensor             # <<<<<<<<<<<<<<
@@ -7139,7 +7135,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_add(struct __pyx_obj_7fastopt_5_plan_W
 */
   (__pyx_v_self->tensors[__pyx_v_self->count]) = __pyx_v_tensor;
 
-  /* "fastopt/_work.pxi":89
+  /* "fastopt/_work.pxi":86
  *     cdef void add(self, fastopt_tensor *tensor) noexcept:
  *         self.tensors[self.count] = tensor
  *         self.count += 1             # <<<<<<<<<<<<<<
@@ -7148,7 +7144,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_add(struct __pyx_obj_7fastopt_5_plan_W
 */
   __pyx_v_self->count = (__pyx_v_self->count + 1);
 
-  /* "fastopt/_work.pxi":90
+  /* "fastopt/_work.pxi":87
  *         self.tensors[self.count] = tensor
  *         self.count += 1
  *         self.elements += tensor.count             # <<<<<<<<<<<<<<
@@ -7157,7 +7153,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_add(struct __pyx_obj_7fastopt_5_plan_W
 */
   __pyx_v_self->elements = (__pyx_v_self->elements + __pyx_v_tensor->count);
 
-  /* "fastopt/_work.pxi":87
+  /* "fastopt/_work.pxi":84
  *         return 0
  * 
  *     cdef void add(self, fastopt_tensor *tensor) noexcept:             # <<<<<<<<<<<<<<
@@ -7169,7 +7165,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_add(struct __pyx_obj_7fastopt_5_plan_W
 
 }
 
-/* "fastopt/_work.pxi":92
+/* "fastopt/_work.pxi":89
  *         self.elements += tensor.count
  * 
  *     cdef int cut(self) except -1:             # <<<<<<<<<<<<<<
@@ -7190,7 +7186,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_cut(struct __pyx_obj_7fastopt_5_plan_Wo
   const char *__pyx_filename = NULL;
   int __pyx_clineno = 0;
 
-  /* "fastopt/_work.pxi":95
+  /* "fastopt/_work.pxi":92
  *         """Cuts the tensors into tasks."""
  *         cdef size_t most
  *         self.c.tensors, self.c.tensor_count = self.tensors, self.count             # <<<<<<<<<<<<<<
@@ -7204,7 +7200,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_cut(struct __pyx_obj_7fastopt_5_plan_Wo
   __pyx_v_self->c.tensors = __pyx_t_1;
   __pyx_v_self->c.tensor_count = __pyx_t_2;
 
-  /* "fastopt/_work.pxi":96
+  /* "fastopt/_work.pxi":93
  *         cdef size_t most
  *         self.c.tensors, self.c.tensor_count = self.tensors, self.count
  *         most = fastopt_most_chunks(&self.c)             # <<<<<<<<<<<<<<
@@ -7213,7 +7209,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_cut(struct __pyx_obj_7fastopt_5_plan_Wo
 */
   __pyx_v_most = fastopt_most_chunks((&__pyx_v_self->c));
 
-  /* "fastopt/_work.pxi":97
+  /* "fastopt/_work.pxi":94
  *         self.c.tensors, self.c.tensor_count = self.tensors, self.count
  *         most = fastopt_most_chunks(&self.c)
  *         if most > self.chunk_capacity:             # <<<<<<<<<<<<<<
@@ -7225,7 +7221,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_cut(struct __pyx_obj_7fastopt_5_plan_Wo
   if (__pyx_t_3) {
 
 
-    /* "fastopt/_work.pxi":98
+    /* "fastopt/_work.pxi":95
  *         most = fastopt_most_chunks(&self.c)
  *         if most > self.chunk_capacity:
  *             free(self.c.chunks)             # <<<<<<<<<<<<<<
@@ -7234,7 +7230,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_cut(struct __pyx_obj_7fastopt_5_plan_Wo
 */
     free(__pyx_v_self->c.chunks);
 
-    /* "fastopt/_work.pxi":99
+    /* "fastopt/_work.pxi":96
  *         if most > self.chunk_capacity:
  *             free(self.c.chunks)
  *             free(self.c.tasks)             # <<<<<<<<<<<<<<
@@ -7243,7 +7239,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_cut(struct __pyx_obj_7fastopt_5_plan_Wo
 */
     free(__pyx_v_self->c.tasks);
 
-    /* "fastopt/_work.pxi":100
+    /* "fastopt/_work.pxi":97
  *             free(self.c.chunks)
  *             free(self.c.tasks)
  *             self.c.chunks, self.c.tasks = NULL, NULL             # <<<<<<<<<<<<<<
@@ -7257,7 +7253,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_cut(struct __pyx_obj_7fastopt_5_plan_Wo
     __pyx_v_self->c.chunks = __pyx_t_4;
     __pyx_v_self->c.tasks = __pyx_t_5;
 
-    /* "fastopt/_work.pxi":101
+    /* "fastopt/_work.pxi":98
  *             free(self.c.tasks)
  *             self.c.chunks, self.c.tasks = NULL, NULL
  *             self.chunk_capacity = 0             # <<<<<<<<<<<<<<
@@ -7266,7 +7262,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_cut(struct __pyx_obj_7fastopt_5_plan_Wo
 */
     __pyx_v_self->chunk_capacity = 0;
 
-    /* "fastopt/_work.pxi":102
+    /* "fastopt/_work.pxi":99
  *             self.c.chunks, self.c.tasks = NULL, NULL
  *             self.chunk_capacity = 0
  *             self.c.chunks = <fastopt_chunk *>calloc(most, sizeof(fastopt_chunk))             # <<<<<<<<<<<<<<
@@ -7275,7 +7271,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_cut(struct __pyx_obj_7fastopt_5_plan_Wo
 */
     __pyx_v_self->c.chunks = ((fastopt_chunk *)calloc(__pyx_v_most, (sizeof(fastopt_chunk))));
 
-    /* "fastopt/_work.pxi":103
+    /* "fastopt/_work.pxi":100
  *             self.chunk_capacity = 0
  *             self.c.chunks = <fastopt_chunk *>calloc(most, sizeof(fastopt_chunk))
  *             self.c.tasks = <size_t *>calloc(most + 1, sizeof(size_t))             # <<<<<<<<<<<<<<
@@ -7284,7 +7280,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_cut(struct __pyx_obj_7fastopt_5_plan_Wo
 */
     __pyx_v_self->c.tasks = ((size_t *)calloc((__pyx_v_most + 1), (sizeof(size_t))));
 
-    /* "fastopt/_work.pxi":104
+    /* "fastopt/_work.pxi":101
  *             self.c.chunks = <fastopt_chunk *>calloc(most, sizeof(fastopt_chunk))
  *             self.c.tasks = <size_t *>calloc(most + 1, sizeof(size_t))
  *             if self.c.chunks == NULL or self.c.tasks == NULL:             # <<<<<<<<<<<<<<
@@ -7310,16 +7306,16 @@ static int __pyx_f_7fastopt_5_plan_4Work_cut(struct __pyx_obj_7fastopt_5_plan_Wo
     if (unlikely(__pyx_t_3)) {
 
 
-      /* "fastopt/_work.pxi":105
+      /* "fastopt/_work.pxi":102
  *             self.c.tasks = <size_t *>calloc(most + 1, sizeof(size_t))
  *             if self.c.chunks == NULL or self.c.tasks == NULL:
  *                 raise MemoryError             # <<<<<<<<<<<<<<
  *             self.chunk_capacity = most
  *         fastopt_cut(&self.c, False)
 */
-      PyErr_NoMemory(); __PYX_ERR(3, 105, __pyx_L1_error)
+      PyErr_NoMemory(); __PYX_ERR(3, 102, __pyx_L1_error)
 
-      /* "fastopt/_work.pxi":104
+      /* "fastopt/_work.pxi":101
  *             self.c.chunks = <fastopt_chunk *>calloc(most, sizeof(fastopt_chunk))
  *             self.c.tasks = <size_t *>calloc(most + 1, sizeof(size_t))
  *             if self.c.chunks == NULL or self.c.tasks == NULL:             # <<<<<<<<<<<<<<
@@ -7328,7 +7324,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_cut(struct __pyx_obj_7fastopt_5_plan_Wo
 */
     }
 
-    /* "fastopt/_work.pxi":106
+    /* "fastopt/_work.pxi":103
  *             if self.c.chunks == NULL or self.c.tasks == NULL:
  *                 raise MemoryError
  *             self.chunk_capacity = most             # <<<<<<<<<<<<<<
@@ -7337,7 +7333,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_cut(struct __pyx_obj_7fastopt_5_plan_Wo
 */
     __pyx_v_self->chunk_capacity = __pyx_v_most;
 
-    /* "fastopt/_work.pxi":97
+    /* "fastopt/_work.pxi":94
  *         self.c.tensors, self.c.tensor_count = self.tensors, self.count
  *         most = fastopt_most_chunks(&self.c)
  *         if most > self.chunk_capacity:             # <<<<<<<<<<<<<<
@@ -7346,7 +7342,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_cut(struct __pyx_obj_7fastopt_5_plan_Wo
 */
   }
 
-  /* "fastopt/_work.pxi":107
+  /* "fastopt/_work.pxi":104
  *                 raise MemoryError
  *             self.chunk_capacity = most
  *         fastopt_cut(&self.c, False)             # <<<<<<<<<<<<<<
@@ -7355,7 +7351,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_cut(struct __pyx_obj_7fastopt_5_plan_Wo
 */
   fastopt_cut((&__pyx_v_self->c), 0);
 
-  /* "fastopt/_work.pxi":108
+  /* "fastopt/_work.pxi":105
  *             self.chunk_capacity = most
  *         fastopt_cut(&self.c, False)
  *         return 0             # <<<<<<<<<<<<<<
@@ -7368,7 +7364,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_cut(struct __pyx_obj_7fastopt_5_plan_Wo
   }
   goto __pyx_L0;
 
-  /* "fastopt/_work.pxi":92
+  /* "fastopt/_work.pxi":89
  *         self.elements += tensor.count
  * 
  *     cdef int cut(self) except -1:             # <<<<<<<<<<<<<<
@@ -7386,7 +7382,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_cut(struct __pyx_obj_7fastopt_5_plan_Wo
   return __pyx_r;
 }
 
-/* "fastopt/_work.pxi":110
+/* "fastopt/_work.pxi":107
  *         return 0
  * 
  *     cdef int choose_team(self) except -1:             # <<<<<<<<<<<<<<
@@ -7416,7 +7412,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("choose_team", 0);
 
-  /* "fastopt/_work.pxi":112
+  /* "fastopt/_work.pxi":109
  *     cdef int choose_team(self) except -1:
  *         """How many threads run the tasks; makes room for what they need."""
  *         cdef int team = 1             # <<<<<<<<<<<<<<
@@ -7425,7 +7421,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
   __pyx_v_team = 1;
 
-  /* "fastopt/_work.pxi":113
+  /* "fastopt/_work.pxi":110
  *         """How many threads run the tasks; makes room for what they need."""
  *         cdef int team = 1
  *         cdef size_t scratch = fastopt_scratch_size(&self.c)             # <<<<<<<<<<<<<<
@@ -7434,7 +7430,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
   __pyx_v_scratch = fastopt_scratch_size((&__pyx_v_self->c));
 
-  /* "fastopt/_work.pxi":115
+  /* "fastopt/_work.pxi":112
  *         cdef size_t scratch = fastopt_scratch_size(&self.c)
  *         # libgomp hangs in a child of a process that has had a team: a child works alone
  *         self.is_timed = has_openmp and self.elements >= PARALLEL_ELEMENTS and not forks()             # <<<<<<<<<<<<<<
@@ -7465,7 +7461,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
   __pyx_L3_bool_binop_done:;
   __pyx_v_self->is_timed = __pyx_t_1;
 
-  /* "fastopt/_work.pxi":116
+  /* "fastopt/_work.pxi":113
  *         # libgomp hangs in a child of a process that has had a team: a child works alone
  *         self.is_timed = has_openmp and self.elements >= PARALLEL_ELEMENTS and not forks()
  *         if self.is_timed:             # <<<<<<<<<<<<<<
@@ -7474,7 +7470,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
   if (__pyx_v_self->is_timed) {
 
-    /* "fastopt/_work.pxi":117
+    /* "fastopt/_work.pxi":114
  *         self.is_timed = has_openmp and self.elements >= PARALLEL_ELEMENTS and not forks()
  *         if self.is_timed:
  *             team = min(<int>self.tuners.begin(self.elements), <int>max(self.c.task_count, 1))             # <<<<<<<<<<<<<<
@@ -7500,7 +7496,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 
     __pyx_t_8 = __pyx_v_self->tuners;
     __Pyx_INCREF(__pyx_t_8);
-    __pyx_t_9 = __Pyx_PyLong_FromSize_t(__pyx_v_self->elements); if (unlikely(!__pyx_t_9)) __PYX_ERR(3, 117, __pyx_L1_error)
+    __pyx_t_9 = __Pyx_PyLong_FromSize_t(__pyx_v_self->elements); if (unlikely(!__pyx_t_9)) __PYX_ERR(3, 114, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_9);
     __pyx_t_5 = 0;
     {
@@ -7508,10 +7504,10 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
       __pyx_t_7 = __Pyx_PyObject_FastCallMethod((PyObject*)__pyx_mstate_global->__pyx_n_u_begin, __pyx_callargs+__pyx_t_5, (2-__pyx_t_5) | (1*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
       __Pyx_XDECREF(__pyx_t_8); __pyx_t_8 = 0;
       __Pyx_DECREF(__pyx_t_9); __pyx_t_9 = 0;
-      if (unlikely(!__pyx_t_7)) __PYX_ERR(3, 117, __pyx_L1_error)
+      if (unlikely(!__pyx_t_7)) __PYX_ERR(3, 114, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_7);
     }
-    __pyx_t_10 = __Pyx_PyLong_As_int(__pyx_t_7); if (unlikely((__pyx_t_10 == (int)-1) && PyErr_Occurred())) __PYX_ERR(3, 117, __pyx_L1_error)
+    __pyx_t_10 = __Pyx_PyLong_As_int(__pyx_t_7); if (unlikely((__pyx_t_10 == (int)-1) && PyErr_Occurred())) __PYX_ERR(3, 114, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
 
     __pyx_t_11 = ((int)__pyx_t_10);
@@ -7529,7 +7525,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
     __pyx_v_team = __pyx_t_10;
 
 
-    /* "fastopt/_work.pxi":116
+    /* "fastopt/_work.pxi":113
  *         # libgomp hangs in a child of a process that has had a team: a child works alone
  *         self.is_timed = has_openmp and self.elements >= PARALLEL_ELEMENTS and not forks()
  *         if self.is_timed:             # <<<<<<<<<<<<<<
@@ -7538,7 +7534,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
   }
 
-  /* "fastopt/_work.pxi":118
+  /* "fastopt/_work.pxi":115
  *         if self.is_timed:
  *             team = min(<int>self.tuners.begin(self.elements), <int>max(self.c.task_count, 1))
  *         if team > fastopt_last_team:             # <<<<<<<<<<<<<<
@@ -7550,7 +7546,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_work.pxi":120
+    /* "fastopt/_work.pxi":117
  *         if team > fastopt_last_team:
  *             # libgomp ends the process when it cannot make a thread
  *             team = min(team, 1 + fastopt_threads_can_start(team - 1))             # <<<<<<<<<<<<<<
@@ -7574,7 +7570,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
     __pyx_v_team = __pyx_t_12;
 
 
-    /* "fastopt/_work.pxi":118
+    /* "fastopt/_work.pxi":115
  *         if self.is_timed:
  *             team = min(<int>self.tuners.begin(self.elements), <int>max(self.c.task_count, 1))
  *         if team > fastopt_last_team:             # <<<<<<<<<<<<<<
@@ -7583,7 +7579,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
   }
 
-  /* "fastopt/_work.pxi":121
+  /* "fastopt/_work.pxi":118
  *             # libgomp ends the process when it cannot make a thread
  *             team = min(team, 1 + fastopt_threads_can_start(team - 1))
  *         if team > self.part_capacity:             # <<<<<<<<<<<<<<
@@ -7595,7 +7591,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_work.pxi":122
+    /* "fastopt/_work.pxi":119
  *             team = min(team, 1 + fastopt_threads_can_start(team - 1))
  *         if team > self.part_capacity:
  *             free(self.c.parts)             # <<<<<<<<<<<<<<
@@ -7604,7 +7600,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
     free(__pyx_v_self->c.parts);
 
-    /* "fastopt/_work.pxi":123
+    /* "fastopt/_work.pxi":120
  *         if team > self.part_capacity:
  *             free(self.c.parts)
  *             self.c.parts = NULL             # <<<<<<<<<<<<<<
@@ -7613,7 +7609,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
     __pyx_v_self->c.parts = NULL;
 
-    /* "fastopt/_work.pxi":124
+    /* "fastopt/_work.pxi":121
  *             free(self.c.parts)
  *             self.c.parts = NULL
  *             self.part_capacity = 0             # <<<<<<<<<<<<<<
@@ -7622,7 +7618,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
     __pyx_v_self->part_capacity = 0;
 
-    /* "fastopt/_work.pxi":125
+    /* "fastopt/_work.pxi":122
  *             self.c.parts = NULL
  *             self.part_capacity = 0
  *             self.c.parts = <fastopt_part *>calloc(team, sizeof(fastopt_part))             # <<<<<<<<<<<<<<
@@ -7631,7 +7627,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
     __pyx_v_self->c.parts = ((fastopt_part *)calloc(__pyx_v_team, (sizeof(fastopt_part))));
 
-    /* "fastopt/_work.pxi":126
+    /* "fastopt/_work.pxi":123
  *             self.part_capacity = 0
  *             self.c.parts = <fastopt_part *>calloc(team, sizeof(fastopt_part))
  *             if self.c.parts == NULL:             # <<<<<<<<<<<<<<
@@ -7643,16 +7639,16 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
     if (unlikely(__pyx_t_1)) {
 
 
-      /* "fastopt/_work.pxi":127
+      /* "fastopt/_work.pxi":124
  *             self.c.parts = <fastopt_part *>calloc(team, sizeof(fastopt_part))
  *             if self.c.parts == NULL:
  *                 raise MemoryError             # <<<<<<<<<<<<<<
  *             self.part_capacity = team
  *         if scratch * team > self.scratch_capacity:
 */
-      PyErr_NoMemory(); __PYX_ERR(3, 127, __pyx_L1_error)
+      PyErr_NoMemory(); __PYX_ERR(3, 124, __pyx_L1_error)
 
-      /* "fastopt/_work.pxi":126
+      /* "fastopt/_work.pxi":123
  *             self.part_capacity = 0
  *             self.c.parts = <fastopt_part *>calloc(team, sizeof(fastopt_part))
  *             if self.c.parts == NULL:             # <<<<<<<<<<<<<<
@@ -7661,7 +7657,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
     }
 
-    /* "fastopt/_work.pxi":128
+    /* "fastopt/_work.pxi":125
  *             if self.c.parts == NULL:
  *                 raise MemoryError
  *             self.part_capacity = team             # <<<<<<<<<<<<<<
@@ -7670,7 +7666,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
     __pyx_v_self->part_capacity = __pyx_v_team;
 
-    /* "fastopt/_work.pxi":121
+    /* "fastopt/_work.pxi":118
  *             # libgomp ends the process when it cannot make a thread
  *             team = min(team, 1 + fastopt_threads_can_start(team - 1))
  *         if team > self.part_capacity:             # <<<<<<<<<<<<<<
@@ -7679,7 +7675,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
   }
 
-  /* "fastopt/_work.pxi":129
+  /* "fastopt/_work.pxi":126
  *                 raise MemoryError
  *             self.part_capacity = team
  *         if scratch * team > self.scratch_capacity:             # <<<<<<<<<<<<<<
@@ -7691,7 +7687,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_work.pxi":130
+    /* "fastopt/_work.pxi":127
  *             self.part_capacity = team
  *         if scratch * team > self.scratch_capacity:
  *             free(self.c.scratch)             # <<<<<<<<<<<<<<
@@ -7700,7 +7696,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
     free(__pyx_v_self->c.scratch);
 
-    /* "fastopt/_work.pxi":131
+    /* "fastopt/_work.pxi":128
  *         if scratch * team > self.scratch_capacity:
  *             free(self.c.scratch)
  *             self.c.scratch = NULL             # <<<<<<<<<<<<<<
@@ -7709,7 +7705,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
     __pyx_v_self->c.scratch = NULL;
 
-    /* "fastopt/_work.pxi":132
+    /* "fastopt/_work.pxi":129
  *             free(self.c.scratch)
  *             self.c.scratch = NULL
  *             self.scratch_capacity = 0             # <<<<<<<<<<<<<<
@@ -7718,7 +7714,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
     __pyx_v_self->scratch_capacity = 0;
 
-    /* "fastopt/_work.pxi":133
+    /* "fastopt/_work.pxi":130
  *             self.c.scratch = NULL
  *             self.scratch_capacity = 0
  *             self.c.scratch = <char *>calloc(team, scratch)             # <<<<<<<<<<<<<<
@@ -7727,7 +7723,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
     __pyx_v_self->c.scratch = ((char *)calloc(__pyx_v_team, __pyx_v_scratch));
 
-    /* "fastopt/_work.pxi":134
+    /* "fastopt/_work.pxi":131
  *             self.scratch_capacity = 0
  *             self.c.scratch = <char *>calloc(team, scratch)
  *             if self.c.scratch == NULL:             # <<<<<<<<<<<<<<
@@ -7739,16 +7735,16 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
     if (unlikely(__pyx_t_1)) {
 
 
-      /* "fastopt/_work.pxi":135
+      /* "fastopt/_work.pxi":132
  *             self.c.scratch = <char *>calloc(team, scratch)
  *             if self.c.scratch == NULL:
  *                 raise MemoryError             # <<<<<<<<<<<<<<
  *             self.scratch_capacity = scratch * team
  *         self.c.scratch_size = scratch
 */
-      PyErr_NoMemory(); __PYX_ERR(3, 135, __pyx_L1_error)
+      PyErr_NoMemory(); __PYX_ERR(3, 132, __pyx_L1_error)
 
-      /* "fastopt/_work.pxi":134
+      /* "fastopt/_work.pxi":131
  *             self.scratch_capacity = 0
  *             self.c.scratch = <char *>calloc(team, scratch)
  *             if self.c.scratch == NULL:             # <<<<<<<<<<<<<<
@@ -7757,7 +7753,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
     }
 
-    /* "fastopt/_work.pxi":136
+    /* "fastopt/_work.pxi":133
  *             if self.c.scratch == NULL:
  *                 raise MemoryError
  *             self.scratch_capacity = scratch * team             # <<<<<<<<<<<<<<
@@ -7766,7 +7762,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
     __pyx_v_self->scratch_capacity = (__pyx_v_scratch * __pyx_v_team);
 
-    /* "fastopt/_work.pxi":129
+    /* "fastopt/_work.pxi":126
  *                 raise MemoryError
  *             self.part_capacity = team
  *         if scratch * team > self.scratch_capacity:             # <<<<<<<<<<<<<<
@@ -7775,7 +7771,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
   }
 
-  /* "fastopt/_work.pxi":137
+  /* "fastopt/_work.pxi":134
  *                 raise MemoryError
  *             self.scratch_capacity = scratch * team
  *         self.c.scratch_size = scratch             # <<<<<<<<<<<<<<
@@ -7784,7 +7780,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
 */
   __pyx_v_self->c.scratch_size = __pyx_v_scratch;
 
-  /* "fastopt/_work.pxi":138
+  /* "fastopt/_work.pxi":135
  *             self.scratch_capacity = scratch * team
  *         self.c.scratch_size = scratch
  *         return team             # <<<<<<<<<<<<<<
@@ -7797,7 +7793,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
   }
   goto __pyx_L0;
 
-  /* "fastopt/_work.pxi":110
+  /* "fastopt/_work.pxi":107
  *         return 0
  * 
  *     cdef int choose_team(self) except -1:             # <<<<<<<<<<<<<<
@@ -7820,7 +7816,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_choose_team(struct __pyx_obj_7fastopt_5
   return __pyx_r;
 }
 
-/* "fastopt/_work.pxi":140
+/* "fastopt/_work.pxi":137
  *         return team
  * 
  *     cdef void run(self, int team) noexcept:             # <<<<<<<<<<<<<<
@@ -7838,7 +7834,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_run(struct __pyx_obj_7fastopt_5_plan_W
   int __pyx_t_4;
 
 
-  /* "fastopt/_work.pxi":141
+  /* "fastopt/_work.pxi":138
  * 
  *     cdef void run(self, int team) noexcept:
  *         cdef fastopt_work *work = &self.c             # <<<<<<<<<<<<<<
@@ -7847,7 +7843,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_run(struct __pyx_obj_7fastopt_5_plan_W
 */
   __pyx_v_work = (&__pyx_v_self->c);
 
-  /* "fastopt/_work.pxi":143
+  /* "fastopt/_work.pxi":140
  *         cdef fastopt_work *work = &self.c
  *         cdef int own
  *         work.flush_subnormals = flushes_denormal()             # <<<<<<<<<<<<<<
@@ -7856,7 +7852,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_run(struct __pyx_obj_7fastopt_5_plan_W
 */
   __pyx_v_work->flush_subnormals = __pyx_f_7fastopt_8_kernels_flushes_denormal();
 
-  /* "fastopt/_work.pxi":144
+  /* "fastopt/_work.pxi":141
  *         cdef int own
  *         work.flush_subnormals = flushes_denormal()
  *         if self.elements + self.count * ELEMENTS_A_TENSOR < ELEMENTS_UNDER_THE_GIL:             # <<<<<<<<<<<<<<
@@ -7868,7 +7864,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_run(struct __pyx_obj_7fastopt_5_plan_W
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_work.pxi":145
+    /* "fastopt/_work.pxi":142
  *         work.flush_subnormals = flushes_denormal()
  *         if self.elements + self.count * ELEMENTS_A_TENSOR < ELEMENTS_UNDER_THE_GIL:
  *             fastopt_run_all(work)             # <<<<<<<<<<<<<<
@@ -7877,7 +7873,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_run(struct __pyx_obj_7fastopt_5_plan_W
 */
     fastopt_run_all(__pyx_v_work);
 
-    /* "fastopt/_work.pxi":144
+    /* "fastopt/_work.pxi":141
  *         cdef int own
  *         work.flush_subnormals = flushes_denormal()
  *         if self.elements + self.count * ELEMENTS_A_TENSOR < ELEMENTS_UNDER_THE_GIL:             # <<<<<<<<<<<<<<
@@ -7887,7 +7883,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_run(struct __pyx_obj_7fastopt_5_plan_W
     goto __pyx_L3;
   }
 
-  /* "fastopt/_work.pxi":146
+  /* "fastopt/_work.pxi":143
  *         if self.elements + self.count * ELEMENTS_A_TENSOR < ELEMENTS_UNDER_THE_GIL:
  *             fastopt_run_all(work)
  *         elif team == 1:             # <<<<<<<<<<<<<<
@@ -7899,7 +7895,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_run(struct __pyx_obj_7fastopt_5_plan_W
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_work.pxi":147
+    /* "fastopt/_work.pxi":144
  *             fastopt_run_all(work)
  *         elif team == 1:
  *             with nogil:             # <<<<<<<<<<<<<<
@@ -7912,7 +7908,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_run(struct __pyx_obj_7fastopt_5_plan_W
         __Pyx_FastGIL_Remember();
         /*try:*/ {
 
-          /* "fastopt/_work.pxi":148
+          /* "fastopt/_work.pxi":145
  *         elif team == 1:
  *             with nogil:
  *                 fastopt_run_all(work)             # <<<<<<<<<<<<<<
@@ -7922,7 +7918,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_run(struct __pyx_obj_7fastopt_5_plan_W
           fastopt_run_all(__pyx_v_work);
         }
 
-        /* "fastopt/_work.pxi":147
+        /* "fastopt/_work.pxi":144
  *             fastopt_run_all(work)
  *         elif team == 1:
  *             with nogil:             # <<<<<<<<<<<<<<
@@ -7939,7 +7935,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_run(struct __pyx_obj_7fastopt_5_plan_W
         }
     }
 
-    /* "fastopt/_work.pxi":146
+    /* "fastopt/_work.pxi":143
  *         if self.elements + self.count * ELEMENTS_A_TENSOR < ELEMENTS_UNDER_THE_GIL:
  *             fastopt_run_all(work)
  *         elif team == 1:             # <<<<<<<<<<<<<<
@@ -7949,7 +7945,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_run(struct __pyx_obj_7fastopt_5_plan_W
     goto __pyx_L3;
   }
 
-  /* "fastopt/_work.pxi":150
+  /* "fastopt/_work.pxi":147
  *                 fastopt_run_all(work)
  *         else:
  *             team = fastopt_divide(work, team)             # <<<<<<<<<<<<<<
@@ -7959,7 +7955,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_run(struct __pyx_obj_7fastopt_5_plan_W
   /*else*/ {
     __pyx_v_team = fastopt_divide(__pyx_v_work, __pyx_v_team);
 
-    /* "fastopt/_work.pxi":151
+    /* "fastopt/_work.pxi":148
  *         else:
  *             team = fastopt_divide(work, team)
  *             fastopt_last_team = team             # <<<<<<<<<<<<<<
@@ -7968,7 +7964,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_run(struct __pyx_obj_7fastopt_5_plan_W
 */
     __pyx_v_fastopt_last_team = __pyx_v_team;
 
-    /* "fastopt/_work.pxi":152
+    /* "fastopt/_work.pxi":149
  *             team = fastopt_divide(work, team)
  *             fastopt_last_team = team
  *             with nogil:             # <<<<<<<<<<<<<<
@@ -7981,7 +7977,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_run(struct __pyx_obj_7fastopt_5_plan_W
         __Pyx_FastGIL_Remember();
         /*try:*/ {
 
-          /* "fastopt/_work.pxi":153
+          /* "fastopt/_work.pxi":150
  *             fastopt_last_team = team
  *             with nogil:
  *                 for own in prange(team, num_threads=team, schedule="static"):             # <<<<<<<<<<<<<<
@@ -8011,7 +8007,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_run(struct __pyx_obj_7fastopt_5_plan_W
                           {
                               __pyx_v_own = (int)(0 + 1 * __pyx_t_3);
 
-                              /* "fastopt/_work.pxi":154
+                              /* "fastopt/_work.pxi":151
  *             with nogil:
  *                 for own in prange(team, num_threads=team, schedule="static"):
  *                     fastopt_run_part(work, own)             # <<<<<<<<<<<<<<
@@ -8033,7 +8029,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_run(struct __pyx_obj_7fastopt_5_plan_W
 
         }
 
-        /* "fastopt/_work.pxi":152
+        /* "fastopt/_work.pxi":149
  *             team = fastopt_divide(work, team)
  *             fastopt_last_team = team
  *             with nogil:             # <<<<<<<<<<<<<<
@@ -8052,7 +8048,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_run(struct __pyx_obj_7fastopt_5_plan_W
   }
   __pyx_L3:;
 
-  /* "fastopt/_work.pxi":140
+  /* "fastopt/_work.pxi":137
  *         return team
  * 
  *     cdef void run(self, int team) noexcept:             # <<<<<<<<<<<<<<
@@ -8068,7 +8064,7 @@ static void __pyx_f_7fastopt_5_plan_4Work_run(struct __pyx_obj_7fastopt_5_plan_W
 
 }
 
-/* "fastopt/_work.pxi":156
+/* "fastopt/_work.pxi":153
  *                     fastopt_run_part(work, own)
  * 
  *     cdef int end(self) except -1:             # <<<<<<<<<<<<<<
@@ -8087,7 +8083,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_end(struct __pyx_obj_7fastopt_5_plan_Wo
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("end", 0);
 
-  /* "fastopt/_work.pxi":158
+  /* "fastopt/_work.pxi":155
  *     cdef int end(self) except -1:
  *         """Tells the tuners that the step has been made."""
  *         if self.is_timed:             # <<<<<<<<<<<<<<
@@ -8096,7 +8092,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_end(struct __pyx_obj_7fastopt_5_plan_Wo
 */
   if (__pyx_v_self->is_timed) {
 
-    /* "fastopt/_work.pxi":159
+    /* "fastopt/_work.pxi":156
  *         """Tells the tuners that the step has been made."""
  *         if self.is_timed:
  *             self.tuners.end()             # <<<<<<<<<<<<<<
@@ -8109,12 +8105,12 @@ static int __pyx_f_7fastopt_5_plan_4Work_end(struct __pyx_obj_7fastopt_5_plan_Wo
       PyObject *__pyx_callargs[2] = {__pyx_t_2, NULL};
       __pyx_t_1 = __Pyx_PyObject_FastCallMethod((PyObject*)__pyx_mstate_global->__pyx_n_u_end, __pyx_callargs+__pyx_t_3, (1-__pyx_t_3) | (1*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
       __Pyx_XDECREF(__pyx_t_2); __pyx_t_2 = 0;
-      if (unlikely(!__pyx_t_1)) __PYX_ERR(3, 159, __pyx_L1_error)
+      if (unlikely(!__pyx_t_1)) __PYX_ERR(3, 156, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_1);
     }
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-    /* "fastopt/_work.pxi":158
+    /* "fastopt/_work.pxi":155
  *     cdef int end(self) except -1:
  *         """Tells the tuners that the step has been made."""
  *         if self.is_timed:             # <<<<<<<<<<<<<<
@@ -8123,7 +8119,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_end(struct __pyx_obj_7fastopt_5_plan_Wo
 */
   }
 
-  /* "fastopt/_work.pxi":160
+  /* "fastopt/_work.pxi":157
  *         if self.is_timed:
  *             self.tuners.end()
  *         return 0             # <<<<<<<<<<<<<<
@@ -8134,7 +8130,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_end(struct __pyx_obj_7fastopt_5_plan_Wo
   }
   goto __pyx_L0;
 
-  /* "fastopt/_work.pxi":156
+  /* "fastopt/_work.pxi":153
  *                     fastopt_run_part(work, own)
  * 
  *     cdef int end(self) except -1:             # <<<<<<<<<<<<<<
@@ -8154,7 +8150,7 @@ static int __pyx_f_7fastopt_5_plan_4Work_end(struct __pyx_obj_7fastopt_5_plan_Wo
   return __pyx_r;
 }
 
-/* "fastopt/_work.pxi":57
+/* "fastopt/_work.pxi":54
  * 
  *     cdef:
  *         readonly object tuners             # <<<<<<<<<<<<<<
@@ -9016,96 +9012,7 @@ static int __pyx_f_7fastopt_5_plan_storage_of(PyArrayObject *__pyx_v_array) {
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":42
- * 
- * 
- * cdef void stage_gradient(fastopt_tensor *tensor, int isa, int format, int gradient) noexcept:             # <<<<<<<<<<<<<<
- *     """Has the gradient converted, task by task, where kernels of the format take it in another storage."""
- *     cdef const fastopt_format *stored = &table().formats[format]
-*/
-
-static void __pyx_f_7fastopt_5_plan_stage_gradient(fastopt_tensor *__pyx_v_tensor, int __pyx_v_isa, int __pyx_v_format, int __pyx_v_gradient) {
-  fastopt_format const *__pyx_v_stored;
-  int __pyx_t_1;
-  double __pyx_t_2;
-  float __pyx_t_3;
-
-  /* "fastopt/_tensor.pxi":44
- * cdef void stage_gradient(fastopt_tensor *tensor, int isa, int format, int gradient) noexcept:
- *     """Has the gradient converted, task by task, where kernels of the format take it in another storage."""
- *     cdef const fastopt_format *stored = &table().formats[format]             # <<<<<<<<<<<<<<
- *     tensor.stage = NULL
- *     if strcmp(stored.gradient, stored.kernel_gradient):  # 16 bits: exactly, to float32
-*/
-  __pyx_v_stored = (&(__pyx_f_7fastopt_8_kernels_table()->formats[__pyx_v_format]));
-
-  /* "fastopt/_tensor.pxi":45
- *     """Has the gradient converted, task by task, where kernels of the format take it in another storage."""
- *     cdef const fastopt_format *stored = &table().formats[format]
- *     tensor.stage = NULL             # <<<<<<<<<<<<<<
- *     if strcmp(stored.gradient, stored.kernel_gradient):  # 16 bits: exactly, to float32
- *         tensor.stage = table().isas[isa].converters[gradient * FASTOPT_STORAGES + FASTOPT_FLOAT32]
-*/
-  __pyx_v_tensor->stage = NULL;
-
-  /* "fastopt/_tensor.pxi":46
- *     cdef const fastopt_format *stored = &table().formats[format]
- *     tensor.stage = NULL
- *     if strcmp(stored.gradient, stored.kernel_gradient):  # 16 bits: exactly, to float32             # <<<<<<<<<<<<<<
- *         tensor.stage = table().isas[isa].converters[gradient * FASTOPT_STORAGES + FASTOPT_FLOAT32]
- *         tensor.stage_scale, tensor.stage_limit = 1.0, INFINITY
-*/
-  __pyx_t_1 = (strcmp(__pyx_v_stored->gradient, __pyx_v_stored->kernel_gradient) != 0);
-
-  if (__pyx_t_1) {
-
-
-    /* "fastopt/_tensor.pxi":47
- *     tensor.stage = NULL
- *     if strcmp(stored.gradient, stored.kernel_gradient):  # 16 bits: exactly, to float32
- *         tensor.stage = table().isas[isa].converters[gradient * FASTOPT_STORAGES + FASTOPT_FLOAT32]             # <<<<<<<<<<<<<<
- *         tensor.stage_scale, tensor.stage_limit = 1.0, INFINITY
- * 
-*/
-    __pyx_v_tensor->stage = ((__pyx_f_7fastopt_8_kernels_table()->isas[__pyx_v_isa]).converters[((__pyx_v_gradient * FASTOPT_STORAGES) + FASTOPT_FLOAT32)]);
-
-    /* "fastopt/_tensor.pxi":48
- *     if strcmp(stored.gradient, stored.kernel_gradient):  # 16 bits: exactly, to float32
- *         tensor.stage = table().isas[isa].converters[gradient * FASTOPT_STORAGES + FASTOPT_FLOAT32]
- *         tensor.stage_scale, tensor.stage_limit = 1.0, INFINITY             # <<<<<<<<<<<<<<
- * 
- * 
-*/
-    __pyx_t_2 = 1.0;
-
-    __pyx_t_3 = INFINITY;
-
-    __pyx_v_tensor->stage_scale = __pyx_t_2;
-    __pyx_v_tensor->stage_limit = __pyx_t_3;
-
-    /* "fastopt/_tensor.pxi":46
- *     cdef const fastopt_format *stored = &table().formats[format]
- *     tensor.stage = NULL
- *     if strcmp(stored.gradient, stored.kernel_gradient):  # 16 bits: exactly, to float32             # <<<<<<<<<<<<<<
- *         tensor.stage = table().isas[isa].converters[gradient * FASTOPT_STORAGES + FASTOPT_FLOAT32]
- *         tensor.stage_scale, tensor.stage_limit = 1.0, INFINITY
-*/
-  }
-
-  /* "fastopt/_tensor.pxi":42
- * 
- * 
- * cdef void stage_gradient(fastopt_tensor *tensor, int isa, int format, int gradient) noexcept:             # <<<<<<<<<<<<<<
- *     """Has the gradient converted, task by task, where kernels of the format take it in another storage."""
- *     cdef const fastopt_format *stored = &table().formats[format]
-*/
-
-  /* function exit code */
-
-
-}
-
-/* "fastopt/_tensor.pxi":72
+/* "fastopt/_tensor.pxi":63
  *     cdef readonly object names
  * 
  *     def __init__(self, list tensors, names, Intervals before=None, list added=[], set without=None):             # <<<<<<<<<<<<<<
@@ -9155,59 +9062,59 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_tensors,&__pyx_mstate_global->__pyx_n_u_names,&__pyx_mstate_global->__pyx_n_u_before,&__pyx_mstate_global->__pyx_n_u_added,&__pyx_mstate_global->__pyx_n_u_without,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL_TPNEW(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(1, 72, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(1, 63, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  5:
         values[4] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 4);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[4])) __PYX_ERR(1, 72, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[4])) __PYX_ERR(1, 63, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  4:
         values[3] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 3);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(1, 72, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(1, 63, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  3:
         values[2] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 2);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(1, 72, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(1, 63, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(1, 72, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(1, 63, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 72, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 63, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "__init__", 0) < (0)) __PYX_ERR(1, 72, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "__init__", 0) < (0)) __PYX_ERR(1, 63, __pyx_L3_error)
       if (!values[2]) values[2] = __Pyx_NewRef((PyObject *)((struct __pyx_obj_7fastopt_5_plan_Intervals *)Py_None));
       if (!values[3]) values[3] = __Pyx_NewRef(__pyx_mstate_global->__pyx_k_);
       if (!values[4]) values[4] = __Pyx_NewRef(((PyObject*)Py_None));
       for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("__init__", 0, 2, 5, i); __PYX_ERR(1, 72, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("__init__", 0, 2, 5, i); __PYX_ERR(1, 63, __pyx_L3_error) }
       }
     } else {
       switch (__pyx_nargs) {
         case  5:
         values[4] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 4);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[4])) __PYX_ERR(1, 72, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[4])) __PYX_ERR(1, 63, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  4:
         values[3] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 3);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(1, 72, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(1, 63, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  3:
         values[2] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 2);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(1, 72, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(1, 63, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(1, 72, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(1, 63, __pyx_L3_error)
         values[0] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 72, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 63, __pyx_L3_error)
         break;
         default: goto __pyx_L5_argtuple_error;
       }
@@ -9223,7 +9130,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("__init__", 0, 2, 5, __pyx_nargs); __PYX_ERR(1, 72, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("__init__", 0, 2, 5, __pyx_nargs); __PYX_ERR(1, 63, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -9234,10 +9141,10 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return -1;
   __pyx_L4_argument_unpacking_done:;
-  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_tensors), (&PyList_Type), 1, "tensors", 1))) __PYX_ERR(1, 72, __pyx_L1_error)
-  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_before), __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Intervals, 1, "before", 0))) __PYX_ERR(1, 72, __pyx_L1_error)
-  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_added), (&PyList_Type), 1, "added", 1))) __PYX_ERR(1, 72, __pyx_L1_error)
-  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_without), (&PySet_Type), 1, "without", 1))) __PYX_ERR(1, 72, __pyx_L1_error)
+  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_tensors), (&PyList_Type), 1, "tensors", 1))) __PYX_ERR(1, 63, __pyx_L1_error)
+  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_before), __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Intervals, 1, "before", 0))) __PYX_ERR(1, 63, __pyx_L1_error)
+  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_added), (&PyList_Type), 1, "added", 1))) __PYX_ERR(1, 63, __pyx_L1_error)
+  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_without), (&PySet_Type), 1, "without", 1))) __PYX_ERR(1, 63, __pyx_L1_error)
   __pyx_r = __pyx_pf_7fastopt_5_plan_9Intervals___init__(((struct __pyx_obj_7fastopt_5_plan_Intervals *)__pyx_v_self), __pyx_v_tensors, __pyx_v_names, __pyx_v_before, __pyx_v_added, __pyx_v_without);
 
   /* function exit code */
@@ -9257,7 +9164,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":82
+/* "fastopt/_tensor.pxi":73
  *             [(address_of(array), tensor.index, buffer, tensor, array.nbytes)
  *              for tensor, buffer, array in added if array.size],
  *             key=lambda entry: entry[:3],             # <<<<<<<<<<<<<<
@@ -9304,32 +9211,32 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_entry,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(1, 82, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(1, 73, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 82, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 73, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "lambda", 0) < (0)) __PYX_ERR(1, 82, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "lambda", 0) < (0)) __PYX_ERR(1, 73, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 1; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("lambda", 1, 1, 1, i); __PYX_ERR(1, 82, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("lambda", 1, 1, 1, i); __PYX_ERR(1, 73, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 1)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 82, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 73, __pyx_L3_error)
     }
     __pyx_v_entry = values[0];
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("lambda", 1, 1, 1, __pyx_nargs); __PYX_ERR(1, 82, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("lambda", 1, 1, 1, __pyx_nargs); __PYX_ERR(1, 73, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -9358,7 +9265,7 @@ static PyObject *__pyx_lambda_funcdef_lambda(CYTHON_UNUSED PyObject *__pyx_self,
   const char *__pyx_filename = NULL;
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("lambda", 0);
-  __pyx_t_1 = __Pyx_PyObject_GetSlice(__pyx_v_entry, 0, 3, NULL, NULL, &__pyx_mstate_global->__pyx_slice[0], 0, 1, 0); if (unlikely(!__pyx_t_1)) __PYX_ERR(1, 82, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyObject_GetSlice(__pyx_v_entry, 0, 3, NULL, NULL, &__pyx_mstate_global->__pyx_slice[0], 0, 1, 0); if (unlikely(!__pyx_t_1)) __PYX_ERR(1, 73, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   {
     PyObject *__pyx_temp;
@@ -9382,7 +9289,7 @@ static PyObject *__pyx_lambda_funcdef_lambda(CYTHON_UNUSED PyObject *__pyx_self,
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":72
+/* "fastopt/_tensor.pxi":63
  *     cdef readonly object names
  * 
  *     def __init__(self, list tensors, names, Intervals before=None, list added=[], set without=None):             # <<<<<<<<<<<<<<
@@ -9428,7 +9335,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("__init__", 0);
 
-  /* "fastopt/_tensor.pxi":73
+  /* "fastopt/_tensor.pxi":64
  * 
  *     def __init__(self, list tensors, names, Intervals before=None, list added=[], set without=None):
  *         cdef Py_ssize_t i = 0, most = before_count(before) + len(added)             # <<<<<<<<<<<<<<
@@ -9438,25 +9345,25 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
   __pyx_v_i = 0;
   if (unlikely(__pyx_v_added == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(1, 73, __pyx_L1_error)
+    __PYX_ERR(1, 64, __pyx_L1_error)
   }
-  __pyx_t_1 = __Pyx_PyList_GET_SIZE(__pyx_v_added); if (unlikely(__pyx_t_1 == ((Py_ssize_t)-1))) __PYX_ERR(1, 73, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyList_GET_SIZE(__pyx_v_added); if (unlikely(__pyx_t_1 == ((Py_ssize_t)-1))) __PYX_ERR(1, 64, __pyx_L1_error)
   __pyx_v_most = (__pyx_f_7fastopt_5_plan_before_count(__pyx_v_before) + __pyx_t_1);
 
 
-  /* "fastopt/_tensor.pxi":74
+  /* "fastopt/_tensor.pxi":65
  *     def __init__(self, list tensors, names, Intervals before=None, list added=[], set without=None):
  *         cdef Py_ssize_t i = 0, most = before_count(before) + len(added)
  *         cdef list pairs = []             # <<<<<<<<<<<<<<
  *         self.tensors, self.names = tensors, names
  *         self.intervals = <Interval *>calloc(most + 1, sizeof(Interval))
 */
-  __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 74, __pyx_L1_error)
+  __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 65, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   __pyx_v_pairs = ((PyObject*)__pyx_t_2);
   __pyx_t_2 = 0;
 
-  /* "fastopt/_tensor.pxi":75
+  /* "fastopt/_tensor.pxi":66
  *         cdef Py_ssize_t i = 0, most = before_count(before) + len(added)
  *         cdef list pairs = []
  *         self.tensors, self.names = tensors, names             # <<<<<<<<<<<<<<
@@ -9476,7 +9383,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
   __Pyx_DECREF_SET(__pyx_v_self->names, __pyx_t_3);
   __pyx_t_3 = 0;
 
-  /* "fastopt/_tensor.pxi":76
+  /* "fastopt/_tensor.pxi":67
  *         cdef list pairs = []
  *         self.tensors, self.names = tensors, names
  *         self.intervals = <Interval *>calloc(most + 1, sizeof(Interval))             # <<<<<<<<<<<<<<
@@ -9485,7 +9392,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
 */
   __pyx_v_self->intervals = ((struct __pyx_t_7fastopt_5_plan_Interval *)calloc((__pyx_v_most + 1), (sizeof(struct __pyx_t_7fastopt_5_plan_Interval))));
 
-  /* "fastopt/_tensor.pxi":77
+  /* "fastopt/_tensor.pxi":68
  *         self.tensors, self.names = tensors, names
  *         self.intervals = <Interval *>calloc(most + 1, sizeof(Interval))
  *         if self.intervals == NULL:             # <<<<<<<<<<<<<<
@@ -9497,16 +9404,16 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
   if (unlikely(__pyx_t_4)) {
 
 
-    /* "fastopt/_tensor.pxi":78
+    /* "fastopt/_tensor.pxi":69
  *         self.intervals = <Interval *>calloc(most + 1, sizeof(Interval))
  *         if self.intervals == NULL:
  *             raise MemoryError             # <<<<<<<<<<<<<<
  *         new = sorted(
  *             [(address_of(array), tensor.index, buffer, tensor, array.nbytes)
 */
-    PyErr_NoMemory(); __PYX_ERR(1, 78, __pyx_L1_error)
+    PyErr_NoMemory(); __PYX_ERR(1, 69, __pyx_L1_error)
 
-    /* "fastopt/_tensor.pxi":77
+    /* "fastopt/_tensor.pxi":68
  *         self.tensors, self.names = tensors, names
  *         self.intervals = <Interval *>calloc(most + 1, sizeof(Interval))
  *         if self.intervals == NULL:             # <<<<<<<<<<<<<<
@@ -9515,7 +9422,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
 */
   }
 
-  /* "fastopt/_tensor.pxi":79
+  /* "fastopt/_tensor.pxi":70
  *         if self.intervals == NULL:
  *             raise MemoryError
  *         new = sorted(             # <<<<<<<<<<<<<<
@@ -9525,17 +9432,17 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
   __pyx_t_2 = NULL;
   { /* enter inner scope */
 
-    /* "fastopt/_tensor.pxi":80
+    /* "fastopt/_tensor.pxi":71
  *             raise MemoryError
  *         new = sorted(
  *             [(address_of(array), tensor.index, buffer, tensor, array.nbytes)             # <<<<<<<<<<<<<<
  *              for tensor, buffer, array in added if array.size],
  *             key=lambda entry: entry[:3],
 */
-    __pyx_t_5 = PyList_New(0); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 80, __pyx_L6_error)
+    __pyx_t_5 = PyList_New(0); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 71, __pyx_L6_error)
     __Pyx_GOTREF(__pyx_t_5);
 
-    /* "fastopt/_tensor.pxi":81
+    /* "fastopt/_tensor.pxi":72
  *         new = sorted(
  *             [(address_of(array), tensor.index, buffer, tensor, array.nbytes)
  *              for tensor, buffer, array in added if array.size],             # <<<<<<<<<<<<<<
@@ -9544,7 +9451,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
 */
     if (unlikely(__pyx_v_added == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-      __PYX_ERR(1, 81, __pyx_L6_error)
+      __PYX_ERR(1, 72, __pyx_L6_error)
     }
     __pyx_t_6 = __pyx_v_added; __Pyx_INCREF(__pyx_t_6);
     __pyx_t_1 = 0;
@@ -9552,13 +9459,13 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
       {
         Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_6);
         #if !CYTHON_ASSUME_SAFE_SIZE
-        if (unlikely((__pyx_temp < 0))) __PYX_ERR(1, 81, __pyx_L6_error)
+        if (unlikely((__pyx_temp < 0))) __PYX_ERR(1, 72, __pyx_L6_error)
         #endif
         if (__pyx_t_1 >= __pyx_temp) break;
       }
       __pyx_t_7 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_6, __pyx_t_1, __Pyx_ReferenceSharing_OwnStrongReference);
       ++__pyx_t_1;
-      if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 81, __pyx_L6_error)
+      if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 72, __pyx_L6_error)
       __Pyx_GOTREF(__pyx_t_7);
       if ((likely(PyTuple_CheckExact(__pyx_t_7))) || (PyList_CheckExact(__pyx_t_7))) {
         PyObject* sequence = __pyx_t_7;
@@ -9566,7 +9473,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
         if (unlikely(size != 3)) {
           if (size > 3) __Pyx_RaiseTooManyValuesError(3);
           else if (size >= 0) __Pyx_RaiseNeedMoreValuesError(size);
-          __PYX_ERR(1, 81, __pyx_L6_error)
+          __PYX_ERR(1, 72, __pyx_L6_error)
         }
         #if CYTHON_ASSUME_SAFE_MACROS && !CYTHON_AVOID_BORROWED_REFS
         if (likely(PyTuple_CheckExact(sequence))) {
@@ -9578,27 +9485,27 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
           __Pyx_INCREF(__pyx_t_10);
         } else {
           __pyx_t_8 = __Pyx_PyList_GET_ITEM_REF(sequence, 0, __Pyx_ReferenceSharing_SharedReference);
-          if (unlikely(!__pyx_t_8)) __PYX_ERR(1, 81, __pyx_L6_error)
+          if (unlikely(!__pyx_t_8)) __PYX_ERR(1, 72, __pyx_L6_error)
           __Pyx_XGOTREF(__pyx_t_8);
           __pyx_t_9 = __Pyx_PyList_GET_ITEM_REF(sequence, 1, __Pyx_ReferenceSharing_SharedReference);
-          if (unlikely(!__pyx_t_9)) __PYX_ERR(1, 81, __pyx_L6_error)
+          if (unlikely(!__pyx_t_9)) __PYX_ERR(1, 72, __pyx_L6_error)
           __Pyx_XGOTREF(__pyx_t_9);
           __pyx_t_10 = __Pyx_PyList_GET_ITEM_REF(sequence, 2, __Pyx_ReferenceSharing_SharedReference);
-          if (unlikely(!__pyx_t_10)) __PYX_ERR(1, 81, __pyx_L6_error)
+          if (unlikely(!__pyx_t_10)) __PYX_ERR(1, 72, __pyx_L6_error)
           __Pyx_XGOTREF(__pyx_t_10);
         }
         #else
-        __pyx_t_8 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_8)) __PYX_ERR(1, 81, __pyx_L6_error)
+        __pyx_t_8 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_8)) __PYX_ERR(1, 72, __pyx_L6_error)
         __Pyx_GOTREF(__pyx_t_8);
-        __pyx_t_9 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_9)) __PYX_ERR(1, 81, __pyx_L6_error)
+        __pyx_t_9 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_9)) __PYX_ERR(1, 72, __pyx_L6_error)
         __Pyx_GOTREF(__pyx_t_9);
-        __pyx_t_10 = __Pyx_PySequence_ITEM(sequence, 2); if (unlikely(!__pyx_t_10)) __PYX_ERR(1, 81, __pyx_L6_error)
+        __pyx_t_10 = __Pyx_PySequence_ITEM(sequence, 2); if (unlikely(!__pyx_t_10)) __PYX_ERR(1, 72, __pyx_L6_error)
         __Pyx_GOTREF(__pyx_t_10);
         #endif
         __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
       } else {
         Py_ssize_t index = -1;
-        __pyx_t_11 = PyObject_GetIter(__pyx_t_7); if (unlikely(!__pyx_t_11)) __PYX_ERR(1, 81, __pyx_L6_error)
+        __pyx_t_11 = PyObject_GetIter(__pyx_t_7); if (unlikely(!__pyx_t_11)) __PYX_ERR(1, 72, __pyx_L6_error)
         __Pyx_GOTREF(__pyx_t_11);
         __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
         __pyx_t_12 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_11);
@@ -9608,7 +9515,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
         __Pyx_GOTREF(__pyx_t_9);
         index = 2; __pyx_t_10 = __pyx_t_12(__pyx_t_11); if (unlikely(!__pyx_t_10)) goto __pyx_L9_unpacking_failed;
         __Pyx_GOTREF(__pyx_t_10);
-        if (__Pyx_IternextUnpackEndCheck(__pyx_t_12(__pyx_t_11), 3) < (0)) __PYX_ERR(1, 81, __pyx_L6_error)
+        if (__Pyx_IternextUnpackEndCheck(__pyx_t_12(__pyx_t_11), 3) < (0)) __PYX_ERR(1, 72, __pyx_L6_error)
         __pyx_t_12 = NULL;
         __Pyx_DECREF(__pyx_t_11); __pyx_t_11 = 0;
         goto __pyx_L10_unpacking_done;
@@ -9616,7 +9523,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
         __Pyx_DECREF(__pyx_t_11); __pyx_t_11 = 0;
         __pyx_t_12 = NULL;
         if (__Pyx_IterFinish() == 0) __Pyx_RaiseNeedMoreValuesError(index);
-        __PYX_ERR(1, 81, __pyx_L6_error)
+        __PYX_ERR(1, 72, __pyx_L6_error)
         __pyx_L10_unpacking_done:;
       }
       __Pyx_XDECREF_SET(__pyx_8genexpr1__pyx_v_tensor, __pyx_t_8);
@@ -9625,49 +9532,49 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
       __pyx_t_9 = 0;
       __Pyx_XDECREF_SET(__pyx_8genexpr1__pyx_v_array, __pyx_t_10);
       __pyx_t_10 = 0;
-      __pyx_t_7 = __Pyx_PyObject_GetAttrStr(__pyx_8genexpr1__pyx_v_array, __pyx_mstate_global->__pyx_n_u_size); if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 81, __pyx_L6_error)
+      __pyx_t_7 = __Pyx_PyObject_GetAttrStr(__pyx_8genexpr1__pyx_v_array, __pyx_mstate_global->__pyx_n_u_size); if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 72, __pyx_L6_error)
       __Pyx_GOTREF(__pyx_t_7);
-      __pyx_t_4 = __Pyx_PyObject_IsTrue(__pyx_t_7); if (unlikely((__pyx_t_4 < 0))) __PYX_ERR(1, 81, __pyx_L6_error)
+      __pyx_t_4 = __Pyx_PyObject_IsTrue(__pyx_t_7); if (unlikely((__pyx_t_4 < 0))) __PYX_ERR(1, 72, __pyx_L6_error)
       __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
       if (__pyx_t_4) {
 
 
-        /* "fastopt/_tensor.pxi":80
+        /* "fastopt/_tensor.pxi":71
  *             raise MemoryError
  *         new = sorted(
  *             [(address_of(array), tensor.index, buffer, tensor, array.nbytes)             # <<<<<<<<<<<<<<
  *              for tensor, buffer, array in added if array.size],
  *             key=lambda entry: entry[:3],
 */
-        if (!(likely(((__pyx_8genexpr1__pyx_v_array) == Py_None) || likely(__Pyx_TypeTest(__pyx_8genexpr1__pyx_v_array, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(1, 80, __pyx_L6_error)
-        __pyx_t_7 = __Pyx_PyLong_FromSize_t(__pyx_f_7fastopt_5_plan_address_of(((PyArrayObject *)__pyx_8genexpr1__pyx_v_array))); if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 80, __pyx_L6_error)
+        if (!(likely(((__pyx_8genexpr1__pyx_v_array) == Py_None) || likely(__Pyx_TypeTest(__pyx_8genexpr1__pyx_v_array, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(1, 71, __pyx_L6_error)
+        __pyx_t_7 = __Pyx_PyLong_FromSize_t(__pyx_f_7fastopt_5_plan_address_of(((PyArrayObject *)__pyx_8genexpr1__pyx_v_array))); if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 71, __pyx_L6_error)
         __Pyx_GOTREF(__pyx_t_7);
-        __pyx_t_10 = __Pyx_PyObject_GetAttrStr(__pyx_8genexpr1__pyx_v_tensor, __pyx_mstate_global->__pyx_n_u_index); if (unlikely(!__pyx_t_10)) __PYX_ERR(1, 80, __pyx_L6_error)
+        __pyx_t_10 = __Pyx_PyObject_GetAttrStr(__pyx_8genexpr1__pyx_v_tensor, __pyx_mstate_global->__pyx_n_u_index); if (unlikely(!__pyx_t_10)) __PYX_ERR(1, 71, __pyx_L6_error)
         __Pyx_GOTREF(__pyx_t_10);
-        __pyx_t_9 = __Pyx_PyObject_GetAttrStr(__pyx_8genexpr1__pyx_v_array, __pyx_mstate_global->__pyx_n_u_nbytes); if (unlikely(!__pyx_t_9)) __PYX_ERR(1, 80, __pyx_L6_error)
+        __pyx_t_9 = __Pyx_PyObject_GetAttrStr(__pyx_8genexpr1__pyx_v_array, __pyx_mstate_global->__pyx_n_u_nbytes); if (unlikely(!__pyx_t_9)) __PYX_ERR(1, 71, __pyx_L6_error)
         __Pyx_GOTREF(__pyx_t_9);
-        __pyx_t_8 = PyTuple_New(5); if (unlikely(!__pyx_t_8)) __PYX_ERR(1, 80, __pyx_L6_error)
+        __pyx_t_8 = PyTuple_New(5); if (unlikely(!__pyx_t_8)) __PYX_ERR(1, 71, __pyx_L6_error)
         __Pyx_GOTREF(__pyx_t_8);
         __Pyx_GIVEREF(__pyx_t_7);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_8, 0, __pyx_t_7) != (0)) __PYX_ERR(1, 80, __pyx_L6_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_8, 0, __pyx_t_7) != (0)) __PYX_ERR(1, 71, __pyx_L6_error);
         __Pyx_GIVEREF(__pyx_t_10);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_8, 1, __pyx_t_10) != (0)) __PYX_ERR(1, 80, __pyx_L6_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_8, 1, __pyx_t_10) != (0)) __PYX_ERR(1, 71, __pyx_L6_error);
         __Pyx_INCREF(__pyx_8genexpr1__pyx_v_buffer);
         __Pyx_GIVEREF(__pyx_8genexpr1__pyx_v_buffer);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_8, 2, __pyx_8genexpr1__pyx_v_buffer) != (0)) __PYX_ERR(1, 80, __pyx_L6_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_8, 2, __pyx_8genexpr1__pyx_v_buffer) != (0)) __PYX_ERR(1, 71, __pyx_L6_error);
         __Pyx_INCREF(__pyx_8genexpr1__pyx_v_tensor);
         __Pyx_GIVEREF(__pyx_8genexpr1__pyx_v_tensor);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_8, 3, __pyx_8genexpr1__pyx_v_tensor) != (0)) __PYX_ERR(1, 80, __pyx_L6_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_8, 3, __pyx_8genexpr1__pyx_v_tensor) != (0)) __PYX_ERR(1, 71, __pyx_L6_error);
         __Pyx_GIVEREF(__pyx_t_9);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_8, 4, __pyx_t_9) != (0)) __PYX_ERR(1, 80, __pyx_L6_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_8, 4, __pyx_t_9) != (0)) __PYX_ERR(1, 71, __pyx_L6_error);
         __pyx_t_7 = 0;
         __pyx_t_10 = 0;
         __pyx_t_9 = 0;
         __Pyx_GIVEREF(__pyx_t_8);
-        if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_5, __pyx_t_8))) __PYX_ERR(1, 80, __pyx_L6_error)
+        if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_5, __pyx_t_8))) __PYX_ERR(1, 71, __pyx_L6_error)
         __pyx_t_8 = 0;
 
-        /* "fastopt/_tensor.pxi":81
+        /* "fastopt/_tensor.pxi":72
  *         new = sorted(
  *             [(address_of(array), tensor.index, buffer, tensor, array.nbytes)
  *              for tensor, buffer, array in added if array.size],             # <<<<<<<<<<<<<<
@@ -9689,18 +9596,18 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
     __pyx_L13_exit_scope:;
   } /* exit inner scope */
 
-  /* "fastopt/_tensor.pxi":82
+  /* "fastopt/_tensor.pxi":73
  *             [(address_of(array), tensor.index, buffer, tensor, array.nbytes)
  *              for tensor, buffer, array in added if array.size],
  *             key=lambda entry: entry[:3],             # <<<<<<<<<<<<<<
  *         )
  *         for address, _, buffer, tensor, nbytes in new:
 */
-  __pyx_t_6 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_9Intervals_8__init_____pyx_lambda_funcdef_lambda, 0, __pyx_mstate_global->__pyx_n_u_init___locals_lambda, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[0])); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 82, __pyx_L1_error)
+  __pyx_t_6 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_9Intervals_8__init_____pyx_lambda_funcdef_lambda, 0, __pyx_mstate_global->__pyx_n_u_init___locals_lambda, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[0])); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 73, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_6);
   #if CYTHON_VECTORCALL
 
-  /* "fastopt/_tensor.pxi":79
+  /* "fastopt/_tensor.pxi":70
  *         if self.intervals == NULL:
  *             raise MemoryError
  *         new = sorted(             # <<<<<<<<<<<<<<
@@ -9713,13 +9620,13 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
     PyObject *__pyx_callargs[3] = {__pyx_t_2, __pyx_t_5, __pyx_t_6};
     #if CYTHON_VECTORCALL
     __pyx_t_8 = __pyx_mstate_global->__pyx_tuple[0];
-    if (unlikely(!__pyx_t_8)) __PYX_ERR(1, 79, __pyx_L1_error)
+    if (unlikely(!__pyx_t_8)) __PYX_ERR(1, 70, __pyx_L1_error)
     __Pyx_INCREF(__pyx_t_8);
     #else
     {
       PyObject *__pyx_temp[1] = {__pyx_mstate_global->__pyx_n_u_key};
       __pyx_t_8 = __Pyx_MakeKwargDict(__pyx_temp, __pyx_callargs+2, 1);
-      if (unlikely(!__pyx_t_8)) __PYX_ERR(1, 79, __pyx_L1_error)
+      if (unlikely(!__pyx_t_8)) __PYX_ERR(1, 70, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_8);
     }
     #endif
@@ -9730,13 +9637,13 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
     #endif
     __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
     __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
-    if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 79, __pyx_L1_error)
+    if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 70, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
   }
   __pyx_v_new = __pyx_t_3;
   __pyx_t_3 = 0;
 
-  /* "fastopt/_tensor.pxi":84
+  /* "fastopt/_tensor.pxi":75
  *             key=lambda entry: entry[:3],
  *         )
  *         for address, _, buffer, tensor, nbytes in new:             # <<<<<<<<<<<<<<
@@ -9748,9 +9655,9 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
     __pyx_t_1 = 0;
     __pyx_t_14 = NULL;
   } else {
-    __pyx_t_1 = -1; __pyx_t_3 = PyObject_GetIter(__pyx_v_new); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 84, __pyx_L1_error)
+    __pyx_t_1 = -1; __pyx_t_3 = PyObject_GetIter(__pyx_v_new); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 75, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
-    __pyx_t_14 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_3); if (unlikely(!__pyx_t_14)) __PYX_ERR(1, 84, __pyx_L1_error)
+    __pyx_t_14 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_3); if (unlikely(!__pyx_t_14)) __PYX_ERR(1, 75, __pyx_L1_error)
   }
   for (;;) {
     if (likely(!__pyx_t_14)) {
@@ -9758,7 +9665,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
         {
           Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_3);
           #if !CYTHON_ASSUME_SAFE_SIZE
-          if (unlikely((__pyx_temp < 0))) __PYX_ERR(1, 84, __pyx_L1_error)
+          if (unlikely((__pyx_temp < 0))) __PYX_ERR(1, 75, __pyx_L1_error)
           #endif
           if (__pyx_t_1 >= __pyx_temp) break;
         }
@@ -9768,7 +9675,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
         {
           Py_ssize_t __pyx_temp = __Pyx_PyTuple_GET_SIZE(__pyx_t_3);
           #if !CYTHON_ASSUME_SAFE_SIZE
-          if (unlikely((__pyx_temp < 0))) __PYX_ERR(1, 84, __pyx_L1_error)
+          if (unlikely((__pyx_temp < 0))) __PYX_ERR(1, 75, __pyx_L1_error)
           #endif
           if (__pyx_t_1 >= __pyx_temp) break;
         }
@@ -9779,13 +9686,13 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
         #endif
         ++__pyx_t_1;
       }
-      if (unlikely(!__pyx_t_8)) __PYX_ERR(1, 84, __pyx_L1_error)
+      if (unlikely(!__pyx_t_8)) __PYX_ERR(1, 75, __pyx_L1_error)
     } else {
       __pyx_t_8 = __pyx_t_14(__pyx_t_3);
       if (unlikely(!__pyx_t_8)) {
         PyObject* exc_type = PyErr_Occurred();
         if (exc_type) {
-          if (unlikely(!__Pyx_PyErr_GivenExceptionMatches(exc_type, PyExc_StopIteration))) __PYX_ERR(1, 84, __pyx_L1_error)
+          if (unlikely(!__Pyx_PyErr_GivenExceptionMatches(exc_type, PyExc_StopIteration))) __PYX_ERR(1, 75, __pyx_L1_error)
           PyErr_Clear();
         }
         break;
@@ -9798,7 +9705,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
       if (unlikely(size != 5)) {
         if (size > 5) __Pyx_RaiseTooManyValuesError(5);
         else if (size >= 0) __Pyx_RaiseNeedMoreValuesError(size);
-        __PYX_ERR(1, 84, __pyx_L1_error)
+        __PYX_ERR(1, 75, __pyx_L1_error)
       }
       #if CYTHON_ASSUME_SAFE_MACROS && !CYTHON_AVOID_BORROWED_REFS
       if (likely(PyTuple_CheckExact(sequence))) {
@@ -9814,19 +9721,19 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
         __Pyx_INCREF(__pyx_t_10);
       } else {
         __pyx_t_6 = __Pyx_PyList_GET_ITEM_REF(sequence, 0, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 84, __pyx_L1_error)
+        if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 75, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_6);
         __pyx_t_5 = __Pyx_PyList_GET_ITEM_REF(sequence, 1, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 84, __pyx_L1_error)
+        if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 75, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_5);
         __pyx_t_2 = __Pyx_PyList_GET_ITEM_REF(sequence, 2, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 84, __pyx_L1_error)
+        if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 75, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_2);
         __pyx_t_9 = __Pyx_PyList_GET_ITEM_REF(sequence, 3, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_9)) __PYX_ERR(1, 84, __pyx_L1_error)
+        if (unlikely(!__pyx_t_9)) __PYX_ERR(1, 75, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_9);
         __pyx_t_10 = __Pyx_PyList_GET_ITEM_REF(sequence, 4, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_10)) __PYX_ERR(1, 84, __pyx_L1_error)
+        if (unlikely(!__pyx_t_10)) __PYX_ERR(1, 75, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_10);
       }
       #else
@@ -9834,7 +9741,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
         Py_ssize_t i;
         PyObject** temps[5] = {&__pyx_t_6,&__pyx_t_5,&__pyx_t_2,&__pyx_t_9,&__pyx_t_10};
         for (i=0; i < 5; i++) {
-          PyObject* item = __Pyx_PySequence_ITEM(sequence, i); if (unlikely(!item)) __PYX_ERR(1, 84, __pyx_L1_error)
+          PyObject* item = __Pyx_PySequence_ITEM(sequence, i); if (unlikely(!item)) __PYX_ERR(1, 75, __pyx_L1_error)
           __Pyx_GOTREF(item);
           *(temps[i]) = item;
         }
@@ -9844,7 +9751,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
     } else {
       Py_ssize_t index = -1;
       PyObject** temps[5] = {&__pyx_t_6,&__pyx_t_5,&__pyx_t_2,&__pyx_t_9,&__pyx_t_10};
-      __pyx_t_7 = PyObject_GetIter(__pyx_t_8); if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 84, __pyx_L1_error)
+      __pyx_t_7 = PyObject_GetIter(__pyx_t_8); if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 75, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_7);
       __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
       __pyx_t_12 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_7);
@@ -9853,7 +9760,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
         __Pyx_GOTREF(item);
         *(temps[index]) = item;
       }
-      if (__Pyx_IternextUnpackEndCheck(__pyx_t_12(__pyx_t_7), 5) < (0)) __PYX_ERR(1, 84, __pyx_L1_error)
+      if (__Pyx_IternextUnpackEndCheck(__pyx_t_12(__pyx_t_7), 5) < (0)) __PYX_ERR(1, 75, __pyx_L1_error)
       __pyx_t_12 = NULL;
       __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
       goto __pyx_L17_unpacking_done;
@@ -9861,7 +9768,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
       __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
       __pyx_t_12 = NULL;
       if (__Pyx_IterFinish() == 0) __Pyx_RaiseNeedMoreValuesError(index);
-      __PYX_ERR(1, 84, __pyx_L1_error)
+      __PYX_ERR(1, 75, __pyx_L1_error)
       __pyx_L17_unpacking_done:;
     }
     __Pyx_XDECREF_SET(__pyx_v_address, __pyx_t_6);
@@ -9875,7 +9782,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
     __Pyx_XDECREF_SET(__pyx_v_nbytes, __pyx_t_10);
     __pyx_t_10 = 0;
 
-    /* "fastopt/_tensor.pxi":85
+    /* "fastopt/_tensor.pxi":76
  *         )
  *         for address, _, buffer, tensor, nbytes in new:
  *             while i < before_count(before) and before.intervals[i].begin < <uintptr_t>address:             # <<<<<<<<<<<<<<
@@ -9893,7 +9800,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
 
         goto __pyx_L20_bool_binop_done;
       }
-      __pyx_t_16 = __Pyx_PyLong_As_size_t(__pyx_v_address); if (unlikely((__pyx_t_16 == ((uintptr_t)-1)) && PyErr_Occurred())) __PYX_ERR(1, 85, __pyx_L1_error)
+      __pyx_t_16 = __Pyx_PyLong_As_size_t(__pyx_v_address); if (unlikely((__pyx_t_16 == ((uintptr_t)-1)) && PyErr_Occurred())) __PYX_ERR(1, 76, __pyx_L1_error)
       __pyx_t_15 = ((__pyx_v_before->intervals[__pyx_v_i]).begin < ((uintptr_t)__pyx_t_16));
 
 
@@ -9904,17 +9811,17 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
 
       if (!__pyx_t_4) break;
 
-      /* "fastopt/_tensor.pxi":86
+      /* "fastopt/_tensor.pxi":77
  *         for address, _, buffer, tensor, nbytes in new:
  *             while i < before_count(before) and before.intervals[i].begin < <uintptr_t>address:
  *                 self.append(&before.intervals[i], without, pairs)             # <<<<<<<<<<<<<<
  *                 i += 1
  *             self.append_new(<uintptr_t>address, nbytes, tensor, buffer, pairs)
 */
-      __pyx_t_17 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_self->__pyx_vtab)->append(__pyx_v_self, (&(__pyx_v_before->intervals[__pyx_v_i])), __pyx_v_without, __pyx_v_pairs); if (unlikely(__pyx_t_17 == ((int)-1))) __PYX_ERR(1, 86, __pyx_L1_error)
+      __pyx_t_17 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_self->__pyx_vtab)->append(__pyx_v_self, (&(__pyx_v_before->intervals[__pyx_v_i])), __pyx_v_without, __pyx_v_pairs); if (unlikely(__pyx_t_17 == ((int)-1))) __PYX_ERR(1, 77, __pyx_L1_error)
 
 
-      /* "fastopt/_tensor.pxi":87
+      /* "fastopt/_tensor.pxi":78
  *             while i < before_count(before) and before.intervals[i].begin < <uintptr_t>address:
  *                 self.append(&before.intervals[i], without, pairs)
  *                 i += 1             # <<<<<<<<<<<<<<
@@ -9924,24 +9831,24 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
       __pyx_v_i = (__pyx_v_i + 1);
     }
 
-    /* "fastopt/_tensor.pxi":88
+    /* "fastopt/_tensor.pxi":79
  *                 self.append(&before.intervals[i], without, pairs)
  *                 i += 1
  *             self.append_new(<uintptr_t>address, nbytes, tensor, buffer, pairs)             # <<<<<<<<<<<<<<
  *         while i < before_count(before):
  *             self.append(&before.intervals[i], without, pairs)
 */
-    __pyx_t_16 = __Pyx_PyLong_As_size_t(__pyx_v_address); if (unlikely((__pyx_t_16 == ((uintptr_t)-1)) && PyErr_Occurred())) __PYX_ERR(1, 88, __pyx_L1_error)
-    __pyx_t_13 = __Pyx_PyLong_As_size_t(__pyx_v_nbytes); if (unlikely((__pyx_t_13 == (size_t)-1) && PyErr_Occurred())) __PYX_ERR(1, 88, __pyx_L1_error)
-    if (!(likely(((__pyx_v_tensor) == Py_None) || likely(__Pyx_TypeTest(__pyx_v_tensor, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(1, 88, __pyx_L1_error)
-    __pyx_t_18 = __Pyx_PyIndex_AsSsize_t(__pyx_v_buffer); if (unlikely((__pyx_t_18 == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(1, 88, __pyx_L1_error)
-    __pyx_t_17 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_self->__pyx_vtab)->append_new(__pyx_v_self, ((uintptr_t)__pyx_t_16), __pyx_t_13, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_v_tensor), __pyx_t_18, __pyx_v_pairs); if (unlikely(__pyx_t_17 == ((int)-1))) __PYX_ERR(1, 88, __pyx_L1_error)
+    __pyx_t_16 = __Pyx_PyLong_As_size_t(__pyx_v_address); if (unlikely((__pyx_t_16 == ((uintptr_t)-1)) && PyErr_Occurred())) __PYX_ERR(1, 79, __pyx_L1_error)
+    __pyx_t_13 = __Pyx_PyLong_As_size_t(__pyx_v_nbytes); if (unlikely((__pyx_t_13 == (size_t)-1) && PyErr_Occurred())) __PYX_ERR(1, 79, __pyx_L1_error)
+    if (!(likely(((__pyx_v_tensor) == Py_None) || likely(__Pyx_TypeTest(__pyx_v_tensor, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(1, 79, __pyx_L1_error)
+    __pyx_t_18 = __Pyx_PyIndex_AsSsize_t(__pyx_v_buffer); if (unlikely((__pyx_t_18 == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(1, 79, __pyx_L1_error)
+    __pyx_t_17 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_self->__pyx_vtab)->append_new(__pyx_v_self, ((uintptr_t)__pyx_t_16), __pyx_t_13, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_v_tensor), __pyx_t_18, __pyx_v_pairs); if (unlikely(__pyx_t_17 == ((int)-1))) __PYX_ERR(1, 79, __pyx_L1_error)
 
 
 
 
 
-    /* "fastopt/_tensor.pxi":84
+    /* "fastopt/_tensor.pxi":75
  *             key=lambda entry: entry[:3],
  *         )
  *         for address, _, buffer, tensor, nbytes in new:             # <<<<<<<<<<<<<<
@@ -9951,7 +9858,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
   }
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
-  /* "fastopt/_tensor.pxi":89
+  /* "fastopt/_tensor.pxi":80
  *                 i += 1
  *             self.append_new(<uintptr_t>address, nbytes, tensor, buffer, pairs)
  *         while i < before_count(before):             # <<<<<<<<<<<<<<
@@ -9964,17 +9871,17 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
 
     if (!__pyx_t_4) break;
 
-    /* "fastopt/_tensor.pxi":90
+    /* "fastopt/_tensor.pxi":81
  *             self.append_new(<uintptr_t>address, nbytes, tensor, buffer, pairs)
  *         while i < before_count(before):
  *             self.append(&before.intervals[i], without, pairs)             # <<<<<<<<<<<<<<
  *             i += 1
  *         if pairs:
 */
-    __pyx_t_17 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_self->__pyx_vtab)->append(__pyx_v_self, (&(__pyx_v_before->intervals[__pyx_v_i])), __pyx_v_without, __pyx_v_pairs); if (unlikely(__pyx_t_17 == ((int)-1))) __PYX_ERR(1, 90, __pyx_L1_error)
+    __pyx_t_17 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_self->__pyx_vtab)->append(__pyx_v_self, (&(__pyx_v_before->intervals[__pyx_v_i])), __pyx_v_without, __pyx_v_pairs); if (unlikely(__pyx_t_17 == ((int)-1))) __PYX_ERR(1, 81, __pyx_L1_error)
 
 
-    /* "fastopt/_tensor.pxi":91
+    /* "fastopt/_tensor.pxi":82
  *         while i < before_count(before):
  *             self.append(&before.intervals[i], without, pairs)
  *             i += 1             # <<<<<<<<<<<<<<
@@ -9984,7 +9891,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
     __pyx_v_i = (__pyx_v_i + 1);
   }
 
-  /* "fastopt/_tensor.pxi":92
+  /* "fastopt/_tensor.pxi":83
  *             self.append(&before.intervals[i], without, pairs)
  *             i += 1
  *         if pairs:             # <<<<<<<<<<<<<<
@@ -9993,14 +9900,14 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
 */
   {
     Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_v_pairs);
-    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(1, 92, __pyx_L1_error)
+    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(1, 83, __pyx_L1_error)
     __pyx_t_4 = (__pyx_temp != 0);
   }
 
   if (__pyx_t_4) {
 
 
-    /* "fastopt/_tensor.pxi":93
+    /* "fastopt/_tensor.pxi":84
  *             i += 1
  *         if pairs:
  *             arrays.refuse_shared(pairs)             # <<<<<<<<<<<<<<
@@ -10008,9 +9915,9 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
  *     def __dealloc__(self):
 */
     __pyx_t_8 = NULL;
-    __Pyx_GetModuleGlobalName(__pyx_t_10, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_10)) __PYX_ERR(1, 93, __pyx_L1_error)
+    __Pyx_GetModuleGlobalName(__pyx_t_10, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_10)) __PYX_ERR(1, 84, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_10);
-    __pyx_t_9 = __Pyx_PyObject_GetAttrStr(__pyx_t_10, __pyx_mstate_global->__pyx_n_u_refuse_shared); if (unlikely(!__pyx_t_9)) __PYX_ERR(1, 93, __pyx_L1_error)
+    __pyx_t_9 = __Pyx_PyObject_GetAttrStr(__pyx_t_10, __pyx_mstate_global->__pyx_n_u_refuse_shared); if (unlikely(!__pyx_t_9)) __PYX_ERR(1, 84, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_9);
     __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
     __pyx_t_13 = 1;
@@ -10030,12 +9937,12 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
       __pyx_t_3 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_9, __pyx_callargs+__pyx_t_13, (2-__pyx_t_13) | (__pyx_t_13*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
       __Pyx_XDECREF(__pyx_t_8); __pyx_t_8 = 0;
       __Pyx_DECREF(__pyx_t_9); __pyx_t_9 = 0;
-      if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 93, __pyx_L1_error)
+      if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 84, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_3);
     }
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
-    /* "fastopt/_tensor.pxi":92
+    /* "fastopt/_tensor.pxi":83
  *             self.append(&before.intervals[i], without, pairs)
  *             i += 1
  *         if pairs:             # <<<<<<<<<<<<<<
@@ -10044,7 +9951,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
 */
   }
 
-  /* "fastopt/_tensor.pxi":72
+  /* "fastopt/_tensor.pxi":63
  *     cdef readonly object names
  * 
  *     def __init__(self, list tensors, names, Intervals before=None, list added=[], set without=None):             # <<<<<<<<<<<<<<
@@ -10085,7 +9992,7 @@ static int __pyx_pf_7fastopt_5_plan_9Intervals___init__(struct __pyx_obj_7fastop
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":95
+/* "fastopt/_tensor.pxi":86
  *             arrays.refuse_shared(pairs)
  * 
  *     def __dealloc__(self):             # <<<<<<<<<<<<<<
@@ -10108,7 +10015,7 @@ static void __pyx_pw_7fastopt_5_plan_9Intervals_3__dealloc__(PyObject *__pyx_v_s
 
 static void __pyx_pf_7fastopt_5_plan_9Intervals_2__dealloc__(struct __pyx_obj_7fastopt_5_plan_Intervals *__pyx_v_self) {
 
-  /* "fastopt/_tensor.pxi":96
+  /* "fastopt/_tensor.pxi":87
  * 
  *     def __dealloc__(self):
  *         free(self.intervals)             # <<<<<<<<<<<<<<
@@ -10117,7 +10024,7 @@ static void __pyx_pf_7fastopt_5_plan_9Intervals_2__dealloc__(struct __pyx_obj_7f
 */
   free(__pyx_v_self->intervals);
 
-  /* "fastopt/_tensor.pxi":95
+  /* "fastopt/_tensor.pxi":86
  *             arrays.refuse_shared(pairs)
  * 
  *     def __dealloc__(self):             # <<<<<<<<<<<<<<
@@ -10129,7 +10036,7 @@ static void __pyx_pf_7fastopt_5_plan_9Intervals_2__dealloc__(struct __pyx_obj_7f
 
 }
 
-/* "fastopt/_tensor.pxi":98
+/* "fastopt/_tensor.pxi":89
  *         free(self.intervals)
  * 
  *     cdef int append(self, Interval *interval, without, list pairs) except -1:             # <<<<<<<<<<<<<<
@@ -10150,7 +10057,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append(struct __pyx_obj_7fastopt_5
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("append", 0);
 
-  /* "fastopt/_tensor.pxi":99
+  /* "fastopt/_tensor.pxi":90
  * 
  *     cdef int append(self, Interval *interval, without, list pairs) except -1:
  *         if interval.buffer == 0 or not without or <object>interval.tensor not in without:             # <<<<<<<<<<<<<<
@@ -10167,7 +10074,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append(struct __pyx_obj_7fastopt_5
 
     goto __pyx_L4_bool_binop_done;
   }
-  __pyx_t_2 = __Pyx_PyObject_IsTrue(__pyx_v_without); if (unlikely((__pyx_t_2 < 0))) __PYX_ERR(1, 99, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyObject_IsTrue(__pyx_v_without); if (unlikely((__pyx_t_2 < 0))) __PYX_ERR(1, 90, __pyx_L1_error)
   __pyx_t_3 = (!__pyx_t_2);
 
 
@@ -10179,7 +10086,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append(struct __pyx_obj_7fastopt_5
 
     goto __pyx_L4_bool_binop_done;
   }
-  __pyx_t_3 = (__Pyx_PySequence_ContainsTF(((PyObject *)__pyx_v_interval->tensor), __pyx_v_without, Py_NE)); if (unlikely((__pyx_t_3 < 0))) __PYX_ERR(1, 99, __pyx_L1_error)
+  __pyx_t_3 = (__Pyx_PySequence_ContainsTF(((PyObject *)__pyx_v_interval->tensor), __pyx_v_without, Py_NE)); if (unlikely((__pyx_t_3 < 0))) __PYX_ERR(1, 90, __pyx_L1_error)
 
   __pyx_t_1 = __pyx_t_3;
 
@@ -10187,7 +10094,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append(struct __pyx_obj_7fastopt_5
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_tensor.pxi":101
+    /* "fastopt/_tensor.pxi":92
  *         if interval.buffer == 0 or not without or <object>interval.tensor not in without:
  *             self.append_new(
  *                 interval.begin, interval.end - interval.begin, <Tensor>interval.tensor, interval.buffer, pairs             # <<<<<<<<<<<<<<
@@ -10197,18 +10104,18 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append(struct __pyx_obj_7fastopt_5
     __pyx_t_4 = ((PyObject *)__pyx_v_interval->tensor);
     __Pyx_INCREF(__pyx_t_4);
 
-    /* "fastopt/_tensor.pxi":100
+    /* "fastopt/_tensor.pxi":91
  *     cdef int append(self, Interval *interval, without, list pairs) except -1:
  *         if interval.buffer == 0 or not without or <object>interval.tensor not in without:
  *             self.append_new(             # <<<<<<<<<<<<<<
  *                 interval.begin, interval.end - interval.begin, <Tensor>interval.tensor, interval.buffer, pairs
  *             )
 */
-    __pyx_t_5 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_self->__pyx_vtab)->append_new(__pyx_v_self, __pyx_v_interval->begin, (__pyx_v_interval->end - __pyx_v_interval->begin), ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_4), __pyx_v_interval->buffer, __pyx_v_pairs); if (unlikely(__pyx_t_5 == ((int)-1))) __PYX_ERR(1, 100, __pyx_L1_error)
+    __pyx_t_5 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_self->__pyx_vtab)->append_new(__pyx_v_self, __pyx_v_interval->begin, (__pyx_v_interval->end - __pyx_v_interval->begin), ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_4), __pyx_v_interval->buffer, __pyx_v_pairs); if (unlikely(__pyx_t_5 == ((int)-1))) __PYX_ERR(1, 91, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
 
 
-    /* "fastopt/_tensor.pxi":99
+    /* "fastopt/_tensor.pxi":90
  * 
  *     cdef int append(self, Interval *interval, without, list pairs) except -1:
  *         if interval.buffer == 0 or not without or <object>interval.tensor not in without:             # <<<<<<<<<<<<<<
@@ -10217,7 +10124,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append(struct __pyx_obj_7fastopt_5
 */
   }
 
-  /* "fastopt/_tensor.pxi":103
+  /* "fastopt/_tensor.pxi":94
  *                 interval.begin, interval.end - interval.begin, <Tensor>interval.tensor, interval.buffer, pairs
  *             )
  *         return 0             # <<<<<<<<<<<<<<
@@ -10230,7 +10137,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append(struct __pyx_obj_7fastopt_5
   }
   goto __pyx_L0;
 
-  /* "fastopt/_tensor.pxi":98
+  /* "fastopt/_tensor.pxi":89
  *         free(self.intervals)
  * 
  *     cdef int append(self, Interval *interval, without, list pairs) except -1:             # <<<<<<<<<<<<<<
@@ -10249,7 +10156,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append(struct __pyx_obj_7fastopt_5
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":105
+/* "fastopt/_tensor.pxi":96
  *         return 0
  * 
  *     cdef int append_new(self, uintptr_t begin, size_t nbytes, Tensor tensor, Py_ssize_t buffer, list pairs) except -1:             # <<<<<<<<<<<<<<
@@ -10283,7 +10190,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append_new(struct __pyx_obj_7fasto
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("append_new", 0);
 
-  /* "fastopt/_tensor.pxi":106
+  /* "fastopt/_tensor.pxi":97
  * 
  *     cdef int append_new(self, uintptr_t begin, size_t nbytes, Tensor tensor, Py_ssize_t buffer, list pairs) except -1:
  *         cdef Interval *last = &self.intervals[self.count - 1] if self.count else NULL             # <<<<<<<<<<<<<<
@@ -10302,7 +10209,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append_new(struct __pyx_obj_7fasto
 
   __pyx_v_last = __pyx_t_1;
 
-  /* "fastopt/_tensor.pxi":107
+  /* "fastopt/_tensor.pxi":98
  *     cdef int append_new(self, uintptr_t begin, size_t nbytes, Tensor tensor, Py_ssize_t buffer, list pairs) except -1:
  *         cdef Interval *last = &self.intervals[self.count - 1] if self.count else NULL
  *         self.intervals[self.count] = Interval(begin, begin + nbytes, <PyObject *>tensor, buffer)             # <<<<<<<<<<<<<<
@@ -10316,7 +10223,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append_new(struct __pyx_obj_7fasto
   (__pyx_v_self->intervals[__pyx_v_self->count]) = __pyx_t_3;
 
 
-  /* "fastopt/_tensor.pxi":108
+  /* "fastopt/_tensor.pxi":99
  *         cdef Interval *last = &self.intervals[self.count - 1] if self.count else NULL
  *         self.intervals[self.count] = Interval(begin, begin + nbytes, <PyObject *>tensor, buffer)
  *         if last != NULL and last.end > begin:             # <<<<<<<<<<<<<<
@@ -10342,7 +10249,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append_new(struct __pyx_obj_7fasto
   if (__pyx_t_2) {
 
 
-    /* "fastopt/_tensor.pxi":109
+    /* "fastopt/_tensor.pxi":100
  *         self.intervals[self.count] = Interval(begin, begin + nbytes, <PyObject *>tensor, buffer)
  *         if last != NULL and last.end > begin:
  *             pairs.append(tuple([             # <<<<<<<<<<<<<<
@@ -10351,45 +10258,45 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append_new(struct __pyx_obj_7fasto
 */
     if (unlikely(__pyx_v_pairs == Py_None)) {
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "append");
-      __PYX_ERR(1, 109, __pyx_L1_error)
+      __PYX_ERR(1, 100, __pyx_L1_error)
     }
     { /* enter inner scope */
-      __pyx_t_5 = PyList_New(0); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 109, __pyx_L8_error)
+      __pyx_t_5 = PyList_New(0); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 100, __pyx_L8_error)
       __Pyx_GOTREF(__pyx_t_5);
 
-      /* "fastopt/_tensor.pxi":111
+      /* "fastopt/_tensor.pxi":102
  *             pairs.append(tuple([
  *                 (t.index, b, t.name_of(b, self.names))
  *                 for t, b in ((<Tensor>last.tensor, last.buffer), (tensor, buffer))             # <<<<<<<<<<<<<<
  *             ]))
  *             if last.end > begin + nbytes:  # the longer one may share memory with the next as well
 */
-      __pyx_t_6 = PyLong_FromSsize_t(__pyx_v_last->buffer); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 111, __pyx_L8_error)
+      __pyx_t_6 = PyLong_FromSsize_t(__pyx_v_last->buffer); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 102, __pyx_L8_error)
       __Pyx_GOTREF(__pyx_t_6);
-      __pyx_t_7 = PyTuple_New(2); if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 111, __pyx_L8_error)
+      __pyx_t_7 = PyTuple_New(2); if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 102, __pyx_L8_error)
       __Pyx_GOTREF(__pyx_t_7);
       __Pyx_INCREF((PyObject *)((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_v_last->tensor));
       __Pyx_GIVEREF((PyObject *)((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_v_last->tensor));
-      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 0, ((PyObject *)__pyx_v_last->tensor)) != (0)) __PYX_ERR(1, 111, __pyx_L8_error);
+      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 0, ((PyObject *)__pyx_v_last->tensor)) != (0)) __PYX_ERR(1, 102, __pyx_L8_error);
       __Pyx_GIVEREF(__pyx_t_6);
-      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 1, __pyx_t_6) != (0)) __PYX_ERR(1, 111, __pyx_L8_error);
+      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_7, 1, __pyx_t_6) != (0)) __PYX_ERR(1, 102, __pyx_L8_error);
       __pyx_t_6 = 0;
-      __pyx_t_6 = PyLong_FromSsize_t(__pyx_v_buffer); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 111, __pyx_L8_error)
+      __pyx_t_6 = PyLong_FromSsize_t(__pyx_v_buffer); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 102, __pyx_L8_error)
       __Pyx_GOTREF(__pyx_t_6);
-      __pyx_t_8 = PyTuple_New(2); if (unlikely(!__pyx_t_8)) __PYX_ERR(1, 111, __pyx_L8_error)
+      __pyx_t_8 = PyTuple_New(2); if (unlikely(!__pyx_t_8)) __PYX_ERR(1, 102, __pyx_L8_error)
       __Pyx_GOTREF(__pyx_t_8);
       __Pyx_INCREF((PyObject *)__pyx_v_tensor);
       __Pyx_GIVEREF((PyObject *)__pyx_v_tensor);
-      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_8, 0, ((PyObject *)__pyx_v_tensor)) != (0)) __PYX_ERR(1, 111, __pyx_L8_error);
+      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_8, 0, ((PyObject *)__pyx_v_tensor)) != (0)) __PYX_ERR(1, 102, __pyx_L8_error);
       __Pyx_GIVEREF(__pyx_t_6);
-      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_8, 1, __pyx_t_6) != (0)) __PYX_ERR(1, 111, __pyx_L8_error);
+      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_8, 1, __pyx_t_6) != (0)) __PYX_ERR(1, 102, __pyx_L8_error);
       __pyx_t_6 = 0;
-      __pyx_t_6 = PyTuple_New(2); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 111, __pyx_L8_error)
+      __pyx_t_6 = PyTuple_New(2); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 102, __pyx_L8_error)
       __Pyx_GOTREF(__pyx_t_6);
       __Pyx_GIVEREF(__pyx_t_7);
-      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 0, __pyx_t_7) != (0)) __PYX_ERR(1, 111, __pyx_L8_error);
+      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 0, __pyx_t_7) != (0)) __PYX_ERR(1, 102, __pyx_L8_error);
       __Pyx_GIVEREF(__pyx_t_8);
-      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 1, __pyx_t_8) != (0)) __PYX_ERR(1, 111, __pyx_L8_error);
+      if (__Pyx_PyTuple_SET_ITEM(__pyx_t_6, 1, __pyx_t_8) != (0)) __PYX_ERR(1, 102, __pyx_L8_error);
       __pyx_t_7 = 0;
       __pyx_t_8 = 0;
       __pyx_t_8 = __pyx_t_6; __Pyx_INCREF(__pyx_t_8);
@@ -10403,16 +10310,16 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append_new(struct __pyx_obj_7fasto
         __pyx_t_6 = __Pyx_PySequence_ITEM(__pyx_t_8, __pyx_t_9);
         #endif
         ++__pyx_t_9;
-        if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 111, __pyx_L8_error)
+        if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 102, __pyx_L8_error)
         __Pyx_GOTREF(__pyx_t_6);
-        if (!(likely(PyTuple_CheckExact(__pyx_t_6))||((__pyx_t_6) == Py_None) || __Pyx_RaiseUnexpectedTypeError("tuple", __pyx_t_6))) __PYX_ERR(1, 111, __pyx_L8_error)
+        if (!(likely(PyTuple_CheckExact(__pyx_t_6))||((__pyx_t_6) == Py_None) || __Pyx_RaiseUnexpectedTypeError("tuple", __pyx_t_6))) __PYX_ERR(1, 102, __pyx_L8_error)
         if (likely(__pyx_t_6 != Py_None)) {
           PyObject* sequence = __pyx_t_6;
           Py_ssize_t size = __Pyx_PyTuple_GET_SIZE(sequence);
           if (unlikely(size != 2)) {
             if (size > 2) __Pyx_RaiseTooManyValuesError(2);
             else if (size >= 0) __Pyx_RaiseNeedMoreValuesError(size);
-            __PYX_ERR(1, 111, __pyx_L8_error)
+            __PYX_ERR(1, 102, __pyx_L8_error)
           }
           #if CYTHON_ASSUME_SAFE_MACROS && !CYTHON_AVOID_BORROWED_REFS
           __pyx_t_7 = PyTuple_GET_ITEM(sequence, 0);
@@ -10420,36 +10327,36 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append_new(struct __pyx_obj_7fasto
           __pyx_t_10 = PyTuple_GET_ITEM(sequence, 1);
           __Pyx_INCREF(__pyx_t_10);
           #else
-          __pyx_t_7 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 111, __pyx_L8_error)
+          __pyx_t_7 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 102, __pyx_L8_error)
           __Pyx_GOTREF(__pyx_t_7);
-          __pyx_t_10 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_10)) __PYX_ERR(1, 111, __pyx_L8_error)
+          __pyx_t_10 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_10)) __PYX_ERR(1, 102, __pyx_L8_error)
           __Pyx_GOTREF(__pyx_t_10);
           #endif
           __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
         } else {
-          __Pyx_RaiseNoneNotIterableError(); __PYX_ERR(1, 111, __pyx_L8_error)
+          __Pyx_RaiseNoneNotIterableError(); __PYX_ERR(1, 102, __pyx_L8_error)
         }
-        if (!(likely(((__pyx_t_7) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_7, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(1, 111, __pyx_L8_error)
-        __pyx_t_11 = __Pyx_PyIndex_AsSsize_t(__pyx_t_10); if (unlikely((__pyx_t_11 == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(1, 111, __pyx_L8_error)
+        if (!(likely(((__pyx_t_7) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_7, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(1, 102, __pyx_L8_error)
+        __pyx_t_11 = __Pyx_PyIndex_AsSsize_t(__pyx_t_10); if (unlikely((__pyx_t_11 == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(1, 102, __pyx_L8_error)
         __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
         __Pyx_XDECREF_SET(__pyx_8genexpr2__pyx_v_t, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_7));
         __pyx_t_7 = 0;
         __pyx_8genexpr2__pyx_v_b = __pyx_t_11;
 
-        /* "fastopt/_tensor.pxi":110
+        /* "fastopt/_tensor.pxi":101
  *         if last != NULL and last.end > begin:
  *             pairs.append(tuple([
  *                 (t.index, b, t.name_of(b, self.names))             # <<<<<<<<<<<<<<
  *                 for t, b in ((<Tensor>last.tensor, last.buffer), (tensor, buffer))
  *             ]))
 */
-        __pyx_t_6 = PyLong_FromSsize_t(__pyx_8genexpr2__pyx_v_t->index); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 110, __pyx_L8_error)
+        __pyx_t_6 = PyLong_FromSsize_t(__pyx_8genexpr2__pyx_v_t->index); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 101, __pyx_L8_error)
         __Pyx_GOTREF(__pyx_t_6);
-        __pyx_t_10 = PyLong_FromSsize_t(__pyx_8genexpr2__pyx_v_b); if (unlikely(!__pyx_t_10)) __PYX_ERR(1, 110, __pyx_L8_error)
+        __pyx_t_10 = PyLong_FromSsize_t(__pyx_8genexpr2__pyx_v_b); if (unlikely(!__pyx_t_10)) __PYX_ERR(1, 101, __pyx_L8_error)
         __Pyx_GOTREF(__pyx_t_10);
         __pyx_t_12 = ((PyObject *)__pyx_8genexpr2__pyx_v_t);
         __Pyx_INCREF(__pyx_t_12);
-        __pyx_t_13 = PyLong_FromSsize_t(__pyx_8genexpr2__pyx_v_b); if (unlikely(!__pyx_t_13)) __PYX_ERR(1, 110, __pyx_L8_error)
+        __pyx_t_13 = PyLong_FromSsize_t(__pyx_8genexpr2__pyx_v_b); if (unlikely(!__pyx_t_13)) __PYX_ERR(1, 101, __pyx_L8_error)
         __Pyx_GOTREF(__pyx_t_13);
         __pyx_t_14 = 0;
         {
@@ -10457,25 +10364,25 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append_new(struct __pyx_obj_7fasto
           __pyx_t_7 = __Pyx_PyObject_FastCallMethod((PyObject*)__pyx_mstate_global->__pyx_n_u_name_of, __pyx_callargs+__pyx_t_14, (3-__pyx_t_14) | (1*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
           __Pyx_XDECREF(__pyx_t_12); __pyx_t_12 = 0;
           __Pyx_DECREF(__pyx_t_13); __pyx_t_13 = 0;
-          if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 110, __pyx_L8_error)
+          if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 101, __pyx_L8_error)
           __Pyx_GOTREF(__pyx_t_7);
         }
-        __pyx_t_13 = PyTuple_New(3); if (unlikely(!__pyx_t_13)) __PYX_ERR(1, 110, __pyx_L8_error)
+        __pyx_t_13 = PyTuple_New(3); if (unlikely(!__pyx_t_13)) __PYX_ERR(1, 101, __pyx_L8_error)
         __Pyx_GOTREF(__pyx_t_13);
         __Pyx_GIVEREF(__pyx_t_6);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_13, 0, __pyx_t_6) != (0)) __PYX_ERR(1, 110, __pyx_L8_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_13, 0, __pyx_t_6) != (0)) __PYX_ERR(1, 101, __pyx_L8_error);
         __Pyx_GIVEREF(__pyx_t_10);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_13, 1, __pyx_t_10) != (0)) __PYX_ERR(1, 110, __pyx_L8_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_13, 1, __pyx_t_10) != (0)) __PYX_ERR(1, 101, __pyx_L8_error);
         __Pyx_GIVEREF(__pyx_t_7);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_13, 2, __pyx_t_7) != (0)) __PYX_ERR(1, 110, __pyx_L8_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_13, 2, __pyx_t_7) != (0)) __PYX_ERR(1, 101, __pyx_L8_error);
         __pyx_t_6 = 0;
         __pyx_t_10 = 0;
         __pyx_t_7 = 0;
         __Pyx_GIVEREF(__pyx_t_13);
-        if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_5, __pyx_t_13))) __PYX_ERR(1, 109, __pyx_L8_error)
+        if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_5, __pyx_t_13))) __PYX_ERR(1, 100, __pyx_L8_error)
         __pyx_t_13 = 0;
 
-        /* "fastopt/_tensor.pxi":111
+        /* "fastopt/_tensor.pxi":102
  *             pairs.append(tuple([
  *                 (t.index, b, t.name_of(b, self.names))
  *                 for t, b in ((<Tensor>last.tensor, last.buffer), (tensor, buffer))             # <<<<<<<<<<<<<<
@@ -10492,21 +10399,21 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append_new(struct __pyx_obj_7fasto
       __pyx_L12_exit_scope:;
     } /* exit inner scope */
 
-    /* "fastopt/_tensor.pxi":109
+    /* "fastopt/_tensor.pxi":100
  *         self.intervals[self.count] = Interval(begin, begin + nbytes, <PyObject *>tensor, buffer)
  *         if last != NULL and last.end > begin:
  *             pairs.append(tuple([             # <<<<<<<<<<<<<<
  *                 (t.index, b, t.name_of(b, self.names))
  *                 for t, b in ((<Tensor>last.tensor, last.buffer), (tensor, buffer))
 */
-    __pyx_t_8 = PyList_AsTuple(((PyObject*)__pyx_t_5)); if (unlikely(!__pyx_t_8)) __PYX_ERR(1, 109, __pyx_L1_error)
+    __pyx_t_8 = PyList_AsTuple(((PyObject*)__pyx_t_5)); if (unlikely(!__pyx_t_8)) __PYX_ERR(1, 100, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_8);
     __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
-    __pyx_t_15 = __Pyx_PyList_Append(__pyx_v_pairs, __pyx_t_8); if (unlikely(__pyx_t_15 == ((int)-1))) __PYX_ERR(1, 109, __pyx_L1_error)
+    __pyx_t_15 = __Pyx_PyList_Append(__pyx_v_pairs, __pyx_t_8); if (unlikely(__pyx_t_15 == ((int)-1))) __PYX_ERR(1, 100, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
 
 
-    /* "fastopt/_tensor.pxi":113
+    /* "fastopt/_tensor.pxi":104
  *                 for t, b in ((<Tensor>last.tensor, last.buffer), (tensor, buffer))
  *             ]))
  *             if last.end > begin + nbytes:  # the longer one may share memory with the next as well             # <<<<<<<<<<<<<<
@@ -10518,7 +10425,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append_new(struct __pyx_obj_7fasto
     if (__pyx_t_2) {
 
 
-      /* "fastopt/_tensor.pxi":114
+      /* "fastopt/_tensor.pxi":105
  *             ]))
  *             if last.end > begin + nbytes:  # the longer one may share memory with the next as well
  *                 self.intervals[self.count] = last[0]             # <<<<<<<<<<<<<<
@@ -10527,7 +10434,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append_new(struct __pyx_obj_7fasto
 */
       (__pyx_v_self->intervals[__pyx_v_self->count]) = (__pyx_v_last[0]);
 
-      /* "fastopt/_tensor.pxi":113
+      /* "fastopt/_tensor.pxi":104
  *                 for t, b in ((<Tensor>last.tensor, last.buffer), (tensor, buffer))
  *             ]))
  *             if last.end > begin + nbytes:  # the longer one may share memory with the next as well             # <<<<<<<<<<<<<<
@@ -10536,7 +10443,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append_new(struct __pyx_obj_7fasto
 */
     }
 
-    /* "fastopt/_tensor.pxi":108
+    /* "fastopt/_tensor.pxi":99
  *         cdef Interval *last = &self.intervals[self.count - 1] if self.count else NULL
  *         self.intervals[self.count] = Interval(begin, begin + nbytes, <PyObject *>tensor, buffer)
  *         if last != NULL and last.end > begin:             # <<<<<<<<<<<<<<
@@ -10545,7 +10452,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append_new(struct __pyx_obj_7fasto
 */
   }
 
-  /* "fastopt/_tensor.pxi":115
+  /* "fastopt/_tensor.pxi":106
  *             if last.end > begin + nbytes:  # the longer one may share memory with the next as well
  *                 self.intervals[self.count] = last[0]
  *         self.count += 1             # <<<<<<<<<<<<<<
@@ -10554,7 +10461,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append_new(struct __pyx_obj_7fasto
 */
   __pyx_v_self->count = (__pyx_v_self->count + 1);
 
-  /* "fastopt/_tensor.pxi":116
+  /* "fastopt/_tensor.pxi":107
  *                 self.intervals[self.count] = last[0]
  *         self.count += 1
  *         return 0             # <<<<<<<<<<<<<<
@@ -10567,7 +10474,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append_new(struct __pyx_obj_7fasto
   }
   goto __pyx_L0;
 
-  /* "fastopt/_tensor.pxi":105
+  /* "fastopt/_tensor.pxi":96
  *         return 0
  * 
  *     cdef int append_new(self, uintptr_t begin, size_t nbytes, Tensor tensor, Py_ssize_t buffer, list pairs) except -1:             # <<<<<<<<<<<<<<
@@ -10595,7 +10502,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_append_new(struct __pyx_obj_7fasto
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":118
+/* "fastopt/_tensor.pxi":109
  *         return 0
  * 
  *     cdef Interval *shared_with(self, cnp.ndarray array) noexcept:             # <<<<<<<<<<<<<<
@@ -10620,7 +10527,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
   struct __pyx_t_7fastopt_5_plan_Interval *__pyx_t_6;
   int __pyx_t_7;
 
-  /* "fastopt/_tensor.pxi":120
+  /* "fastopt/_tensor.pxi":111
  *     cdef Interval *shared_with(self, cnp.ndarray array) noexcept:
  *         """What shares memory with an array, or NULL."""
  *         cdef uintptr_t begin = address_of(array), end = begin + cnp.PyArray_ITEMSIZE(array)             # <<<<<<<<<<<<<<
@@ -10630,7 +10537,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
   __pyx_v_begin = __pyx_f_7fastopt_5_plan_address_of(__pyx_v_array);
   __pyx_v_end = (__pyx_v_begin + PyArray_ITEMSIZE(__pyx_v_array));
 
-  /* "fastopt/_tensor.pxi":121
+  /* "fastopt/_tensor.pxi":112
  *         """What shares memory with an array, or NULL."""
  *         cdef uintptr_t begin = address_of(array), end = begin + cnp.PyArray_ITEMSIZE(array)
  *         cdef Py_ssize_t low = 0, high = self.count, middle, reach             # <<<<<<<<<<<<<<
@@ -10642,7 +10549,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
 
   __pyx_v_high = __pyx_t_1;
 
-  /* "fastopt/_tensor.pxi":123
+  /* "fastopt/_tensor.pxi":114
  *         cdef Py_ssize_t low = 0, high = self.count, middle, reach
  *         cdef int k
  *         for k in range(cnp.PyArray_NDIM(array)):             # <<<<<<<<<<<<<<
@@ -10656,7 +10563,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
   for (__pyx_t_4 = 0; __pyx_t_4 < __pyx_t_3; __pyx_t_4+=1) {
     __pyx_v_k = __pyx_t_4;
 
-    /* "fastopt/_tensor.pxi":124
+    /* "fastopt/_tensor.pxi":115
  *         cdef int k
  *         for k in range(cnp.PyArray_NDIM(array)):
  *             if cnp.PyArray_DIMS(array)[k] == 0:             # <<<<<<<<<<<<<<
@@ -10668,7 +10575,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
     if (__pyx_t_5) {
 
 
-      /* "fastopt/_tensor.pxi":125
+      /* "fastopt/_tensor.pxi":116
  *         for k in range(cnp.PyArray_NDIM(array)):
  *             if cnp.PyArray_DIMS(array)[k] == 0:
  *                 return NULL             # <<<<<<<<<<<<<<
@@ -10681,7 +10588,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
       }
       goto __pyx_L0;
 
-      /* "fastopt/_tensor.pxi":124
+      /* "fastopt/_tensor.pxi":115
  *         cdef int k
  *         for k in range(cnp.PyArray_NDIM(array)):
  *             if cnp.PyArray_DIMS(array)[k] == 0:             # <<<<<<<<<<<<<<
@@ -10690,7 +10597,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
 */
     }
 
-    /* "fastopt/_tensor.pxi":126
+    /* "fastopt/_tensor.pxi":117
  *             if cnp.PyArray_DIMS(array)[k] == 0:
  *                 return NULL
  *             reach = (cnp.PyArray_DIMS(array)[k] - 1) * cnp.PyArray_STRIDES(array)[k]             # <<<<<<<<<<<<<<
@@ -10699,7 +10606,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
 */
     __pyx_v_reach = (((PyArray_DIMS(__pyx_v_array)[__pyx_v_k]) - 1) * (PyArray_STRIDES(__pyx_v_array)[__pyx_v_k]));
 
-    /* "fastopt/_tensor.pxi":127
+    /* "fastopt/_tensor.pxi":118
  *                 return NULL
  *             reach = (cnp.PyArray_DIMS(array)[k] - 1) * cnp.PyArray_STRIDES(array)[k]
  *             if reach < 0:             # <<<<<<<<<<<<<<
@@ -10711,7 +10618,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
     if (__pyx_t_5) {
 
 
-      /* "fastopt/_tensor.pxi":128
+      /* "fastopt/_tensor.pxi":119
  *             reach = (cnp.PyArray_DIMS(array)[k] - 1) * cnp.PyArray_STRIDES(array)[k]
  *             if reach < 0:
  *                 begin += reach             # <<<<<<<<<<<<<<
@@ -10720,7 +10627,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
 */
       __pyx_v_begin = (__pyx_v_begin + __pyx_v_reach);
 
-      /* "fastopt/_tensor.pxi":127
+      /* "fastopt/_tensor.pxi":118
  *                 return NULL
  *             reach = (cnp.PyArray_DIMS(array)[k] - 1) * cnp.PyArray_STRIDES(array)[k]
  *             if reach < 0:             # <<<<<<<<<<<<<<
@@ -10730,7 +10637,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
       goto __pyx_L6;
     }
 
-    /* "fastopt/_tensor.pxi":130
+    /* "fastopt/_tensor.pxi":121
  *                 begin += reach
  *             else:
  *                 end += reach             # <<<<<<<<<<<<<<
@@ -10744,7 +10651,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
   }
 
 
-  /* "fastopt/_tensor.pxi":131
+  /* "fastopt/_tensor.pxi":122
  *             else:
  *                 end += reach
  *         while low < high:  # the first interval that begins at `end` or behind it             # <<<<<<<<<<<<<<
@@ -10757,7 +10664,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
 
     if (!__pyx_t_5) break;
 
-    /* "fastopt/_tensor.pxi":132
+    /* "fastopt/_tensor.pxi":123
  *                 end += reach
  *         while low < high:  # the first interval that begins at `end` or behind it
  *             middle = (low + high) // 2             # <<<<<<<<<<<<<<
@@ -10766,7 +10673,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
 */
     __pyx_v_middle = ((__pyx_v_low + __pyx_v_high) / 2);
 
-    /* "fastopt/_tensor.pxi":133
+    /* "fastopt/_tensor.pxi":124
  *         while low < high:  # the first interval that begins at `end` or behind it
  *             middle = (low + high) // 2
  *             if self.intervals[middle].begin < end:             # <<<<<<<<<<<<<<
@@ -10778,7 +10685,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
     if (__pyx_t_5) {
 
 
-      /* "fastopt/_tensor.pxi":134
+      /* "fastopt/_tensor.pxi":125
  *             middle = (low + high) // 2
  *             if self.intervals[middle].begin < end:
  *                 low = middle + 1             # <<<<<<<<<<<<<<
@@ -10787,7 +10694,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
 */
       __pyx_v_low = (__pyx_v_middle + 1);
 
-      /* "fastopt/_tensor.pxi":133
+      /* "fastopt/_tensor.pxi":124
  *         while low < high:  # the first interval that begins at `end` or behind it
  *             middle = (low + high) // 2
  *             if self.intervals[middle].begin < end:             # <<<<<<<<<<<<<<
@@ -10797,7 +10704,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
       goto __pyx_L9;
     }
 
-    /* "fastopt/_tensor.pxi":136
+    /* "fastopt/_tensor.pxi":127
  *                 low = middle + 1
  *             else:
  *                 high = middle             # <<<<<<<<<<<<<<
@@ -10810,7 +10717,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
     __pyx_L9:;
   }
 
-  /* "fastopt/_tensor.pxi":137
+  /* "fastopt/_tensor.pxi":128
  *             else:
  *                 high = middle
  *         return &self.intervals[low - 1] if low and self.intervals[low - 1].end > begin else NULL             # <<<<<<<<<<<<<<
@@ -10846,7 +10753,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
   }
   goto __pyx_L0;
 
-  /* "fastopt/_tensor.pxi":118
+  /* "fastopt/_tensor.pxi":109
  *         return 0
  * 
  *     cdef Interval *shared_with(self, cnp.ndarray array) noexcept:             # <<<<<<<<<<<<<<
@@ -10867,7 +10774,7 @@ static struct __pyx_t_7fastopt_5_plan_Interval *__pyx_f_7fastopt_5_plan_9Interva
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":139
+/* "fastopt/_tensor.pxi":130
  *         return &self.intervals[low - 1] if low and self.intervals[low - 1].end > begin else NULL
  * 
  *     def with_arrays(self, list tensors, list added, set without=None):             # <<<<<<<<<<<<<<
@@ -10917,41 +10824,41 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_tensors,&__pyx_mstate_global->__pyx_n_u_added,&__pyx_mstate_global->__pyx_n_u_without,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(1, 139, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(1, 130, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  3:
         values[2] = __Pyx_ArgRef_FASTCALL(__pyx_args, 2);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(1, 139, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(1, 130, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(1, 139, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(1, 130, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 139, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 130, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "with_arrays", 0) < (0)) __PYX_ERR(1, 139, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "with_arrays", 0) < (0)) __PYX_ERR(1, 130, __pyx_L3_error)
       if (!values[2]) values[2] = __Pyx_NewRef(((PyObject*)Py_None));
       for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("with_arrays", 0, 2, 3, i); __PYX_ERR(1, 139, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("with_arrays", 0, 2, 3, i); __PYX_ERR(1, 130, __pyx_L3_error) }
       }
     } else {
       switch (__pyx_nargs) {
         case  3:
         values[2] = __Pyx_ArgRef_FASTCALL(__pyx_args, 2);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(1, 139, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(1, 130, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(1, 139, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(1, 130, __pyx_L3_error)
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 139, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 130, __pyx_L3_error)
         break;
         default: goto __pyx_L5_argtuple_error;
       }
@@ -10963,7 +10870,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("with_arrays", 0, 2, 3, __pyx_nargs); __PYX_ERR(1, 139, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("with_arrays", 0, 2, 3, __pyx_nargs); __PYX_ERR(1, 130, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -10974,9 +10881,9 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return NULL;
   __pyx_L4_argument_unpacking_done:;
-  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_tensors), (&PyList_Type), 1, "tensors", 1))) __PYX_ERR(1, 139, __pyx_L1_error)
-  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_added), (&PyList_Type), 1, "added", 1))) __PYX_ERR(1, 139, __pyx_L1_error)
-  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_without), (&PySet_Type), 1, "without", 1))) __PYX_ERR(1, 139, __pyx_L1_error)
+  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_tensors), (&PyList_Type), 1, "tensors", 1))) __PYX_ERR(1, 130, __pyx_L1_error)
+  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_added), (&PyList_Type), 1, "added", 1))) __PYX_ERR(1, 130, __pyx_L1_error)
+  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_without), (&PySet_Type), 1, "without", 1))) __PYX_ERR(1, 130, __pyx_L1_error)
   __pyx_r = __pyx_pf_7fastopt_5_plan_9Intervals_4with_arrays(((struct __pyx_obj_7fastopt_5_plan_Intervals *)__pyx_v_self), __pyx_v_tensors, __pyx_v_added, __pyx_v_without);
 
   /* function exit code */
@@ -11007,7 +10914,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_9Intervals_4with_arrays(struct __pyx_o
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("with_arrays", 0);
 
-  /* "fastopt/_tensor.pxi":141
+  /* "fastopt/_tensor.pxi":132
  *     def with_arrays(self, list tensors, list added, set without=None):
  *         """These and others; `added` and `without` as above."""
  *         return Intervals(tensors, self.names, self, added, without)             # <<<<<<<<<<<<<<
@@ -11020,7 +10927,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_9Intervals_4with_arrays(struct __pyx_o
     PyObject *__pyx_callargs[6] = {__pyx_t_2, __pyx_v_tensors, __pyx_v_self->names, ((PyObject *)__pyx_v_self), __pyx_v_added, __pyx_v_without};
     __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Intervals, __pyx_callargs+__pyx_t_3, (6-__pyx_t_3) | (__pyx_t_3*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
     __Pyx_XDECREF(__pyx_t_2); __pyx_t_2 = 0;
-    if (unlikely(!__pyx_t_1)) __PYX_ERR(1, 141, __pyx_L1_error)
+    if (unlikely(!__pyx_t_1)) __PYX_ERR(1, 132, __pyx_L1_error)
     __Pyx_GOTREF((PyObject *)__pyx_t_1);
   }
   {
@@ -11034,7 +10941,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_9Intervals_4with_arrays(struct __pyx_o
   __pyx_t_1 = 0;
   goto __pyx_L0;
 
-  /* "fastopt/_tensor.pxi":139
+  /* "fastopt/_tensor.pxi":130
  *         return &self.intervals[low - 1] if low and self.intervals[low - 1].end > begin else NULL
  * 
  *     def with_arrays(self, list tensors, list added, set without=None):             # <<<<<<<<<<<<<<
@@ -11054,7 +10961,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_9Intervals_4with_arrays(struct __pyx_o
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":143
+/* "fastopt/_tensor.pxi":134
  *         return Intervals(tensors, self.names, self, added, without)
  * 
  *     def holds(self, array):             # <<<<<<<<<<<<<<
@@ -11102,32 +11009,32 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_array,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(1, 143, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(1, 134, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 143, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 134, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "holds", 0) < (0)) __PYX_ERR(1, 143, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "holds", 0) < (0)) __PYX_ERR(1, 134, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 1; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("holds", 1, 1, 1, i); __PYX_ERR(1, 143, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("holds", 1, 1, 1, i); __PYX_ERR(1, 134, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 1)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 143, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 134, __pyx_L3_error)
     }
     __pyx_v_array = values[0];
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("holds", 1, 1, 1, __pyx_nargs); __PYX_ERR(1, 143, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("holds", 1, 1, 1, __pyx_nargs); __PYX_ERR(1, 134, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -11157,15 +11064,15 @@ static PyObject *__pyx_pf_7fastopt_5_plan_9Intervals_6holds(struct __pyx_obj_7fa
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("holds", 0);
 
-  /* "fastopt/_tensor.pxi":145
+  /* "fastopt/_tensor.pxi":136
  *     def holds(self, array):
  *         """Whether an array shares memory with what steps write."""
  *         return self.shared_with(array) != NULL             # <<<<<<<<<<<<<<
  * 
  *     cdef int refuse_gradient(self, Tensor tensor, cnp.ndarray grad) except -1:
 */
-  if (!(likely(((__pyx_v_array) == Py_None) || likely(__Pyx_TypeTest(__pyx_v_array, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(1, 145, __pyx_L1_error)
-  __pyx_t_1 = __Pyx_PyBool_FromLong((((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_self->__pyx_vtab)->shared_with(__pyx_v_self, ((PyArrayObject *)__pyx_v_array)) != NULL)); if (unlikely(!__pyx_t_1)) __PYX_ERR(1, 145, __pyx_L1_error)
+  if (!(likely(((__pyx_v_array) == Py_None) || likely(__Pyx_TypeTest(__pyx_v_array, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(1, 136, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyBool_FromLong((((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_self->__pyx_vtab)->shared_with(__pyx_v_self, ((PyArrayObject *)__pyx_v_array)) != NULL)); if (unlikely(!__pyx_t_1)) __PYX_ERR(1, 136, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   {
     PyObject *__pyx_temp;
@@ -11178,7 +11085,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_9Intervals_6holds(struct __pyx_obj_7fa
   __pyx_t_1 = 0;
   goto __pyx_L0;
 
-  /* "fastopt/_tensor.pxi":143
+  /* "fastopt/_tensor.pxi":134
  *         return Intervals(tensors, self.names, self, added, without)
  * 
  *     def holds(self, array):             # <<<<<<<<<<<<<<
@@ -11197,7 +11104,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_9Intervals_6holds(struct __pyx_obj_7fa
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":147
+/* "fastopt/_tensor.pxi":138
  *         return self.shared_with(array) != NULL
  * 
  *     cdef int refuse_gradient(self, Tensor tensor, cnp.ndarray grad) except -1:             # <<<<<<<<<<<<<<
@@ -11222,7 +11129,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_refuse_gradient(struct __pyx_obj_7
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("refuse_gradient", 0);
 
-  /* "fastopt/_tensor.pxi":149
+  /* "fastopt/_tensor.pxi":140
  *     cdef int refuse_gradient(self, Tensor tensor, cnp.ndarray grad) except -1:
  *         """Refuses a gradient that lies in memory which a step writes."""
  *         cdef Interval *other = self.shared_with(grad)             # <<<<<<<<<<<<<<
@@ -11231,7 +11138,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_refuse_gradient(struct __pyx_obj_7
 */
   __pyx_v_other = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_self->__pyx_vtab)->shared_with(__pyx_v_self, __pyx_v_grad);
 
-  /* "fastopt/_tensor.pxi":150
+  /* "fastopt/_tensor.pxi":141
  *         """Refuses a gradient that lies in memory which a step writes."""
  *         cdef Interval *other = self.shared_with(grad)
  *         if other != NULL:             # <<<<<<<<<<<<<<
@@ -11243,7 +11150,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_refuse_gradient(struct __pyx_obj_7
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_tensor.pxi":151
+    /* "fastopt/_tensor.pxi":142
  *         cdef Interval *other = self.shared_with(grad)
  *         if other != NULL:
  *             arrays.refuse_shared_gradient(tensor.label, (<Tensor>other.tensor).name_of(other.buffer, self.names))             # <<<<<<<<<<<<<<
@@ -11251,14 +11158,14 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_refuse_gradient(struct __pyx_obj_7
  * 
 */
     __pyx_t_3 = NULL;
-    __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 151, __pyx_L1_error)
+    __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 142, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_4);
-    __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_refuse_shared_gradient); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 151, __pyx_L1_error)
+    __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_refuse_shared_gradient); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 142, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_5);
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
     __pyx_t_6 = ((PyObject *)__pyx_v_other->tensor);
     __Pyx_INCREF(__pyx_t_6);
-    __pyx_t_7 = PyLong_FromSsize_t(__pyx_v_other->buffer); if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 151, __pyx_L1_error)
+    __pyx_t_7 = PyLong_FromSsize_t(__pyx_v_other->buffer); if (unlikely(!__pyx_t_7)) __PYX_ERR(1, 142, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_7);
     __pyx_t_8 = 0;
     {
@@ -11266,7 +11173,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_refuse_gradient(struct __pyx_obj_7
       __pyx_t_4 = __Pyx_PyObject_FastCallMethod((PyObject*)__pyx_mstate_global->__pyx_n_u_name_of, __pyx_callargs+__pyx_t_8, (3-__pyx_t_8) | (1*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
       __Pyx_XDECREF(__pyx_t_6); __pyx_t_6 = 0;
       __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
-      if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 151, __pyx_L1_error)
+      if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 142, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_4);
     }
     __pyx_t_8 = 1;
@@ -11287,12 +11194,12 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_refuse_gradient(struct __pyx_obj_7
       __Pyx_XDECREF(__pyx_t_3); __pyx_t_3 = 0;
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
       __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
-      if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 151, __pyx_L1_error)
+      if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 142, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_2);
     }
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-    /* "fastopt/_tensor.pxi":150
+    /* "fastopt/_tensor.pxi":141
  *         """Refuses a gradient that lies in memory which a step writes."""
  *         cdef Interval *other = self.shared_with(grad)
  *         if other != NULL:             # <<<<<<<<<<<<<<
@@ -11301,7 +11208,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_refuse_gradient(struct __pyx_obj_7
 */
   }
 
-  /* "fastopt/_tensor.pxi":152
+  /* "fastopt/_tensor.pxi":143
  *         if other != NULL:
  *             arrays.refuse_shared_gradient(tensor.label, (<Tensor>other.tensor).name_of(other.buffer, self.names))
  *         return 0             # <<<<<<<<<<<<<<
@@ -11314,7 +11221,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_refuse_gradient(struct __pyx_obj_7
   }
   goto __pyx_L0;
 
-  /* "fastopt/_tensor.pxi":147
+  /* "fastopt/_tensor.pxi":138
  *         return self.shared_with(array) != NULL
  * 
  *     cdef int refuse_gradient(self, Tensor tensor, cnp.ndarray grad) except -1:             # <<<<<<<<<<<<<<
@@ -11339,7 +11246,7 @@ static int __pyx_f_7fastopt_5_plan_9Intervals_refuse_gradient(struct __pyx_obj_7
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":69
+/* "fastopt/_tensor.pxi":60
  *     cdef Interval *intervals
  *     cdef Py_ssize_t count
  *     cdef readonly list tensors             # <<<<<<<<<<<<<<
@@ -11406,7 +11313,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_9Intervals_7tensors___get__(struct __p
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":70
+/* "fastopt/_tensor.pxi":61
  *     cdef Py_ssize_t count
  *     cdef readonly list tensors
  *     cdef readonly object names             # <<<<<<<<<<<<<<
@@ -11677,7 +11584,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_9Intervals_10__setstate_cython__(CYTHO
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":155
+/* "fastopt/_tensor.pxi":146
  * 
  * 
  * cdef inline Py_ssize_t before_count(Intervals before) noexcept:             # <<<<<<<<<<<<<<
@@ -11690,7 +11597,7 @@ static CYTHON_INLINE Py_ssize_t __pyx_f_7fastopt_5_plan_before_count(struct __py
   Py_ssize_t __pyx_t_1;
   int __pyx_t_2;
 
-  /* "fastopt/_tensor.pxi":156
+  /* "fastopt/_tensor.pxi":147
  * 
  * cdef inline Py_ssize_t before_count(Intervals before) noexcept:
  *     return before.count if before is not None else 0             # <<<<<<<<<<<<<<
@@ -11711,7 +11618,7 @@ static CYTHON_INLINE Py_ssize_t __pyx_f_7fastopt_5_plan_before_count(struct __py
   }
   goto __pyx_L0;
 
-  /* "fastopt/_tensor.pxi":155
+  /* "fastopt/_tensor.pxi":146
  * 
  * 
  * cdef inline Py_ssize_t before_count(Intervals before) noexcept:             # <<<<<<<<<<<<<<
@@ -11725,7 +11632,7 @@ static CYTHON_INLINE Py_ssize_t __pyx_f_7fastopt_5_plan_before_count(struct __py
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":159
+/* "fastopt/_tensor.pxi":150
  * 
  * 
  * cdef inline uintptr_t address_of(cnp.ndarray array) noexcept:             # <<<<<<<<<<<<<<
@@ -11736,7 +11643,7 @@ static CYTHON_INLINE Py_ssize_t __pyx_f_7fastopt_5_plan_before_count(struct __py
 static CYTHON_INLINE uintptr_t __pyx_f_7fastopt_5_plan_address_of(PyArrayObject *__pyx_v_array) {
   uintptr_t __pyx_r;
 
-  /* "fastopt/_tensor.pxi":160
+  /* "fastopt/_tensor.pxi":151
  * 
  * cdef inline uintptr_t address_of(cnp.ndarray array) noexcept:
  *     return <uintptr_t>cnp.PyArray_DATA(array)             # <<<<<<<<<<<<<<
@@ -11749,7 +11656,7 @@ static CYTHON_INLINE uintptr_t __pyx_f_7fastopt_5_plan_address_of(PyArrayObject 
   }
   goto __pyx_L0;
 
-  /* "fastopt/_tensor.pxi":159
+  /* "fastopt/_tensor.pxi":150
  * 
  * 
  * cdef inline uintptr_t address_of(cnp.ndarray array) noexcept:             # <<<<<<<<<<<<<<
@@ -11763,7 +11670,7 @@ static CYTHON_INLINE uintptr_t __pyx_f_7fastopt_5_plan_address_of(PyArrayObject 
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":187
+/* "fastopt/_tensor.pxi":178
  *         readonly list letters  # of the states' buffers, in the kernel's order
  * 
  *     def __init__(self, algorithm, Py_ssize_t index, key, given, Py_ssize_t group, uint64_t first_element):             # <<<<<<<<<<<<<<
@@ -11814,67 +11721,67 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_algorithm,&__pyx_mstate_global->__pyx_n_u_index,&__pyx_mstate_global->__pyx_n_u_key,&__pyx_mstate_global->__pyx_n_u_given,&__pyx_mstate_global->__pyx_n_u_group,&__pyx_mstate_global->__pyx_n_u_first_element,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL_TPNEW(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(1, 187, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(1, 178, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  6:
         values[5] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 5);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[5])) __PYX_ERR(1, 187, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[5])) __PYX_ERR(1, 178, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  5:
         values[4] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 4);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[4])) __PYX_ERR(1, 187, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[4])) __PYX_ERR(1, 178, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  4:
         values[3] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 3);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(1, 187, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(1, 178, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  3:
         values[2] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 2);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(1, 187, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(1, 178, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(1, 187, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(1, 178, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 187, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 178, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "__init__", 0) < (0)) __PYX_ERR(1, 187, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "__init__", 0) < (0)) __PYX_ERR(1, 178, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 6; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("__init__", 1, 6, 6, i); __PYX_ERR(1, 187, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("__init__", 1, 6, 6, i); __PYX_ERR(1, 178, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 6)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 187, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 178, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(1, 187, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(1, 178, __pyx_L3_error)
       values[2] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 2);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(1, 187, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(1, 178, __pyx_L3_error)
       values[3] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 3);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(1, 187, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(1, 178, __pyx_L3_error)
       values[4] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 4);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[4])) __PYX_ERR(1, 187, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[4])) __PYX_ERR(1, 178, __pyx_L3_error)
       values[5] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 5);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[5])) __PYX_ERR(1, 187, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[5])) __PYX_ERR(1, 178, __pyx_L3_error)
     }
     __pyx_v_algorithm = values[0];
-    __pyx_v_index = __Pyx_PyIndex_AsSsize_t(values[1]); if (unlikely((__pyx_v_index == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(1, 187, __pyx_L3_error)
+    __pyx_v_index = __Pyx_PyIndex_AsSsize_t(values[1]); if (unlikely((__pyx_v_index == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(1, 178, __pyx_L3_error)
     __pyx_v_key = values[2];
     __pyx_v_given = values[3];
-    __pyx_v_group = __Pyx_PyIndex_AsSsize_t(values[4]); if (unlikely((__pyx_v_group == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(1, 187, __pyx_L3_error)
-    __pyx_v_first_element = __Pyx_PyLong_As_uint64_t(values[5]); if (unlikely((__pyx_v_first_element == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(1, 187, __pyx_L3_error)
+    __pyx_v_group = __Pyx_PyIndex_AsSsize_t(values[4]); if (unlikely((__pyx_v_group == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(1, 178, __pyx_L3_error)
+    __pyx_v_first_element = __Pyx_PyLong_As_uint64_t(values[5]); if (unlikely((__pyx_v_first_element == ((uint64_t)-1)) && PyErr_Occurred())) __PYX_ERR(1, 178, __pyx_L3_error)
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("__init__", 1, 6, 6, __pyx_nargs); __PYX_ERR(1, 187, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("__init__", 1, 6, 6, __pyx_nargs); __PYX_ERR(1, 178, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -11918,7 +11825,7 @@ static int __pyx_pf_7fastopt_5_plan_6Tensor___init__(struct __pyx_obj_7fastopt_5
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("__init__", 0);
 
-  /* "fastopt/_tensor.pxi":188
+  /* "fastopt/_tensor.pxi":179
  * 
  *     def __init__(self, algorithm, Py_ssize_t index, key, given, Py_ssize_t group, uint64_t first_element):
  *         self.index, self.key, self.given, self.group = index, key, given, group             # <<<<<<<<<<<<<<
@@ -11944,7 +11851,7 @@ static int __pyx_pf_7fastopt_5_plan_6Tensor___init__(struct __pyx_obj_7fastopt_5
   __pyx_t_3 = 0;
   __pyx_v_self->group = __pyx_t_4;
 
-  /* "fastopt/_tensor.pxi":189
+  /* "fastopt/_tensor.pxi":180
  *     def __init__(self, algorithm, Py_ssize_t index, key, given, Py_ssize_t group, uint64_t first_element):
  *         self.index, self.key, self.given, self.group = index, key, given, group
  *         self.label = arrays.label_of(key)             # <<<<<<<<<<<<<<
@@ -11952,9 +11859,9 @@ static int __pyx_pf_7fastopt_5_plan_6Tensor___init__(struct __pyx_obj_7fastopt_5
  *         self.letters = [*TABLE[algorithm.formula]["state"], *TABLE[algorithm.formula]["optional"]]
 */
   __pyx_t_2 = NULL;
-  __Pyx_GetModuleGlobalName(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 189, __pyx_L1_error)
+  __Pyx_GetModuleGlobalName(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 180, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_5);
-  __pyx_t_6 = __Pyx_PyObject_GetAttrStr(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_label_of); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 189, __pyx_L1_error)
+  __pyx_t_6 = __Pyx_PyObject_GetAttrStr(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_label_of); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 180, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_6);
   __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
   __pyx_t_7 = 1;
@@ -11974,16 +11881,16 @@ static int __pyx_pf_7fastopt_5_plan_6Tensor___init__(struct __pyx_obj_7fastopt_5
     __pyx_t_3 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_6, __pyx_callargs+__pyx_t_7, (2-__pyx_t_7) | (__pyx_t_7*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
     __Pyx_XDECREF(__pyx_t_2); __pyx_t_2 = 0;
     __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-    if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 189, __pyx_L1_error)
+    if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 180, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
   }
-  if (!(likely(PyUnicode_CheckExact(__pyx_t_3))||((__pyx_t_3) == Py_None) || __Pyx_RaiseUnexpectedTypeError("str", __pyx_t_3))) __PYX_ERR(1, 189, __pyx_L1_error)
+  if (!(likely(PyUnicode_CheckExact(__pyx_t_3))||((__pyx_t_3) == Py_None) || __Pyx_RaiseUnexpectedTypeError("str", __pyx_t_3))) __PYX_ERR(1, 180, __pyx_L1_error)
   __Pyx_GIVEREF(__pyx_t_3);
   __Pyx_GOTREF(__pyx_v_self->label);
   __Pyx_DECREF_SET(__pyx_v_self->label, ((PyObject*)__pyx_t_3));
   __pyx_t_3 = 0;
 
-  /* "fastopt/_tensor.pxi":190
+  /* "fastopt/_tensor.pxi":181
  *         self.index, self.key, self.given, self.group = index, key, given, group
  *         self.label = arrays.label_of(key)
  *         self.param = arrays.checked_parameter(self.label, given)             # <<<<<<<<<<<<<<
@@ -11991,9 +11898,9 @@ static int __pyx_pf_7fastopt_5_plan_6Tensor___init__(struct __pyx_obj_7fastopt_5
  *         self.states = {}
 */
   __pyx_t_6 = NULL;
-  __Pyx_GetModuleGlobalName(__pyx_t_2, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 190, __pyx_L1_error)
+  __Pyx_GetModuleGlobalName(__pyx_t_2, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 181, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
-  __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_t_2, __pyx_mstate_global->__pyx_n_u_checked_parameter); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 190, __pyx_L1_error)
+  __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_t_2, __pyx_mstate_global->__pyx_n_u_checked_parameter); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 181, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_5);
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
   __pyx_t_7 = 1;
@@ -12013,7 +11920,7 @@ static int __pyx_pf_7fastopt_5_plan_6Tensor___init__(struct __pyx_obj_7fastopt_5
     __pyx_t_3 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_5, __pyx_callargs+__pyx_t_7, (3-__pyx_t_7) | (__pyx_t_7*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
     __Pyx_XDECREF(__pyx_t_6); __pyx_t_6 = 0;
     __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
-    if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 190, __pyx_L1_error)
+    if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 181, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
   }
   __Pyx_GIVEREF(__pyx_t_3);
@@ -12021,60 +11928,60 @@ static int __pyx_pf_7fastopt_5_plan_6Tensor___init__(struct __pyx_obj_7fastopt_5
   __Pyx_DECREF_SET(__pyx_v_self->param, __pyx_t_3);
   __pyx_t_3 = 0;
 
-  /* "fastopt/_tensor.pxi":191
+  /* "fastopt/_tensor.pxi":182
  *         self.label = arrays.label_of(key)
  *         self.param = arrays.checked_parameter(self.label, given)
  *         self.letters = [*TABLE[algorithm.formula]["state"], *TABLE[algorithm.formula]["optional"]]             # <<<<<<<<<<<<<<
  *         self.states = {}
  *         self.storage = self.state_storage = storage_of(self.param)
 */
-  __Pyx_GetModuleGlobalName(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_TABLE); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 191, __pyx_L1_error)
+  __Pyx_GetModuleGlobalName(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_TABLE); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 182, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_5);
-  __pyx_t_6 = __Pyx_PyObject_GetAttrStr(__pyx_v_algorithm, __pyx_mstate_global->__pyx_n_u_formula); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 191, __pyx_L1_error)
+  __pyx_t_6 = __Pyx_PyObject_GetAttrStr(__pyx_v_algorithm, __pyx_mstate_global->__pyx_n_u_formula); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 182, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_6);
-  __pyx_t_2 = __Pyx_PyObject_GetItem(__pyx_t_5, __pyx_t_6); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 191, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyObject_GetItem(__pyx_t_5, __pyx_t_6); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 182, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
   __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-  __pyx_t_6 = __Pyx_PyObject_Dict_GetItem(__pyx_t_2, __pyx_mstate_global->__pyx_n_u_state); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 191, __pyx_L1_error)
+  __pyx_t_6 = __Pyx_PyObject_Dict_GetItem(__pyx_t_2, __pyx_mstate_global->__pyx_n_u_state); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 182, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_6);
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
-  __pyx_t_3 = __Pyx_PySequence_ListKeepNew(__pyx_t_6); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 191, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PySequence_ListKeepNew(__pyx_t_6); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 182, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
   __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-  __Pyx_GetModuleGlobalName(__pyx_t_6, __pyx_mstate_global->__pyx_n_u_TABLE); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 191, __pyx_L1_error)
+  __Pyx_GetModuleGlobalName(__pyx_t_6, __pyx_mstate_global->__pyx_n_u_TABLE); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 182, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_6);
-  __pyx_t_2 = __Pyx_PyObject_GetAttrStr(__pyx_v_algorithm, __pyx_mstate_global->__pyx_n_u_formula); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 191, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyObject_GetAttrStr(__pyx_v_algorithm, __pyx_mstate_global->__pyx_n_u_formula); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 182, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
-  __pyx_t_5 = __Pyx_PyObject_GetItem(__pyx_t_6, __pyx_t_2); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 191, __pyx_L1_error)
+  __pyx_t_5 = __Pyx_PyObject_GetItem(__pyx_t_6, __pyx_t_2); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 182, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_5);
   __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
-  __pyx_t_2 = __Pyx_PyObject_Dict_GetItem(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_optional); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 191, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyObject_Dict_GetItem(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_optional); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 182, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
-  if (__Pyx_PyList_Extend(__pyx_t_3, __pyx_t_2) < (0)) __PYX_ERR(1, 191, __pyx_L1_error)
+  if (__Pyx_PyList_Extend(__pyx_t_3, __pyx_t_2) < (0)) __PYX_ERR(1, 182, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
   __Pyx_GIVEREF(__pyx_t_3);
   __Pyx_GOTREF(__pyx_v_self->letters);
   __Pyx_DECREF_SET(__pyx_v_self->letters, ((PyObject*)__pyx_t_3));
   __pyx_t_3 = 0;
 
-  /* "fastopt/_tensor.pxi":192
+  /* "fastopt/_tensor.pxi":183
  *         self.param = arrays.checked_parameter(self.label, given)
  *         self.letters = [*TABLE[algorithm.formula]["state"], *TABLE[algorithm.formula]["optional"]]
  *         self.states = {}             # <<<<<<<<<<<<<<
  *         self.storage = self.state_storage = storage_of(self.param)
  *         self.gradient_storage = UNSEEN
 */
-  __pyx_t_3 = __Pyx_PyDict_NewPresized(0); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 192, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyDict_NewPresized(0); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 183, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
   __Pyx_GIVEREF(__pyx_t_3);
   __Pyx_GOTREF(__pyx_v_self->states);
   __Pyx_DECREF_SET(__pyx_v_self->states, ((PyObject*)__pyx_t_3));
   __pyx_t_3 = 0;
 
-  /* "fastopt/_tensor.pxi":193
+  /* "fastopt/_tensor.pxi":184
  *         self.letters = [*TABLE[algorithm.formula]["state"], *TABLE[algorithm.formula]["optional"]]
  *         self.states = {}
  *         self.storage = self.state_storage = storage_of(self.param)             # <<<<<<<<<<<<<<
@@ -12083,14 +11990,14 @@ static int __pyx_pf_7fastopt_5_plan_6Tensor___init__(struct __pyx_obj_7fastopt_5
 */
   __pyx_t_3 = __pyx_v_self->param;
   __Pyx_INCREF(__pyx_t_3);
-  if (!(likely(((__pyx_t_3) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(1, 193, __pyx_L1_error)
-  __pyx_t_8 = __pyx_f_7fastopt_5_plan_storage_of(((PyArrayObject *)__pyx_t_3)); if (unlikely(__pyx_t_8 == ((int)-2))) __PYX_ERR(1, 193, __pyx_L1_error)
+  if (!(likely(((__pyx_t_3) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(1, 184, __pyx_L1_error)
+  __pyx_t_8 = __pyx_f_7fastopt_5_plan_storage_of(((PyArrayObject *)__pyx_t_3)); if (unlikely(__pyx_t_8 == ((int)-2))) __PYX_ERR(1, 184, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
   __pyx_v_self->storage = __pyx_t_8;
   __pyx_v_self->state_storage = __pyx_t_8;
 
 
-  /* "fastopt/_tensor.pxi":194
+  /* "fastopt/_tensor.pxi":185
  *         self.states = {}
  *         self.storage = self.state_storage = storage_of(self.param)
  *         self.gradient_storage = UNSEEN             # <<<<<<<<<<<<<<
@@ -12099,7 +12006,7 @@ static int __pyx_pf_7fastopt_5_plan_6Tensor___init__(struct __pyx_obj_7fastopt_5
 */
   __pyx_v_self->gradient_storage = __pyx_e_7fastopt_5_plan_UNSEEN;
 
-  /* "fastopt/_tensor.pxi":195
+  /* "fastopt/_tensor.pxi":186
  *         self.storage = self.state_storage = storage_of(self.param)
  *         self.gradient_storage = UNSEEN
  *         self.rank, self.shape = cnp.PyArray_NDIM(self.param), cnp.PyArray_DIMS(self.param)             # <<<<<<<<<<<<<<
@@ -12108,29 +12015,29 @@ static int __pyx_pf_7fastopt_5_plan_6Tensor___init__(struct __pyx_obj_7fastopt_5
 */
   __pyx_t_3 = __pyx_v_self->param;
   __Pyx_INCREF(__pyx_t_3);
-  if (!(likely(((__pyx_t_3) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(1, 195, __pyx_L1_error)
+  if (!(likely(((__pyx_t_3) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(1, 186, __pyx_L1_error)
   __pyx_t_8 = PyArray_NDIM(((PyArrayObject *)__pyx_t_3));
 
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
   __pyx_t_3 = __pyx_v_self->param;
   __Pyx_INCREF(__pyx_t_3);
-  if (!(likely(((__pyx_t_3) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(1, 195, __pyx_L1_error)
+  if (!(likely(((__pyx_t_3) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(1, 186, __pyx_L1_error)
   __pyx_t_9 = PyArray_DIMS(((PyArrayObject *)__pyx_t_3));
 
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
   __pyx_v_self->rank = __pyx_t_8;
   __pyx_v_self->shape = __pyx_t_9;
 
-  /* "fastopt/_tensor.pxi":196
+  /* "fastopt/_tensor.pxi":187
  *         self.gradient_storage = UNSEEN
  *         self.rank, self.shape = cnp.PyArray_NDIM(self.param), cnp.PyArray_DIMS(self.param)
  *         self.contiguity = cnp.NPY_ARRAY_C_CONTIGUOUS if self.order == "C" else cnp.NPY_ARRAY_F_CONTIGUOUS             # <<<<<<<<<<<<<<
  *         self.c.count = self.param.size
  *         self.c.itemsizes[0] = self.param.itemsize
 */
-  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(((PyObject *)__pyx_v_self), __pyx_mstate_global->__pyx_n_u_order); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 196, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(((PyObject *)__pyx_v_self), __pyx_mstate_global->__pyx_n_u_order); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 187, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_11 = (__Pyx_PyObject_Equals_obj_ch67(__pyx_t_3, __pyx_mstate_global->__pyx_n_u_C, Py_EQ)); if (unlikely((__pyx_t_11 < 0))) __PYX_ERR(1, 196, __pyx_L1_error)
+  __pyx_t_11 = (__Pyx_PyObject_Equals_obj_ch67(__pyx_t_3, __pyx_mstate_global->__pyx_n_u_C, Py_EQ)); if (unlikely((__pyx_t_11 < 0))) __PYX_ERR(1, 187, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
   if (__pyx_t_11) {
 
@@ -12142,34 +12049,34 @@ static int __pyx_pf_7fastopt_5_plan_6Tensor___init__(struct __pyx_obj_7fastopt_5
 
   __pyx_v_self->contiguity = __pyx_t_10;
 
-  /* "fastopt/_tensor.pxi":197
+  /* "fastopt/_tensor.pxi":188
  *         self.rank, self.shape = cnp.PyArray_NDIM(self.param), cnp.PyArray_DIMS(self.param)
  *         self.contiguity = cnp.NPY_ARRAY_C_CONTIGUOUS if self.order == "C" else cnp.NPY_ARRAY_F_CONTIGUOUS
  *         self.c.count = self.param.size             # <<<<<<<<<<<<<<
  *         self.c.itemsizes[0] = self.param.itemsize
  *         self.c.call.size = sizeof(fastopt_call)
 */
-  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->param, __pyx_mstate_global->__pyx_n_u_size); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 197, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->param, __pyx_mstate_global->__pyx_n_u_size); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 188, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_7 = __Pyx_PyLong_As_size_t(__pyx_t_3); if (unlikely((__pyx_t_7 == (size_t)-1) && PyErr_Occurred())) __PYX_ERR(1, 197, __pyx_L1_error)
+  __pyx_t_7 = __Pyx_PyLong_As_size_t(__pyx_t_3); if (unlikely((__pyx_t_7 == (size_t)-1) && PyErr_Occurred())) __PYX_ERR(1, 188, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
   __pyx_v_self->c.count = __pyx_t_7;
 
-  /* "fastopt/_tensor.pxi":198
+  /* "fastopt/_tensor.pxi":189
  *         self.contiguity = cnp.NPY_ARRAY_C_CONTIGUOUS if self.order == "C" else cnp.NPY_ARRAY_F_CONTIGUOUS
  *         self.c.count = self.param.size
  *         self.c.itemsizes[0] = self.param.itemsize             # <<<<<<<<<<<<<<
  *         self.c.call.size = sizeof(fastopt_call)
  *         self.c.call.buffers[0] = cnp.PyArray_DATA(self.param)
 */
-  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->param, __pyx_mstate_global->__pyx_n_u_itemsize); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 198, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->param, __pyx_mstate_global->__pyx_n_u_itemsize); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 189, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_12 = __Pyx_PyLong_As_uint8_t(__pyx_t_3); if (unlikely((__pyx_t_12 == ((uint8_t)-1)) && PyErr_Occurred())) __PYX_ERR(1, 198, __pyx_L1_error)
+  __pyx_t_12 = __Pyx_PyLong_As_uint8_t(__pyx_t_3); if (unlikely((__pyx_t_12 == ((uint8_t)-1)) && PyErr_Occurred())) __PYX_ERR(1, 189, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
   (__pyx_v_self->c.itemsizes[0]) = __pyx_t_12;
 
 
-  /* "fastopt/_tensor.pxi":199
+  /* "fastopt/_tensor.pxi":190
  *         self.c.count = self.param.size
  *         self.c.itemsizes[0] = self.param.itemsize
  *         self.c.call.size = sizeof(fastopt_call)             # <<<<<<<<<<<<<<
@@ -12178,7 +12085,7 @@ static int __pyx_pf_7fastopt_5_plan_6Tensor___init__(struct __pyx_obj_7fastopt_5
 */
   __pyx_v_self->c.call.size = (sizeof(fastopt_call));
 
-  /* "fastopt/_tensor.pxi":200
+  /* "fastopt/_tensor.pxi":191
  *         self.c.itemsizes[0] = self.param.itemsize
  *         self.c.call.size = sizeof(fastopt_call)
  *         self.c.call.buffers[0] = cnp.PyArray_DATA(self.param)             # <<<<<<<<<<<<<<
@@ -12187,11 +12094,11 @@ static int __pyx_pf_7fastopt_5_plan_6Tensor___init__(struct __pyx_obj_7fastopt_5
 */
   __pyx_t_3 = __pyx_v_self->param;
   __Pyx_INCREF(__pyx_t_3);
-  if (!(likely(((__pyx_t_3) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(1, 200, __pyx_L1_error)
+  if (!(likely(((__pyx_t_3) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(1, 191, __pyx_L1_error)
   (__pyx_v_self->c.call.buffers[0]) = PyArray_DATA(((PyArrayObject *)__pyx_t_3));
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
-  /* "fastopt/_tensor.pxi":201
+  /* "fastopt/_tensor.pxi":192
  *         self.c.call.size = sizeof(fastopt_call)
  *         self.c.call.buffers[0] = cnp.PyArray_DATA(self.param)
  *         self.c.call.first_element = first_element             # <<<<<<<<<<<<<<
@@ -12200,7 +12107,7 @@ static int __pyx_pf_7fastopt_5_plan_6Tensor___init__(struct __pyx_obj_7fastopt_5
 */
   __pyx_v_self->c.call.first_element = __pyx_v_first_element;
 
-  /* "fastopt/_tensor.pxi":187
+  /* "fastopt/_tensor.pxi":178
  *         readonly list letters  # of the states' buffers, in the kernel's order
  * 
  *     def __init__(self, algorithm, Py_ssize_t index, key, given, Py_ssize_t group, uint64_t first_element):             # <<<<<<<<<<<<<<
@@ -12224,7 +12131,7 @@ static int __pyx_pf_7fastopt_5_plan_6Tensor___init__(struct __pyx_obj_7fastopt_5
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":203
+/* "fastopt/_tensor.pxi":194
  *         self.c.call.first_element = first_element
  * 
  *     def __dealloc__(self):             # <<<<<<<<<<<<<<
@@ -12247,7 +12154,7 @@ static void __pyx_pw_7fastopt_5_plan_6Tensor_3__dealloc__(PyObject *__pyx_v_self
 
 static void __pyx_pf_7fastopt_5_plan_6Tensor_2__dealloc__(struct __pyx_obj_7fastopt_5_plan_Tensor *__pyx_v_self) {
 
-  /* "fastopt/_tensor.pxi":204
+  /* "fastopt/_tensor.pxi":195
  * 
  *     def __dealloc__(self):
  *         free(self.source)             # <<<<<<<<<<<<<<
@@ -12256,7 +12163,7 @@ static void __pyx_pf_7fastopt_5_plan_6Tensor_2__dealloc__(struct __pyx_obj_7fast
 */
   free(__pyx_v_self->source);
 
-  /* "fastopt/_tensor.pxi":203
+  /* "fastopt/_tensor.pxi":194
  *         self.c.call.first_element = first_element
  * 
  *     def __dealloc__(self):             # <<<<<<<<<<<<<<
@@ -12268,7 +12175,7 @@ static void __pyx_pf_7fastopt_5_plan_6Tensor_2__dealloc__(struct __pyx_obj_7fast
 
 }
 
-/* "fastopt/_tensor.pxi":206
+/* "fastopt/_tensor.pxi":197
  *         free(self.source)
  * 
  *     @property             # <<<<<<<<<<<<<<
@@ -12304,7 +12211,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_5order___get__(struct __pyx_ob
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("__get__", 0);
 
-  /* "fastopt/_tensor.pxi":208
+  /* "fastopt/_tensor.pxi":199
  *     @property
  *     def order(self):
  *         return arrays.order_of(self.param)             # <<<<<<<<<<<<<<
@@ -12312,9 +12219,9 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_5order___get__(struct __pyx_ob
  *     @property
 */
   __pyx_t_2 = NULL;
-  __Pyx_GetModuleGlobalName(__pyx_t_3, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 208, __pyx_L1_error)
+  __Pyx_GetModuleGlobalName(__pyx_t_3, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 199, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_4 = __Pyx_PyObject_GetAttrStr(__pyx_t_3, __pyx_mstate_global->__pyx_n_u_order_of); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 208, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyObject_GetAttrStr(__pyx_t_3, __pyx_mstate_global->__pyx_n_u_order_of); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 199, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
   __pyx_t_5 = 1;
@@ -12334,7 +12241,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_5order___get__(struct __pyx_ob
     __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_4, __pyx_callargs+__pyx_t_5, (2-__pyx_t_5) | (__pyx_t_5*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
     __Pyx_XDECREF(__pyx_t_2); __pyx_t_2 = 0;
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-    if (unlikely(!__pyx_t_1)) __PYX_ERR(1, 208, __pyx_L1_error)
+    if (unlikely(!__pyx_t_1)) __PYX_ERR(1, 199, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
   }
   {
@@ -12348,7 +12255,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_5order___get__(struct __pyx_ob
   __pyx_t_1 = 0;
   goto __pyx_L0;
 
-  /* "fastopt/_tensor.pxi":206
+  /* "fastopt/_tensor.pxi":197
  *         free(self.source)
  * 
  *     @property             # <<<<<<<<<<<<<<
@@ -12370,7 +12277,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_5order___get__(struct __pyx_ob
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":210
+/* "fastopt/_tensor.pxi":201
  *         return arrays.order_of(self.param)
  * 
  *     @property             # <<<<<<<<<<<<<<
@@ -12402,14 +12309,14 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_11end_element___get__(struct _
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("__get__", 0);
 
-  /* "fastopt/_tensor.pxi":213
+  /* "fastopt/_tensor.pxi":204
  *     def end_element(self):
  *         """The number of the element behind the last one."""
  *         return self.c.call.first_element + self.c.count             # <<<<<<<<<<<<<<
  * 
  *     def name_of(self, Py_ssize_t buffer, names):
 */
-  __pyx_t_1 = __Pyx_PyLong_From_uint64_t((__pyx_v_self->c.call.first_element + __pyx_v_self->c.count)); if (unlikely(!__pyx_t_1)) __PYX_ERR(1, 213, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyLong_From_uint64_t((__pyx_v_self->c.call.first_element + __pyx_v_self->c.count)); if (unlikely(!__pyx_t_1)) __PYX_ERR(1, 204, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   {
     PyObject *__pyx_temp;
@@ -12422,7 +12329,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_11end_element___get__(struct _
   __pyx_t_1 = 0;
   goto __pyx_L0;
 
-  /* "fastopt/_tensor.pxi":210
+  /* "fastopt/_tensor.pxi":201
  *         return arrays.order_of(self.param)
  * 
  *     @property             # <<<<<<<<<<<<<<
@@ -12441,7 +12348,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_11end_element___get__(struct _
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":215
+/* "fastopt/_tensor.pxi":206
  *         return self.c.call.first_element + self.c.count
  * 
  *     def name_of(self, Py_ssize_t buffer, names):             # <<<<<<<<<<<<<<
@@ -12490,39 +12397,39 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_buffer,&__pyx_mstate_global->__pyx_n_u_names,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(1, 215, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(1, 206, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(1, 215, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(1, 206, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 215, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 206, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "name_of", 0) < (0)) __PYX_ERR(1, 215, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "name_of", 0) < (0)) __PYX_ERR(1, 206, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("name_of", 1, 2, 2, i); __PYX_ERR(1, 215, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("name_of", 1, 2, 2, i); __PYX_ERR(1, 206, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 2)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 215, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(1, 206, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(1, 215, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(1, 206, __pyx_L3_error)
     }
-    __pyx_v_buffer = __Pyx_PyIndex_AsSsize_t(values[0]); if (unlikely((__pyx_v_buffer == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(1, 215, __pyx_L3_error)
+    __pyx_v_buffer = __Pyx_PyIndex_AsSsize_t(values[0]); if (unlikely((__pyx_v_buffer == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(1, 206, __pyx_L3_error)
     __pyx_v_names = values[1];
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("name_of", 1, 2, 2, __pyx_nargs); __PYX_ERR(1, 215, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("name_of", 1, 2, 2, __pyx_nargs); __PYX_ERR(1, 206, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -12560,7 +12467,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_4name_of(struct __pyx_obj_7fas
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("name_of", 0);
 
-  /* "fastopt/_tensor.pxi":217
+  /* "fastopt/_tensor.pxi":208
  *     def name_of(self, Py_ssize_t buffer, names):
  *         """What a message calls the parameter (buffer 0) or one of its states; names: the states', by letter."""
  *         return f"the state {names[self.letters[buffer - 2]]!r} of {self.label}" if buffer else self.label             # <<<<<<<<<<<<<<
@@ -12572,17 +12479,17 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_4name_of(struct __pyx_obj_7fas
   if (__pyx_t_2) {
     if (unlikely(__pyx_v_self->letters == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-      __PYX_ERR(1, 217, __pyx_L1_error)
+      __PYX_ERR(1, 208, __pyx_L1_error)
     }
     __pyx_t_3 = (__pyx_v_buffer - 2);
 
-    __pyx_t_4 = __Pyx_PyObject_GetItem(__pyx_v_names, __Pyx_PyList_GET_ITEM(__pyx_v_self->letters, __pyx_t_3)); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 217, __pyx_L1_error)
+    __pyx_t_4 = __Pyx_PyObject_GetItem(__pyx_v_names, __Pyx_PyList_GET_ITEM(__pyx_v_self->letters, __pyx_t_3)); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 208, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_4);
 
-    __pyx_t_5 = __Pyx_PyObject_FormatSimpleAndDecref(PyObject_Repr(__pyx_t_4), __pyx_mstate_global->__pyx_empty_unicode); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 217, __pyx_L1_error)
+    __pyx_t_5 = __Pyx_PyObject_FormatSimpleAndDecref(PyObject_Repr(__pyx_t_4), __pyx_mstate_global->__pyx_empty_unicode); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 208, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_5);
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-    __pyx_t_4 = __Pyx_PyUnicode_Unicode(__pyx_v_self->label); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 217, __pyx_L1_error)
+    __pyx_t_4 = __Pyx_PyUnicode_Unicode(__pyx_v_self->label); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 208, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_4);
     __pyx_t_6[0] = __pyx_mstate_global->__pyx_kp_u_the_state;
     __pyx_t_6[1] = __pyx_t_5;
@@ -12597,7 +12504,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_4name_of(struct __pyx_obj_7fas
     __pyx_t_7 |= __Pyx_PyUnicode_KIND_04(__pyx_t_6[1]) | __Pyx_PyUnicode_KIND_04(__pyx_t_6[3]);
     #endif
     __pyx_t_8 = __Pyx_PyUnicode_Join(__pyx_t_6, 4, __pyx_t_3, __pyx_t_7);
-    if (unlikely(!__pyx_t_8)) __PYX_ERR(1, 217, __pyx_L1_error)
+    if (unlikely(!__pyx_t_8)) __PYX_ERR(1, 208, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_8);
     __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
@@ -12619,7 +12526,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_4name_of(struct __pyx_obj_7fas
   __pyx_t_1 = 0;
   goto __pyx_L0;
 
-  /* "fastopt/_tensor.pxi":215
+  /* "fastopt/_tensor.pxi":206
  *         return self.c.call.first_element + self.c.count
  * 
  *     def name_of(self, Py_ssize_t buffer, names):             # <<<<<<<<<<<<<<
@@ -12641,7 +12548,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_4name_of(struct __pyx_obj_7fas
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":219
+/* "fastopt/_tensor.pxi":210
  *         return f"the state {names[self.letters[buffer - 2]]!r} of {self.label}" if buffer else self.label
  * 
  *     cdef void take_states(self, dict states) noexcept:             # <<<<<<<<<<<<<<
@@ -12667,7 +12574,7 @@ static void __pyx_f_7fastopt_5_plan_6Tensor_take_states(struct __pyx_obj_7fastop
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("take_states", 0);
 
-  /* "fastopt/_tensor.pxi":223
+  /* "fastopt/_tensor.pxi":214
  *         cdef Py_ssize_t k
  *         cdef cnp.ndarray state
  *         self.states = states             # <<<<<<<<<<<<<<
@@ -12679,7 +12586,7 @@ static void __pyx_f_7fastopt_5_plan_6Tensor_take_states(struct __pyx_obj_7fastop
   __Pyx_GOTREF(__pyx_v_self->states);
   __Pyx_DECREF_SET(__pyx_v_self->states, __pyx_v_states);
 
-  /* "fastopt/_tensor.pxi":224
+  /* "fastopt/_tensor.pxi":215
  *         cdef cnp.ndarray state
  *         self.states = states
  *         self.state_storage = self.storage  # of those that are not there             # <<<<<<<<<<<<<<
@@ -12690,7 +12597,7 @@ static void __pyx_f_7fastopt_5_plan_6Tensor_take_states(struct __pyx_obj_7fastop
 
   __pyx_v_self->state_storage = __pyx_t_1;
 
-  /* "fastopt/_tensor.pxi":225
+  /* "fastopt/_tensor.pxi":216
  *         self.states = states
  *         self.state_storage = self.storage  # of those that are not there
  *         for k in range(len(self.letters)):             # <<<<<<<<<<<<<<
@@ -12701,16 +12608,16 @@ static void __pyx_f_7fastopt_5_plan_6Tensor_take_states(struct __pyx_obj_7fastop
   __Pyx_INCREF(__pyx_t_2);
   if (unlikely(__pyx_t_2 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(1, 225, __pyx_L1_error)
+    __PYX_ERR(1, 216, __pyx_L1_error)
   }
-  __pyx_t_3 = __Pyx_PyList_GET_SIZE(__pyx_t_2); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(1, 225, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyList_GET_SIZE(__pyx_t_2); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(1, 216, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
   __pyx_t_4 = __pyx_t_3;
 
   for (__pyx_t_5 = 0; __pyx_t_5 < __pyx_t_4; __pyx_t_5+=1) {
     __pyx_v_k = __pyx_t_5;
 
-    /* "fastopt/_tensor.pxi":226
+    /* "fastopt/_tensor.pxi":217
  *         self.state_storage = self.storage  # of those that are not there
  *         for k in range(len(self.letters)):
  *             state = states.get(self.letters[k])             # <<<<<<<<<<<<<<
@@ -12719,19 +12626,19 @@ static void __pyx_f_7fastopt_5_plan_6Tensor_take_states(struct __pyx_obj_7fastop
 */
     if (unlikely(__pyx_v_states == Py_None)) {
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
-      __PYX_ERR(1, 226, __pyx_L1_error)
+      __PYX_ERR(1, 217, __pyx_L1_error)
     }
     if (unlikely(__pyx_v_self->letters == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-      __PYX_ERR(1, 226, __pyx_L1_error)
+      __PYX_ERR(1, 217, __pyx_L1_error)
     }
-    __pyx_t_2 = __Pyx_PyDict_GetItemDefault(__pyx_v_states, __Pyx_PyList_GET_ITEM(__pyx_v_self->letters, __pyx_v_k), Py_None); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 226, __pyx_L1_error)
+    __pyx_t_2 = __Pyx_PyDict_GetItemDefault(__pyx_v_states, __Pyx_PyList_GET_ITEM(__pyx_v_self->letters, __pyx_v_k), Py_None); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 217, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_2);
-    if (!(likely(((__pyx_t_2) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_2, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(1, 226, __pyx_L1_error)
+    if (!(likely(((__pyx_t_2) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_2, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(1, 217, __pyx_L1_error)
     __Pyx_XDECREF_SET(__pyx_v_state, ((PyArrayObject *)__pyx_t_2));
     __pyx_t_2 = 0;
 
-    /* "fastopt/_tensor.pxi":227
+    /* "fastopt/_tensor.pxi":218
  *         for k in range(len(self.letters)):
  *             state = states.get(self.letters[k])
  *             self.c.call.buffers[2 + k] = NULL             # <<<<<<<<<<<<<<
@@ -12740,7 +12647,7 @@ static void __pyx_f_7fastopt_5_plan_6Tensor_take_states(struct __pyx_obj_7fastop
 */
     (__pyx_v_self->c.call.buffers[(2 + __pyx_v_k)]) = NULL;
 
-    /* "fastopt/_tensor.pxi":228
+    /* "fastopt/_tensor.pxi":219
  *             state = states.get(self.letters[k])
  *             self.c.call.buffers[2 + k] = NULL
  *             if state is not None:             # <<<<<<<<<<<<<<
@@ -12751,7 +12658,7 @@ static void __pyx_f_7fastopt_5_plan_6Tensor_take_states(struct __pyx_obj_7fastop
     if (__pyx_t_6) {
 
 
-      /* "fastopt/_tensor.pxi":229
+      /* "fastopt/_tensor.pxi":220
  *             self.c.call.buffers[2 + k] = NULL
  *             if state is not None:
  *                 self.c.call.buffers[2 + k] = cnp.PyArray_DATA(state)             # <<<<<<<<<<<<<<
@@ -12760,17 +12667,17 @@ static void __pyx_f_7fastopt_5_plan_6Tensor_take_states(struct __pyx_obj_7fastop
 */
       (__pyx_v_self->c.call.buffers[(2 + __pyx_v_k)]) = PyArray_DATA(__pyx_v_state);
 
-      /* "fastopt/_tensor.pxi":230
+      /* "fastopt/_tensor.pxi":221
  *             if state is not None:
  *                 self.c.call.buffers[2 + k] = cnp.PyArray_DATA(state)
  *                 self.state_storage = storage_of(state)             # <<<<<<<<<<<<<<
  *         self.c.itemsizes[2] = 8 if self.state_storage == FLOAT64 else 4 if self.state_storage == FLOAT32 else 2
  *         self.gradient_storage = UNSEEN  # the format is found anew
 */
-      __pyx_t_1 = __pyx_f_7fastopt_5_plan_storage_of(__pyx_v_state); if (unlikely(__pyx_t_1 == ((int)-2))) __PYX_ERR(1, 230, __pyx_L1_error)
+      __pyx_t_1 = __pyx_f_7fastopt_5_plan_storage_of(__pyx_v_state); if (unlikely(__pyx_t_1 == ((int)-2))) __PYX_ERR(1, 221, __pyx_L1_error)
       __pyx_v_self->state_storage = __pyx_t_1;
 
-      /* "fastopt/_tensor.pxi":228
+      /* "fastopt/_tensor.pxi":219
  *             state = states.get(self.letters[k])
  *             self.c.call.buffers[2 + k] = NULL
  *             if state is not None:             # <<<<<<<<<<<<<<
@@ -12782,7 +12689,7 @@ static void __pyx_f_7fastopt_5_plan_6Tensor_take_states(struct __pyx_obj_7fastop
 
 
 
-  /* "fastopt/_tensor.pxi":231
+  /* "fastopt/_tensor.pxi":222
  *                 self.c.call.buffers[2 + k] = cnp.PyArray_DATA(state)
  *                 self.state_storage = storage_of(state)
  *         self.c.itemsizes[2] = 8 if self.state_storage == FLOAT64 else 4 if self.state_storage == FLOAT32 else 2             # <<<<<<<<<<<<<<
@@ -12811,7 +12718,7 @@ static void __pyx_f_7fastopt_5_plan_6Tensor_take_states(struct __pyx_obj_7fastop
   (__pyx_v_self->c.itemsizes[2]) = __pyx_t_7;
 
 
-  /* "fastopt/_tensor.pxi":232
+  /* "fastopt/_tensor.pxi":223
  *                 self.state_storage = storage_of(state)
  *         self.c.itemsizes[2] = 8 if self.state_storage == FLOAT64 else 4 if self.state_storage == FLOAT32 else 2
  *         self.gradient_storage = UNSEEN  # the format is found anew             # <<<<<<<<<<<<<<
@@ -12820,7 +12727,7 @@ static void __pyx_f_7fastopt_5_plan_6Tensor_take_states(struct __pyx_obj_7fastop
 */
   __pyx_v_self->gradient_storage = __pyx_e_7fastopt_5_plan_UNSEEN;
 
-  /* "fastopt/_tensor.pxi":219
+  /* "fastopt/_tensor.pxi":210
  *         return f"the state {names[self.letters[buffer - 2]]!r} of {self.label}" if buffer else self.label
  * 
  *     cdef void take_states(self, dict states) noexcept:             # <<<<<<<<<<<<<<
@@ -12840,7 +12747,7 @@ static void __pyx_f_7fastopt_5_plan_6Tensor_take_states(struct __pyx_obj_7fastop
   __Pyx_RefNannyFinishContext();
 }
 
-/* "fastopt/_tensor.pxi":234
+/* "fastopt/_tensor.pxi":225
  *         self.gradient_storage = UNSEEN  # the format is found anew
  * 
  *     cdef int take_gradient(             # <<<<<<<<<<<<<<
@@ -12869,7 +12776,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("take_gradient", 0);
 
-  /* "fastopt/_tensor.pxi":240
+  /* "fastopt/_tensor.pxi":231
  *         cdef cnp.ndarray grad
  *         cdef int k, storage
  *         if type(given) is not NDARRAY:             # <<<<<<<<<<<<<<
@@ -12880,7 +12787,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_tensor.pxi":241
+    /* "fastopt/_tensor.pxi":232
  *         cdef int k, storage
  *         if type(given) is not NDARRAY:
  *             grad = arrays.plain_gradient(self.label, self.param.dtype, given)             # <<<<<<<<<<<<<<
@@ -12888,12 +12795,12 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
  *             grad = <cnp.ndarray>given
 */
     __pyx_t_3 = NULL;
-    __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 241, __pyx_L1_error)
+    __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 232, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_4);
-    __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_plain_gradient); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 241, __pyx_L1_error)
+    __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_plain_gradient); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 232, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_5);
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-    __pyx_t_4 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->param, __pyx_mstate_global->__pyx_n_u_dtype); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 241, __pyx_L1_error)
+    __pyx_t_4 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->param, __pyx_mstate_global->__pyx_n_u_dtype); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 232, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_4);
     __pyx_t_6 = 1;
     #if CYTHON_UNPACK_METHODS
@@ -12913,14 +12820,14 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
       __Pyx_XDECREF(__pyx_t_3); __pyx_t_3 = 0;
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
       __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
-      if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 241, __pyx_L1_error)
+      if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 232, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_2);
     }
-    if (!(likely(((__pyx_t_2) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_2, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(1, 241, __pyx_L1_error)
+    if (!(likely(((__pyx_t_2) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_2, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(1, 232, __pyx_L1_error)
     __pyx_v_grad = ((PyArrayObject *)__pyx_t_2);
     __pyx_t_2 = 0;
 
-    /* "fastopt/_tensor.pxi":240
+    /* "fastopt/_tensor.pxi":231
  *         cdef cnp.ndarray grad
  *         cdef int k, storage
  *         if type(given) is not NDARRAY:             # <<<<<<<<<<<<<<
@@ -12930,7 +12837,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
     goto __pyx_L3;
   }
 
-  /* "fastopt/_tensor.pxi":243
+  /* "fastopt/_tensor.pxi":234
  *             grad = arrays.plain_gradient(self.label, self.param.dtype, given)
  *         else:
  *             grad = <cnp.ndarray>given             # <<<<<<<<<<<<<<
@@ -12945,17 +12852,17 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
   }
   __pyx_L3:;
 
-  /* "fastopt/_tensor.pxi":244
+  /* "fastopt/_tensor.pxi":235
  *         else:
  *             grad = <cnp.ndarray>given
  *         storage = storage_of(grad)             # <<<<<<<<<<<<<<
  *         if storage != self.gradient_storage or not cnp.PyArray_ISNOTSWAPPED(grad):
  *             self.take_gradient_storage(given, grad, storage)
 */
-  __pyx_t_7 = __pyx_f_7fastopt_5_plan_storage_of(__pyx_v_grad); if (unlikely(__pyx_t_7 == ((int)-2))) __PYX_ERR(1, 244, __pyx_L1_error)
+  __pyx_t_7 = __pyx_f_7fastopt_5_plan_storage_of(__pyx_v_grad); if (unlikely(__pyx_t_7 == ((int)-2))) __PYX_ERR(1, 235, __pyx_L1_error)
   __pyx_v_storage = __pyx_t_7;
 
-  /* "fastopt/_tensor.pxi":245
+  /* "fastopt/_tensor.pxi":236
  *             grad = <cnp.ndarray>given
  *         storage = storage_of(grad)
  *         if storage != self.gradient_storage or not cnp.PyArray_ISNOTSWAPPED(grad):             # <<<<<<<<<<<<<<
@@ -12981,17 +12888,17 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_tensor.pxi":246
+    /* "fastopt/_tensor.pxi":237
  *         storage = storage_of(grad)
  *         if storage != self.gradient_storage or not cnp.PyArray_ISNOTSWAPPED(grad):
  *             self.take_gradient_storage(given, grad, storage)             # <<<<<<<<<<<<<<
  *         if cnp.PyArray_NDIM(grad) != self.rank:
  *             arrays.refuse_gradient_shape(self.label, self.param.shape, grad)
 */
-    __pyx_t_7 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Tensor *)__pyx_v_self->__pyx_vtab)->take_gradient_storage(__pyx_v_self, __pyx_v_given, __pyx_v_grad, __pyx_v_storage); if (unlikely(__pyx_t_7 == ((int)-1))) __PYX_ERR(1, 246, __pyx_L1_error)
+    __pyx_t_7 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Tensor *)__pyx_v_self->__pyx_vtab)->take_gradient_storage(__pyx_v_self, __pyx_v_given, __pyx_v_grad, __pyx_v_storage); if (unlikely(__pyx_t_7 == ((int)-1))) __PYX_ERR(1, 237, __pyx_L1_error)
 
 
-    /* "fastopt/_tensor.pxi":245
+    /* "fastopt/_tensor.pxi":236
  *             grad = <cnp.ndarray>given
  *         storage = storage_of(grad)
  *         if storage != self.gradient_storage or not cnp.PyArray_ISNOTSWAPPED(grad):             # <<<<<<<<<<<<<<
@@ -13000,7 +12907,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
 */
   }
 
-  /* "fastopt/_tensor.pxi":247
+  /* "fastopt/_tensor.pxi":238
  *         if storage != self.gradient_storage or not cnp.PyArray_ISNOTSWAPPED(grad):
  *             self.take_gradient_storage(given, grad, storage)
  *         if cnp.PyArray_NDIM(grad) != self.rank:             # <<<<<<<<<<<<<<
@@ -13012,7 +12919,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_tensor.pxi":248
+    /* "fastopt/_tensor.pxi":239
  *             self.take_gradient_storage(given, grad, storage)
  *         if cnp.PyArray_NDIM(grad) != self.rank:
  *             arrays.refuse_gradient_shape(self.label, self.param.shape, grad)             # <<<<<<<<<<<<<<
@@ -13020,12 +12927,12 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
  *             if cnp.PyArray_DIMS(grad)[k] != self.shape[k]:
 */
     __pyx_t_5 = NULL;
-    __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 248, __pyx_L1_error)
+    __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 239, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_4);
-    __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_refuse_gradient_shape); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 248, __pyx_L1_error)
+    __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_refuse_gradient_shape); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 239, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-    __pyx_t_4 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->param, __pyx_mstate_global->__pyx_n_u_shape); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 248, __pyx_L1_error)
+    __pyx_t_4 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->param, __pyx_mstate_global->__pyx_n_u_shape); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 239, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_4);
     __pyx_t_6 = 1;
     #if CYTHON_UNPACK_METHODS
@@ -13045,12 +12952,12 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
       __Pyx_XDECREF(__pyx_t_5); __pyx_t_5 = 0;
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-      if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 248, __pyx_L1_error)
+      if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 239, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_2);
     }
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-    /* "fastopt/_tensor.pxi":247
+    /* "fastopt/_tensor.pxi":238
  *         if storage != self.gradient_storage or not cnp.PyArray_ISNOTSWAPPED(grad):
  *             self.take_gradient_storage(given, grad, storage)
  *         if cnp.PyArray_NDIM(grad) != self.rank:             # <<<<<<<<<<<<<<
@@ -13059,7 +12966,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
 */
   }
 
-  /* "fastopt/_tensor.pxi":249
+  /* "fastopt/_tensor.pxi":240
  *         if cnp.PyArray_NDIM(grad) != self.rank:
  *             arrays.refuse_gradient_shape(self.label, self.param.shape, grad)
  *         for k in range(self.rank):             # <<<<<<<<<<<<<<
@@ -13073,7 +12980,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
   for (__pyx_t_10 = 0; __pyx_t_10 < __pyx_t_9; __pyx_t_10+=1) {
     __pyx_v_k = __pyx_t_10;
 
-    /* "fastopt/_tensor.pxi":250
+    /* "fastopt/_tensor.pxi":241
  *             arrays.refuse_gradient_shape(self.label, self.param.shape, grad)
  *         for k in range(self.rank):
  *             if cnp.PyArray_DIMS(grad)[k] != self.shape[k]:             # <<<<<<<<<<<<<<
@@ -13085,7 +12992,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
     if (__pyx_t_1) {
 
 
-      /* "fastopt/_tensor.pxi":251
+      /* "fastopt/_tensor.pxi":242
  *         for k in range(self.rank):
  *             if cnp.PyArray_DIMS(grad)[k] != self.shape[k]:
  *                 arrays.refuse_gradient_shape(self.label, self.param.shape, grad)             # <<<<<<<<<<<<<<
@@ -13093,12 +13000,12 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
  *             if cnp.PyArray_DATA(grad) != self.disjoint:
 */
       __pyx_t_3 = NULL;
-      __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 251, __pyx_L1_error)
+      __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 242, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_4);
-      __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_refuse_gradient_shape); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 251, __pyx_L1_error)
+      __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_refuse_gradient_shape); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 242, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_5);
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-      __pyx_t_4 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->param, __pyx_mstate_global->__pyx_n_u_shape); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 251, __pyx_L1_error)
+      __pyx_t_4 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->param, __pyx_mstate_global->__pyx_n_u_shape); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 242, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_4);
       __pyx_t_6 = 1;
       #if CYTHON_UNPACK_METHODS
@@ -13118,12 +13025,12 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
         __Pyx_XDECREF(__pyx_t_3); __pyx_t_3 = 0;
         __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
         __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
-        if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 251, __pyx_L1_error)
+        if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 242, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_2);
       }
       __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-      /* "fastopt/_tensor.pxi":250
+      /* "fastopt/_tensor.pxi":241
  *             arrays.refuse_gradient_shape(self.label, self.param.shape, grad)
  *         for k in range(self.rank):
  *             if cnp.PyArray_DIMS(grad)[k] != self.shape[k]:             # <<<<<<<<<<<<<<
@@ -13134,7 +13041,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
   }
 
 
-  /* "fastopt/_tensor.pxi":252
+  /* "fastopt/_tensor.pxi":243
  *             if cnp.PyArray_DIMS(grad)[k] != self.shape[k]:
  *                 arrays.refuse_gradient_shape(self.label, self.param.shape, grad)
  *         if cnp.PyArray_CHKFLAGS(grad, self.contiguity | cnp.NPY_ARRAY_ALIGNED) or not self.c.count:             # <<<<<<<<<<<<<<
@@ -13160,7 +13067,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_tensor.pxi":253
+    /* "fastopt/_tensor.pxi":244
  *                 arrays.refuse_gradient_shape(self.label, self.param.shape, grad)
  *         if cnp.PyArray_CHKFLAGS(grad, self.contiguity | cnp.NPY_ARRAY_ALIGNED) or not self.c.count:
  *             if cnp.PyArray_DATA(grad) != self.disjoint:             # <<<<<<<<<<<<<<
@@ -13172,17 +13079,17 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
     if (__pyx_t_1) {
 
 
-      /* "fastopt/_tensor.pxi":254
+      /* "fastopt/_tensor.pxi":245
  *         if cnp.PyArray_CHKFLAGS(grad, self.contiguity | cnp.NPY_ARRAY_ALIGNED) or not self.c.count:
  *             if cnp.PyArray_DATA(grad) != self.disjoint:
  *                 self.refuse_shared(grad, intervals, call_intervals)             # <<<<<<<<<<<<<<
  *                 self.disjoint = cnp.PyArray_DATA(grad)
  *             self.c.source = NULL
 */
-      __pyx_t_7 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Tensor *)__pyx_v_self->__pyx_vtab)->refuse_shared(__pyx_v_self, __pyx_v_grad, __pyx_v_intervals, __pyx_v_call_intervals); if (unlikely(__pyx_t_7 == ((int)-1))) __PYX_ERR(1, 254, __pyx_L1_error)
+      __pyx_t_7 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Tensor *)__pyx_v_self->__pyx_vtab)->refuse_shared(__pyx_v_self, __pyx_v_grad, __pyx_v_intervals, __pyx_v_call_intervals); if (unlikely(__pyx_t_7 == ((int)-1))) __PYX_ERR(1, 245, __pyx_L1_error)
 
 
-      /* "fastopt/_tensor.pxi":255
+      /* "fastopt/_tensor.pxi":246
  *             if cnp.PyArray_DATA(grad) != self.disjoint:
  *                 self.refuse_shared(grad, intervals, call_intervals)
  *                 self.disjoint = cnp.PyArray_DATA(grad)             # <<<<<<<<<<<<<<
@@ -13191,7 +13098,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
 */
       __pyx_v_self->disjoint = PyArray_DATA(__pyx_v_grad);
 
-      /* "fastopt/_tensor.pxi":253
+      /* "fastopt/_tensor.pxi":244
  *                 arrays.refuse_gradient_shape(self.label, self.param.shape, grad)
  *         if cnp.PyArray_CHKFLAGS(grad, self.contiguity | cnp.NPY_ARRAY_ALIGNED) or not self.c.count:
  *             if cnp.PyArray_DATA(grad) != self.disjoint:             # <<<<<<<<<<<<<<
@@ -13200,7 +13107,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
 */
     }
 
-    /* "fastopt/_tensor.pxi":256
+    /* "fastopt/_tensor.pxi":247
  *                 self.refuse_shared(grad, intervals, call_intervals)
  *                 self.disjoint = cnp.PyArray_DATA(grad)
  *             self.c.source = NULL             # <<<<<<<<<<<<<<
@@ -13209,7 +13116,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
 */
     __pyx_v_self->c.source = NULL;
 
-    /* "fastopt/_tensor.pxi":252
+    /* "fastopt/_tensor.pxi":243
  *             if cnp.PyArray_DIMS(grad)[k] != self.shape[k]:
  *                 arrays.refuse_gradient_shape(self.label, self.param.shape, grad)
  *         if cnp.PyArray_CHKFLAGS(grad, self.contiguity | cnp.NPY_ARRAY_ALIGNED) or not self.c.count:             # <<<<<<<<<<<<<<
@@ -13219,7 +13126,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
     goto __pyx_L11;
   }
 
-  /* "fastopt/_tensor.pxi":258
+  /* "fastopt/_tensor.pxi":249
  *             self.c.source = NULL
  *         else:
  *             self.refuse_shared(grad, intervals, call_intervals)             # <<<<<<<<<<<<<<
@@ -13227,10 +13134,10 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
  *                 arrays.refuse_bound_layout(self.label, self.order)
 */
   /*else*/ {
-    __pyx_t_7 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Tensor *)__pyx_v_self->__pyx_vtab)->refuse_shared(__pyx_v_self, __pyx_v_grad, __pyx_v_intervals, __pyx_v_call_intervals); if (unlikely(__pyx_t_7 == ((int)-1))) __PYX_ERR(1, 258, __pyx_L1_error)
+    __pyx_t_7 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Tensor *)__pyx_v_self->__pyx_vtab)->refuse_shared(__pyx_v_self, __pyx_v_grad, __pyx_v_intervals, __pyx_v_call_intervals); if (unlikely(__pyx_t_7 == ((int)-1))) __PYX_ERR(1, 249, __pyx_L1_error)
 
 
-    /* "fastopt/_tensor.pxi":259
+    /* "fastopt/_tensor.pxi":250
  *         else:
  *             self.refuse_shared(grad, intervals, call_intervals)
  *             if is_bound:             # <<<<<<<<<<<<<<
@@ -13239,7 +13146,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
 */
     if (__pyx_v_is_bound) {
 
-      /* "fastopt/_tensor.pxi":260
+      /* "fastopt/_tensor.pxi":251
  *             self.refuse_shared(grad, intervals, call_intervals)
  *             if is_bound:
  *                 arrays.refuse_bound_layout(self.label, self.order)             # <<<<<<<<<<<<<<
@@ -13247,12 +13154,12 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
  *         self.gradient = grad
 */
       __pyx_t_5 = NULL;
-      __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 260, __pyx_L1_error)
+      __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 251, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_4);
-      __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_refuse_bound_layout); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 260, __pyx_L1_error)
+      __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_refuse_bound_layout); if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 251, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_3);
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-      __pyx_t_4 = __Pyx_PyObject_GetAttrStr(((PyObject *)__pyx_v_self), __pyx_mstate_global->__pyx_n_u_order); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 260, __pyx_L1_error)
+      __pyx_t_4 = __Pyx_PyObject_GetAttrStr(((PyObject *)__pyx_v_self), __pyx_mstate_global->__pyx_n_u_order); if (unlikely(!__pyx_t_4)) __PYX_ERR(1, 251, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_4);
       __pyx_t_6 = 1;
       #if CYTHON_UNPACK_METHODS
@@ -13272,12 +13179,12 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
         __Pyx_XDECREF(__pyx_t_5); __pyx_t_5 = 0;
         __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
         __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-        if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 260, __pyx_L1_error)
+        if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 251, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_2);
       }
       __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-      /* "fastopt/_tensor.pxi":259
+      /* "fastopt/_tensor.pxi":250
  *         else:
  *             self.refuse_shared(grad, intervals, call_intervals)
  *             if is_bound:             # <<<<<<<<<<<<<<
@@ -13286,19 +13193,19 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
 */
     }
 
-    /* "fastopt/_tensor.pxi":261
+    /* "fastopt/_tensor.pxi":252
  *             if is_bound:
  *                 arrays.refuse_bound_layout(self.label, self.order)
  *             self.take_source(grad)             # <<<<<<<<<<<<<<
  *         self.gradient = grad
  *         self.c.call.buffers[1] = cnp.PyArray_DATA(grad)
 */
-    __pyx_t_7 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Tensor *)__pyx_v_self->__pyx_vtab)->take_source(__pyx_v_self, __pyx_v_grad); if (unlikely(__pyx_t_7 == ((int)-1))) __PYX_ERR(1, 261, __pyx_L1_error)
+    __pyx_t_7 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Tensor *)__pyx_v_self->__pyx_vtab)->take_source(__pyx_v_self, __pyx_v_grad); if (unlikely(__pyx_t_7 == ((int)-1))) __PYX_ERR(1, 252, __pyx_L1_error)
 
   }
   __pyx_L11:;
 
-  /* "fastopt/_tensor.pxi":262
+  /* "fastopt/_tensor.pxi":253
  *                 arrays.refuse_bound_layout(self.label, self.order)
  *             self.take_source(grad)
  *         self.gradient = grad             # <<<<<<<<<<<<<<
@@ -13310,7 +13217,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
   __Pyx_GOTREF((PyObject *)__pyx_v_self->gradient);
   __Pyx_DECREF_SET(__pyx_v_self->gradient, __pyx_v_grad);
 
-  /* "fastopt/_tensor.pxi":263
+  /* "fastopt/_tensor.pxi":254
  *             self.take_source(grad)
  *         self.gradient = grad
  *         self.c.call.buffers[1] = cnp.PyArray_DATA(grad)             # <<<<<<<<<<<<<<
@@ -13319,7 +13226,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
 */
   (__pyx_v_self->c.call.buffers[1]) = PyArray_DATA(__pyx_v_grad);
 
-  /* "fastopt/_tensor.pxi":264
+  /* "fastopt/_tensor.pxi":255
  *         self.gradient = grad
  *         self.c.call.buffers[1] = cnp.PyArray_DATA(grad)
  *         return 0             # <<<<<<<<<<<<<<
@@ -13332,7 +13239,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
   }
   goto __pyx_L0;
 
-  /* "fastopt/_tensor.pxi":234
+  /* "fastopt/_tensor.pxi":225
  *         self.gradient_storage = UNSEEN  # the format is found anew
  * 
  *     cdef int take_gradient(             # <<<<<<<<<<<<<<
@@ -13357,7 +13264,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient(struct __pyx_obj_7fasto
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":266
+/* "fastopt/_tensor.pxi":257
  *         return 0
  * 
  *     cdef int refuse_shared(self, cnp.ndarray grad, Intervals intervals, Intervals call_intervals) except -1:             # <<<<<<<<<<<<<<
@@ -13373,17 +13280,17 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_refuse_shared(struct __pyx_obj_7fasto
   const char *__pyx_filename = NULL;
   int __pyx_clineno = 0;
 
-  /* "fastopt/_tensor.pxi":267
+  /* "fastopt/_tensor.pxi":258
  * 
  *     cdef int refuse_shared(self, cnp.ndarray grad, Intervals intervals, Intervals call_intervals) except -1:
  *         intervals.refuse_gradient(self, grad)             # <<<<<<<<<<<<<<
  *         if call_intervals is not None:
  *             call_intervals.refuse_gradient(self, grad)
 */
-  __pyx_t_1 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_intervals->__pyx_vtab)->refuse_gradient(__pyx_v_intervals, __pyx_v_self, __pyx_v_grad); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(1, 267, __pyx_L1_error)
+  __pyx_t_1 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_intervals->__pyx_vtab)->refuse_gradient(__pyx_v_intervals, __pyx_v_self, __pyx_v_grad); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(1, 258, __pyx_L1_error)
 
 
-  /* "fastopt/_tensor.pxi":268
+  /* "fastopt/_tensor.pxi":259
  *     cdef int refuse_shared(self, cnp.ndarray grad, Intervals intervals, Intervals call_intervals) except -1:
  *         intervals.refuse_gradient(self, grad)
  *         if call_intervals is not None:             # <<<<<<<<<<<<<<
@@ -13394,17 +13301,17 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_refuse_shared(struct __pyx_obj_7fasto
   if (__pyx_t_2) {
 
 
-    /* "fastopt/_tensor.pxi":269
+    /* "fastopt/_tensor.pxi":260
  *         intervals.refuse_gradient(self, grad)
  *         if call_intervals is not None:
  *             call_intervals.refuse_gradient(self, grad)             # <<<<<<<<<<<<<<
  *         return 0
  * 
 */
-    __pyx_t_1 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_call_intervals->__pyx_vtab)->refuse_gradient(__pyx_v_call_intervals, __pyx_v_self, __pyx_v_grad); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(1, 269, __pyx_L1_error)
+    __pyx_t_1 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Intervals *)__pyx_v_call_intervals->__pyx_vtab)->refuse_gradient(__pyx_v_call_intervals, __pyx_v_self, __pyx_v_grad); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(1, 260, __pyx_L1_error)
 
 
-    /* "fastopt/_tensor.pxi":268
+    /* "fastopt/_tensor.pxi":259
  *     cdef int refuse_shared(self, cnp.ndarray grad, Intervals intervals, Intervals call_intervals) except -1:
  *         intervals.refuse_gradient(self, grad)
  *         if call_intervals is not None:             # <<<<<<<<<<<<<<
@@ -13413,7 +13320,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_refuse_shared(struct __pyx_obj_7fasto
 */
   }
 
-  /* "fastopt/_tensor.pxi":270
+  /* "fastopt/_tensor.pxi":261
  *         if call_intervals is not None:
  *             call_intervals.refuse_gradient(self, grad)
  *         return 0             # <<<<<<<<<<<<<<
@@ -13426,7 +13333,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_refuse_shared(struct __pyx_obj_7fasto
   }
   goto __pyx_L0;
 
-  /* "fastopt/_tensor.pxi":266
+  /* "fastopt/_tensor.pxi":257
  *         return 0
  * 
  *     cdef int refuse_shared(self, cnp.ndarray grad, Intervals intervals, Intervals call_intervals) except -1:             # <<<<<<<<<<<<<<
@@ -13443,7 +13350,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_refuse_shared(struct __pyx_obj_7fasto
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":272
+/* "fastopt/_tensor.pxi":263
  *         return 0
  * 
  *     cdef int take_gradient_storage(self, object given, cnp.ndarray grad, int storage) except -1:             # <<<<<<<<<<<<<<
@@ -13470,7 +13377,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("take_gradient_storage", 0);
 
-  /* "fastopt/_tensor.pxi":274
+  /* "fastopt/_tensor.pxi":265
  *     cdef int take_gradient_storage(self, object given, cnp.ndarray grad, int storage) except -1:
  *         """Takes note of how gradients are stored from now on."""
  *         cdef int format = -1             # <<<<<<<<<<<<<<
@@ -13479,7 +13386,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
 */
   __pyx_v_format = -1;
 
-  /* "fastopt/_tensor.pxi":275
+  /* "fastopt/_tensor.pxi":266
  *         """Takes note of how gradients are stored from now on."""
  *         cdef int format = -1
  *         if storage >= 0 and cnp.PyArray_ISNOTSWAPPED(grad):             # <<<<<<<<<<<<<<
@@ -13505,7 +13412,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_tensor.pxi":276
+    /* "fastopt/_tensor.pxi":267
  *         cdef int format = -1
  *         if storage >= 0 and cnp.PyArray_ISNOTSWAPPED(grad):
  *             format = format_of[self.storage][storage][self.state_storage]             # <<<<<<<<<<<<<<
@@ -13514,7 +13421,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
 */
     __pyx_v_format = (((__pyx_v_7fastopt_5_plan_format_of[__pyx_v_self->storage])[__pyx_v_storage])[__pyx_v_self->state_storage]);
 
-    /* "fastopt/_tensor.pxi":275
+    /* "fastopt/_tensor.pxi":266
  *         """Takes note of how gradients are stored from now on."""
  *         cdef int format = -1
  *         if storage >= 0 and cnp.PyArray_ISNOTSWAPPED(grad):             # <<<<<<<<<<<<<<
@@ -13523,7 +13430,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
 */
   }
 
-  /* "fastopt/_tensor.pxi":277
+  /* "fastopt/_tensor.pxi":268
  *         if storage >= 0 and cnp.PyArray_ISNOTSWAPPED(grad):
  *             format = format_of[self.storage][storage][self.state_storage]
  *         if format < 0:             # <<<<<<<<<<<<<<
@@ -13535,7 +13442,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_tensor.pxi":278
+    /* "fastopt/_tensor.pxi":269
  *             format = format_of[self.storage][storage][self.state_storage]
  *         if format < 0:
  *             arrays.refuse_gradient_dtype(self.label, self.param.dtype, grad, given)             # <<<<<<<<<<<<<<
@@ -13543,12 +13450,12 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
  *         self.c.itemsizes[1] = cnp.PyArray_ITEMSIZE(grad)
 */
     __pyx_t_4 = NULL;
-    __Pyx_GetModuleGlobalName(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 278, __pyx_L1_error)
+    __Pyx_GetModuleGlobalName(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 269, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_5);
-    __pyx_t_6 = __Pyx_PyObject_GetAttrStr(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_refuse_gradient_dtype); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 278, __pyx_L1_error)
+    __pyx_t_6 = __Pyx_PyObject_GetAttrStr(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_refuse_gradient_dtype); if (unlikely(!__pyx_t_6)) __PYX_ERR(1, 269, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_6);
     __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
-    __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->param, __pyx_mstate_global->__pyx_n_u_dtype); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 278, __pyx_L1_error)
+    __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->param, __pyx_mstate_global->__pyx_n_u_dtype); if (unlikely(!__pyx_t_5)) __PYX_ERR(1, 269, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_5);
     __pyx_t_7 = 1;
     #if CYTHON_UNPACK_METHODS
@@ -13568,12 +13475,12 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
       __Pyx_XDECREF(__pyx_t_4); __pyx_t_4 = 0;
       __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
       __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-      if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 278, __pyx_L1_error)
+      if (unlikely(!__pyx_t_3)) __PYX_ERR(1, 269, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_3);
     }
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
-    /* "fastopt/_tensor.pxi":277
+    /* "fastopt/_tensor.pxi":268
  *         if storage >= 0 and cnp.PyArray_ISNOTSWAPPED(grad):
  *             format = format_of[self.storage][storage][self.state_storage]
  *         if format < 0:             # <<<<<<<<<<<<<<
@@ -13582,7 +13489,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
 */
   }
 
-  /* "fastopt/_tensor.pxi":279
+  /* "fastopt/_tensor.pxi":270
  *         if format < 0:
  *             arrays.refuse_gradient_dtype(self.label, self.param.dtype, grad, given)
  *         self.gradient_storage, self.format, self.disjoint = storage, format, NULL             # <<<<<<<<<<<<<<
@@ -13599,7 +13506,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
   __pyx_v_self->format = __pyx_t_9;
   __pyx_v_self->disjoint = __pyx_t_10;
 
-  /* "fastopt/_tensor.pxi":280
+  /* "fastopt/_tensor.pxi":271
  *             arrays.refuse_gradient_dtype(self.label, self.param.dtype, grad, given)
  *         self.gradient_storage, self.format, self.disjoint = storage, format, NULL
  *         self.c.itemsizes[1] = cnp.PyArray_ITEMSIZE(grad)             # <<<<<<<<<<<<<<
@@ -13608,7 +13515,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
 */
   (__pyx_v_self->c.itemsizes[1]) = PyArray_ITEMSIZE(__pyx_v_grad);
 
-  /* "fastopt/_tensor.pxi":281
+  /* "fastopt/_tensor.pxi":272
  *         self.gradient_storage, self.format, self.disjoint = storage, format, NULL
  *         self.c.itemsizes[1] = cnp.PyArray_ITEMSIZE(grad)
  *         self.c.kernel = NULL             # <<<<<<<<<<<<<<
@@ -13617,7 +13524,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
 */
   __pyx_v_self->c.kernel = NULL;
 
-  /* "fastopt/_tensor.pxi":282
+  /* "fastopt/_tensor.pxi":273
  *         self.c.itemsizes[1] = cnp.PyArray_ITEMSIZE(grad)
  *         self.c.kernel = NULL
  *         return 0             # <<<<<<<<<<<<<<
@@ -13630,7 +13537,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
   }
   goto __pyx_L0;
 
-  /* "fastopt/_tensor.pxi":272
+  /* "fastopt/_tensor.pxi":263
  *         return 0
  * 
  *     cdef int take_gradient_storage(self, object given, cnp.ndarray grad, int storage) except -1:             # <<<<<<<<<<<<<<
@@ -13653,7 +13560,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage(struct __pyx_ob
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":284
+/* "fastopt/_tensor.pxi":275
  *         return 0
  * 
  *     cdef int take_source(self, cnp.ndarray grad) except -1:             # <<<<<<<<<<<<<<
@@ -13669,7 +13576,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
   const char *__pyx_filename = NULL;
   int __pyx_clineno = 0;
 
-  /* "fastopt/_tensor.pxi":286
+  /* "fastopt/_tensor.pxi":277
  *     cdef int take_source(self, cnp.ndarray grad) except -1:
  *         """Has a gradient of another layout gathered, task by task."""
  *         if self.source == NULL:             # <<<<<<<<<<<<<<
@@ -13681,7 +13588,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_tensor.pxi":287
+    /* "fastopt/_tensor.pxi":278
  *         """Has a gradient of another layout gathered, task by task."""
  *         if self.source == NULL:
  *             self.source = <fastopt_source *>calloc(1, sizeof(fastopt_source))             # <<<<<<<<<<<<<<
@@ -13690,7 +13597,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
 */
     __pyx_v_self->source = ((fastopt_source *)calloc(1, (sizeof(fastopt_source))));
 
-    /* "fastopt/_tensor.pxi":288
+    /* "fastopt/_tensor.pxi":279
  *         if self.source == NULL:
  *             self.source = <fastopt_source *>calloc(1, sizeof(fastopt_source))
  *             if self.source == NULL:             # <<<<<<<<<<<<<<
@@ -13702,16 +13609,16 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
     if (unlikely(__pyx_t_1)) {
 
 
-      /* "fastopt/_tensor.pxi":289
+      /* "fastopt/_tensor.pxi":280
  *             self.source = <fastopt_source *>calloc(1, sizeof(fastopt_source))
  *             if self.source == NULL:
  *                 raise MemoryError             # <<<<<<<<<<<<<<
  *         fastopt_source_of(
  *             self.source, cnp.PyArray_DATA(grad), cnp.PyArray_ITEMSIZE(grad), self.rank,
 */
-      PyErr_NoMemory(); __PYX_ERR(1, 289, __pyx_L1_error)
+      PyErr_NoMemory(); __PYX_ERR(1, 280, __pyx_L1_error)
 
-      /* "fastopt/_tensor.pxi":288
+      /* "fastopt/_tensor.pxi":279
  *         if self.source == NULL:
  *             self.source = <fastopt_source *>calloc(1, sizeof(fastopt_source))
  *             if self.source == NULL:             # <<<<<<<<<<<<<<
@@ -13720,7 +13627,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
 */
     }
 
-    /* "fastopt/_tensor.pxi":286
+    /* "fastopt/_tensor.pxi":277
  *     cdef int take_source(self, cnp.ndarray grad) except -1:
  *         """Has a gradient of another layout gathered, task by task."""
  *         if self.source == NULL:             # <<<<<<<<<<<<<<
@@ -13729,7 +13636,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
 */
   }
 
-  /* "fastopt/_tensor.pxi":290
+  /* "fastopt/_tensor.pxi":281
  *             if self.source == NULL:
  *                 raise MemoryError
  *         fastopt_source_of(             # <<<<<<<<<<<<<<
@@ -13738,7 +13645,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
 */
   fastopt_source_of(__pyx_v_self->source, PyArray_DATA(__pyx_v_grad), PyArray_ITEMSIZE(__pyx_v_grad), __pyx_v_self->rank, ((Py_ssize_t const *)__pyx_v_self->shape), ((Py_ssize_t const *)PyArray_STRIDES(__pyx_v_grad)), (__pyx_v_self->contiguity == NPY_ARRAY_F_CONTIGUOUS));
 
-  /* "fastopt/_tensor.pxi":295
+  /* "fastopt/_tensor.pxi":286
  *             self.contiguity == cnp.NPY_ARRAY_F_CONTIGUOUS,
  *         )
  *         self.c.source = self.source             # <<<<<<<<<<<<<<
@@ -13748,7 +13655,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
 
   __pyx_v_self->c.source = __pyx_t_2;
 
-  /* "fastopt/_tensor.pxi":296
+  /* "fastopt/_tensor.pxi":287
  *         )
  *         self.c.source = self.source
  *         return 0             # <<<<<<<<<<<<<<
@@ -13759,7 +13666,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
   }
   goto __pyx_L0;
 
-  /* "fastopt/_tensor.pxi":284
+  /* "fastopt/_tensor.pxi":275
  *         return 0
  * 
  *     cdef int take_source(self, cnp.ndarray grad) except -1:             # <<<<<<<<<<<<<<
@@ -13776,7 +13683,7 @@ static int __pyx_f_7fastopt_5_plan_6Tensor_take_source(struct __pyx_obj_7fastopt
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":173
+/* "fastopt/_tensor.pxi":164
  *         fastopt_tensor c
  *         fastopt_source *source  # how the gradient lies, if it ever lay in another layout
  *         readonly object key, given, param             # <<<<<<<<<<<<<<
@@ -13961,7 +13868,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_5param___get__(struct __pyx_ob
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":174
+/* "fastopt/_tensor.pxi":165
  *         fastopt_source *source  # how the gradient lies, if it ever lay in another layout
  *         readonly object key, given, param
  *         readonly str label             # <<<<<<<<<<<<<<
@@ -14028,7 +13935,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_5label___get__(struct __pyx_ob
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":175
+/* "fastopt/_tensor.pxi":166
  *         readonly object key, given, param
  *         readonly str label
  *         readonly dict states  # by the formula's letters             # <<<<<<<<<<<<<<
@@ -14095,7 +14002,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_6states___get__(struct __pyx_o
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":176
+/* "fastopt/_tensor.pxi":167
  *         readonly str label
  *         readonly dict states  # by the formula's letters
  *         readonly Py_ssize_t index, group             # <<<<<<<<<<<<<<
@@ -14134,7 +14041,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_5index___get__(struct __pyx_ob
       __Pyx_INCREF(__pyx_t_1);
       __Pyx_PyCriticalSection_Begin(&__pyx_cs, (PyObject*)__pyx_t_1);
       /*try:*/ {
-        __pyx_t_2 = PyLong_FromSsize_t(__pyx_v_self->index); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 176, __pyx_L4_error)
+        __pyx_t_2 = PyLong_FromSsize_t(__pyx_v_self->index); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 167, __pyx_L4_error)
         __Pyx_GOTREF(__pyx_t_2);
         {
           PyObject *__pyx_temp;
@@ -14208,7 +14115,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_5group___get__(struct __pyx_ob
       __Pyx_INCREF(__pyx_t_1);
       __Pyx_PyCriticalSection_Begin(&__pyx_cs, (PyObject*)__pyx_t_1);
       /*try:*/ {
-        __pyx_t_2 = PyLong_FromSsize_t(__pyx_v_self->group); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 176, __pyx_L4_error)
+        __pyx_t_2 = PyLong_FromSsize_t(__pyx_v_self->group); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 167, __pyx_L4_error)
         __Pyx_GOTREF(__pyx_t_2);
         {
           PyObject *__pyx_temp;
@@ -14251,7 +14158,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_5group___get__(struct __pyx_ob
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":177
+/* "fastopt/_tensor.pxi":168
  *         readonly dict states  # by the formula's letters
  *         readonly Py_ssize_t index, group
  *         readonly int64_t steps             # <<<<<<<<<<<<<<
@@ -14290,7 +14197,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_5steps___get__(struct __pyx_ob
       __Pyx_INCREF(__pyx_t_1);
       __Pyx_PyCriticalSection_Begin(&__pyx_cs, (PyObject*)__pyx_t_1);
       /*try:*/ {
-        __pyx_t_2 = __Pyx_PyLong_From_int64_t(__pyx_v_self->steps); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 177, __pyx_L4_error)
+        __pyx_t_2 = __Pyx_PyLong_From_int64_t(__pyx_v_self->steps); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 168, __pyx_L4_error)
         __Pyx_GOTREF(__pyx_t_2);
         {
           PyObject *__pyx_temp;
@@ -14333,7 +14240,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_6Tensor_5steps___get__(struct __pyx_ob
   return __pyx_r;
 }
 
-/* "fastopt/_tensor.pxi":185
+/* "fastopt/_tensor.pxi":176
  *         int rank
  *         const cnp.npy_intp *shape
  *         readonly list letters  # of the states' buffers, in the kernel's order             # <<<<<<<<<<<<<<
@@ -17810,8 +17717,9 @@ static int __pyx_pf_7fastopt_5_plan_4Move___init__(struct __pyx_obj_7fastopt_5_p
   PyObject *__pyx_t_2 = NULL;
   PyObject *__pyx_t_3 = NULL;
   int __pyx_t_4;
-  size_t __pyx_t_5;
-  uint64_t __pyx_t_6;
+  fastopt_tensor __pyx_t_5;
+  uint8_t __pyx_t_6;
+  uint8_t __pyx_t_7;
   int __pyx_lineno = 0;
   const char *__pyx_filename = NULL;
   int __pyx_clineno = 0;
@@ -17822,7 +17730,7 @@ static int __pyx_pf_7fastopt_5_plan_4Move___init__(struct __pyx_obj_7fastopt_5_p
  *     def __init__(self, Tensor tensor, str letter, Group group, int64_t t):
  *         self.tensor, self.letter, self.algorithm = tensor, letter, group.algorithm             # <<<<<<<<<<<<<<
  *         group.fill(&self.coefficients, t, 1.0)
- *         self.c.count = tensor.c.count
+ *         self.c = tensor.c
 */
   __pyx_t_1 = ((PyObject *)__pyx_v_tensor);
   __Pyx_INCREF(__pyx_t_1);
@@ -17847,8 +17755,8 @@ static int __pyx_pf_7fastopt_5_plan_4Move___init__(struct __pyx_obj_7fastopt_5_p
  *     def __init__(self, Tensor tensor, str letter, Group group, int64_t t):
  *         self.tensor, self.letter, self.algorithm = tensor, letter, group.algorithm
  *         group.fill(&self.coefficients, t, 1.0)             # <<<<<<<<<<<<<<
- *         self.c.count = tensor.c.count
- *         self.c.call.size = tensor.c.call.size
+ *         self.c = tensor.c
+ *         self.c.source = NULL
 */
   __pyx_t_4 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Group *)__pyx_v_group->__pyx_vtab)->fill(__pyx_v_group, (&__pyx_v_self->coefficients), __pyx_v_t, 1.0); if (unlikely(__pyx_t_4 == ((int)-1))) __PYX_ERR(5, 154, __pyx_L1_error)
 
@@ -17856,39 +17764,35 @@ static int __pyx_pf_7fastopt_5_plan_4Move___init__(struct __pyx_obj_7fastopt_5_p
   /* "fastopt/_change.pxi":155
  *         self.tensor, self.letter, self.algorithm = tensor, letter, group.algorithm
  *         group.fill(&self.coefficients, t, 1.0)
- *         self.c.count = tensor.c.count             # <<<<<<<<<<<<<<
- *         self.c.call.size = tensor.c.call.size
- *         self.c.call.first_element = tensor.c.call.first_element
+ *         self.c = tensor.c             # <<<<<<<<<<<<<<
+ *         self.c.source = NULL
+ *         memset(self.c.call.buffers, 0, sizeof(self.c.call.buffers))
 */
-  __pyx_t_5 = __pyx_v_tensor->c.count;
+  __pyx_t_5 = __pyx_v_tensor->c;
 
-  __pyx_v_self->c.count = __pyx_t_5;
+  __pyx_v_self->c = __pyx_t_5;
 
   /* "fastopt/_change.pxi":156
  *         group.fill(&self.coefficients, t, 1.0)
- *         self.c.count = tensor.c.count
- *         self.c.call.size = tensor.c.call.size             # <<<<<<<<<<<<<<
- *         self.c.call.first_element = tensor.c.call.first_element
+ *         self.c = tensor.c
+ *         self.c.source = NULL             # <<<<<<<<<<<<<<
+ *         memset(self.c.call.buffers, 0, sizeof(self.c.call.buffers))
  *         self.c.call.buffers[0] = tensor.c.call.buffers[0]
 */
-  __pyx_t_5 = __pyx_v_tensor->c.call.size;
-
-  __pyx_v_self->c.call.size = __pyx_t_5;
+  __pyx_v_self->c.source = NULL;
 
   /* "fastopt/_change.pxi":157
- *         self.c.count = tensor.c.count
- *         self.c.call.size = tensor.c.call.size
- *         self.c.call.first_element = tensor.c.call.first_element             # <<<<<<<<<<<<<<
+ *         self.c = tensor.c
+ *         self.c.source = NULL
+ *         memset(self.c.call.buffers, 0, sizeof(self.c.call.buffers))             # <<<<<<<<<<<<<<
  *         self.c.call.buffers[0] = tensor.c.call.buffers[0]
  *         self.c.call.buffers[1] = cnp.PyArray_DATA(<cnp.ndarray>tensor.states[letter])
 */
-  __pyx_t_6 = __pyx_v_tensor->c.call.first_element;
-
-  __pyx_v_self->c.call.first_element = __pyx_t_6;
+  (void)(memset(__pyx_v_self->c.call.buffers, 0, (sizeof(__pyx_v_self->c.call.buffers))));
 
   /* "fastopt/_change.pxi":158
- *         self.c.call.size = tensor.c.call.size
- *         self.c.call.first_element = tensor.c.call.first_element
+ *         self.c.source = NULL
+ *         memset(self.c.call.buffers, 0, sizeof(self.c.call.buffers))
  *         self.c.call.buffers[0] = tensor.c.call.buffers[0]             # <<<<<<<<<<<<<<
  *         self.c.call.buffers[1] = cnp.PyArray_DATA(<cnp.ndarray>tensor.states[letter])
  *         self.c.call.coefficients = &self.coefficients
@@ -17896,11 +17800,11 @@ static int __pyx_pf_7fastopt_5_plan_4Move___init__(struct __pyx_obj_7fastopt_5_p
   (__pyx_v_self->c.call.buffers[0]) = (__pyx_v_tensor->c.call.buffers[0]);
 
   /* "fastopt/_change.pxi":159
- *         self.c.call.first_element = tensor.c.call.first_element
+ *         memset(self.c.call.buffers, 0, sizeof(self.c.call.buffers))
  *         self.c.call.buffers[0] = tensor.c.call.buffers[0]
  *         self.c.call.buffers[1] = cnp.PyArray_DATA(<cnp.ndarray>tensor.states[letter])             # <<<<<<<<<<<<<<
  *         self.c.call.coefficients = &self.coefficients
- *         self.c.itemsizes[0] = self.c.itemsizes[2] = tensor.c.itemsizes[0]
+ *         self.c.itemsizes[1], self.c.itemsizes[2] = tensor.c.itemsizes[2], tensor.c.itemsizes[0]
 */
   if (unlikely(__pyx_v_tensor->states == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
@@ -17915,29 +17819,26 @@ static int __pyx_pf_7fastopt_5_plan_4Move___init__(struct __pyx_obj_7fastopt_5_p
  *         self.c.call.buffers[0] = tensor.c.call.buffers[0]
  *         self.c.call.buffers[1] = cnp.PyArray_DATA(<cnp.ndarray>tensor.states[letter])
  *         self.c.call.coefficients = &self.coefficients             # <<<<<<<<<<<<<<
- *         self.c.itemsizes[0] = self.c.itemsizes[2] = tensor.c.itemsizes[0]
- *         self.c.itemsizes[1] = tensor.c.itemsizes[2]
+ *         self.c.itemsizes[1], self.c.itemsizes[2] = tensor.c.itemsizes[2], tensor.c.itemsizes[0]
+ * 
 */
   __pyx_v_self->c.call.coefficients = (&__pyx_v_self->coefficients);
 
   /* "fastopt/_change.pxi":161
  *         self.c.call.buffers[1] = cnp.PyArray_DATA(<cnp.ndarray>tensor.states[letter])
  *         self.c.call.coefficients = &self.coefficients
- *         self.c.itemsizes[0] = self.c.itemsizes[2] = tensor.c.itemsizes[0]             # <<<<<<<<<<<<<<
- *         self.c.itemsizes[1] = tensor.c.itemsizes[2]
- * 
-*/
-  (__pyx_v_self->c.itemsizes[0]) = (__pyx_v_tensor->c.itemsizes[0]);
-  (__pyx_v_self->c.itemsizes[2]) = (__pyx_v_tensor->c.itemsizes[0]);
-
-  /* "fastopt/_change.pxi":162
- *         self.c.call.coefficients = &self.coefficients
- *         self.c.itemsizes[0] = self.c.itemsizes[2] = tensor.c.itemsizes[0]
- *         self.c.itemsizes[1] = tensor.c.itemsizes[2]             # <<<<<<<<<<<<<<
+ *         self.c.itemsizes[1], self.c.itemsizes[2] = tensor.c.itemsizes[2], tensor.c.itemsizes[0]             # <<<<<<<<<<<<<<
  * 
  *     cdef void find_kernel(self, int isa) noexcept:
 */
-  (__pyx_v_self->c.itemsizes[1]) = (__pyx_v_tensor->c.itemsizes[2]);
+  __pyx_t_6 = (__pyx_v_tensor->c.itemsizes[2]);
+
+  __pyx_t_7 = (__pyx_v_tensor->c.itemsizes[0]);
+
+  (__pyx_v_self->c.itemsizes[1]) = __pyx_t_6;
+
+  (__pyx_v_self->c.itemsizes[2]) = __pyx_t_7;
+
 
   /* "fastopt/_change.pxi":152
  *     cdef readonly object algorithm
@@ -17962,8 +17863,8 @@ static int __pyx_pf_7fastopt_5_plan_4Move___init__(struct __pyx_obj_7fastopt_5_p
   return __pyx_r;
 }
 
-/* "fastopt/_change.pxi":164
- *         self.c.itemsizes[1] = tensor.c.itemsizes[2]
+/* "fastopt/_change.pxi":163
+ *         self.c.itemsizes[1], self.c.itemsizes[2] = tensor.c.itemsizes[2], tensor.c.itemsizes[0]
  * 
  *     cdef void find_kernel(self, int isa) noexcept:             # <<<<<<<<<<<<<<
  *         cdef const fastopt_optimizer *row = table().isas[isa].optimizers
@@ -17973,7 +17874,6 @@ static int __pyx_pf_7fastopt_5_plan_4Move___init__(struct __pyx_obj_7fastopt_5_p
 static void __pyx_f_7fastopt_5_plan_4Move_find_kernel(struct __pyx_obj_7fastopt_5_plan_Move *__pyx_v_self, int __pyx_v_isa) {
   fastopt_optimizer const *__pyx_v_row;
   struct __pyx_obj_7fastopt_5_plan_Tensor *__pyx_v_tensor = 0;
-  int __pyx_v_format;
   __Pyx_RefNannyDeclarations
   fastopt_optimizer const *__pyx_t_1;
   PyObject *__pyx_t_2 = NULL;
@@ -17988,65 +17888,65 @@ static void __pyx_f_7fastopt_5_plan_4Move_find_kernel(struct __pyx_obj_7fastopt_
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("find_kernel", 0);
 
-  /* "fastopt/_change.pxi":165
+  /* "fastopt/_change.pxi":164
  * 
  *     cdef void find_kernel(self, int isa) noexcept:
  *         cdef const fastopt_optimizer *row = table().isas[isa].optimizers             # <<<<<<<<<<<<<<
  *         cdef Tensor tensor = self.tensor
- *         cdef int format
+ *         self.c.kernel = NULL
 */
   __pyx_t_1 = (__pyx_f_7fastopt_8_kernels_table()->isas[__pyx_v_isa]).optimizers;
 
   __pyx_v_row = __pyx_t_1;
 
-  /* "fastopt/_change.pxi":166
+  /* "fastopt/_change.pxi":165
  *     cdef void find_kernel(self, int isa) noexcept:
  *         cdef const fastopt_optimizer *row = table().isas[isa].optimizers
  *         cdef Tensor tensor = self.tensor             # <<<<<<<<<<<<<<
- *         cdef int format
  *         self.c.kernel = NULL
+ *         if table().isas[isa].name != NULL:
 */
   __pyx_t_2 = ((PyObject *)__pyx_v_self->tensor);
   __Pyx_INCREF(__pyx_t_2);
   __pyx_v_tensor = ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_2);
   __pyx_t_2 = 0;
 
-  /* "fastopt/_change.pxi":168
+  /* "fastopt/_change.pxi":166
+ *         cdef const fastopt_optimizer *row = table().isas[isa].optimizers
  *         cdef Tensor tensor = self.tensor
- *         cdef int format
  *         self.c.kernel = NULL             # <<<<<<<<<<<<<<
  *         if table().isas[isa].name != NULL:
  *             row += <size_t>list(TABLE).index(self.algorithm.formula)
 */
   __pyx_v_self->c.kernel = NULL;
 
-  /* "fastopt/_change.pxi":169
- *         cdef int format
+  /* "fastopt/_change.pxi":167
+ *         cdef Tensor tensor = self.tensor
  *         self.c.kernel = NULL
  *         if table().isas[isa].name != NULL:             # <<<<<<<<<<<<<<
  *             row += <size_t>list(TABLE).index(self.algorithm.formula)
- *             format = format_of[tensor.storage][tensor.state_storage][tensor.storage]
+ *             self.c.kernel = row.kernels[format_of[tensor.storage][tensor.state_storage][tensor.storage]][0]
 */
   __pyx_t_3 = ((__pyx_f_7fastopt_8_kernels_table()->isas[__pyx_v_isa]).name != NULL);
 
   if (__pyx_t_3) {
 
 
-    /* "fastopt/_change.pxi":170
+    /* "fastopt/_change.pxi":168
  *         self.c.kernel = NULL
  *         if table().isas[isa].name != NULL:
  *             row += <size_t>list(TABLE).index(self.algorithm.formula)             # <<<<<<<<<<<<<<
- *             format = format_of[tensor.storage][tensor.state_storage][tensor.storage]
- *             self.c.kernel = row.kernels[format][0]
+ *             self.c.kernel = row.kernels[format_of[tensor.storage][tensor.state_storage][tensor.storage]][0]
+ * 
 */
-    __Pyx_GetModuleGlobalName(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_TABLE); if (unlikely(!__pyx_t_5)) __PYX_ERR(5, 170, __pyx_L1_error)
+    __Pyx_GetModuleGlobalName(__pyx_t_5, __pyx_mstate_global->__pyx_n_u_TABLE); if (unlikely(!__pyx_t_5)) __PYX_ERR(5, 168, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_5);
-    __pyx_t_6 = __Pyx_PySequence_ListKeepNew(__pyx_t_5); if (unlikely(!__pyx_t_6)) __PYX_ERR(5, 170, __pyx_L1_error)
+    __pyx_t_6 = __Pyx_PySequence_ListKeepNew(__pyx_t_5); if (unlikely(!__pyx_t_6)) __PYX_ERR(5, 168, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_6);
     __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
     __pyx_t_4 = __pyx_t_6;
     __Pyx_INCREF(__pyx_t_4);
-    __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->algorithm, __pyx_mstate_global->__pyx_n_u_formula); if (unlikely(!__pyx_t_5)) __PYX_ERR(5, 170, __pyx_L1_error)
+    __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_v_self->algorithm, __pyx_mstate_global->__pyx_n_u_formula); if (unlikely(!__pyx_t_5)) __PYX_ERR(5, 168, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_5);
     __pyx_t_7 = 0;
     {
@@ -18055,52 +17955,34 @@ static void __pyx_f_7fastopt_5_plan_4Move_find_kernel(struct __pyx_obj_7fastopt_
       __Pyx_XDECREF(__pyx_t_4); __pyx_t_4 = 0;
       __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
       __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-      if (unlikely(!__pyx_t_2)) __PYX_ERR(5, 170, __pyx_L1_error)
+      if (unlikely(!__pyx_t_2)) __PYX_ERR(5, 168, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_2);
     }
-    __pyx_t_8 = __Pyx_PyIndex_AsSsize_t(__pyx_t_2); if (unlikely((__pyx_t_8 == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(5, 170, __pyx_L1_error)
+    __pyx_t_8 = __Pyx_PyIndex_AsSsize_t(__pyx_t_2); if (unlikely((__pyx_t_8 == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(5, 168, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
     __pyx_v_row = (__pyx_v_row + ((size_t)__pyx_t_8));
 
 
-    /* "fastopt/_change.pxi":171
+    /* "fastopt/_change.pxi":169
  *         if table().isas[isa].name != NULL:
  *             row += <size_t>list(TABLE).index(self.algorithm.formula)
- *             format = format_of[tensor.storage][tensor.state_storage][tensor.storage]             # <<<<<<<<<<<<<<
- *             self.c.kernel = row.kernels[format][0]
- *             stage_gradient(&self.c, isa, format, tensor.state_storage)
-*/
-    __pyx_v_format = (((__pyx_v_7fastopt_5_plan_format_of[__pyx_v_tensor->storage])[__pyx_v_tensor->state_storage])[__pyx_v_tensor->storage]);
-
-    /* "fastopt/_change.pxi":172
- *             row += <size_t>list(TABLE).index(self.algorithm.formula)
- *             format = format_of[tensor.storage][tensor.state_storage][tensor.storage]
- *             self.c.kernel = row.kernels[format][0]             # <<<<<<<<<<<<<<
- *             stage_gradient(&self.c, isa, format, tensor.state_storage)
- * 
-*/
-    __pyx_v_self->c.kernel = ((__pyx_v_row->kernels[__pyx_v_format])[0]);
-
-    /* "fastopt/_change.pxi":173
- *             format = format_of[tensor.storage][tensor.state_storage][tensor.storage]
- *             self.c.kernel = row.kernels[format][0]
- *             stage_gradient(&self.c, isa, format, tensor.state_storage)             # <<<<<<<<<<<<<<
+ *             self.c.kernel = row.kernels[format_of[tensor.storage][tensor.state_storage][tensor.storage]][0]             # <<<<<<<<<<<<<<
  * 
  * 
 */
-    __pyx_f_7fastopt_5_plan_stage_gradient((&__pyx_v_self->c), __pyx_v_isa, __pyx_v_format, __pyx_v_tensor->state_storage);
+    __pyx_v_self->c.kernel = ((__pyx_v_row->kernels[(((__pyx_v_7fastopt_5_plan_format_of[__pyx_v_tensor->storage])[__pyx_v_tensor->state_storage])[__pyx_v_tensor->storage])])[0]);
 
-    /* "fastopt/_change.pxi":169
- *         cdef int format
+    /* "fastopt/_change.pxi":167
+ *         cdef Tensor tensor = self.tensor
  *         self.c.kernel = NULL
  *         if table().isas[isa].name != NULL:             # <<<<<<<<<<<<<<
  *             row += <size_t>list(TABLE).index(self.algorithm.formula)
- *             format = format_of[tensor.storage][tensor.state_storage][tensor.storage]
+ *             self.c.kernel = row.kernels[format_of[tensor.storage][tensor.state_storage][tensor.storage]][0]
 */
   }
 
-  /* "fastopt/_change.pxi":164
- *         self.c.itemsizes[1] = tensor.c.itemsizes[2]
+  /* "fastopt/_change.pxi":163
+ *         self.c.itemsizes[1], self.c.itemsizes[2] = tensor.c.itemsizes[2], tensor.c.itemsizes[0]
  * 
  *     cdef void find_kernel(self, int isa) noexcept:             # <<<<<<<<<<<<<<
  *         cdef const fastopt_optimizer *row = table().isas[isa].optimizers
@@ -18118,7 +18000,6 @@ static void __pyx_f_7fastopt_5_plan_4Move_find_kernel(struct __pyx_obj_7fastopt_
   __pyx_L0:;
 
   __Pyx_XDECREF((PyObject *)__pyx_v_tensor);
-
 
   __Pyx_RefNannyFinishContext();
 }
@@ -18528,7 +18409,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Move_4__setstate_cython__(CYTHON_UNUS
   return __pyx_r;
 }
 
-/* "fastopt/_change.pxi":190
+/* "fastopt/_change.pxi":186
  *     cdef public dict notes
  * 
  *     def __init__(self):             # <<<<<<<<<<<<<<
@@ -18589,18 +18470,18 @@ static int __pyx_pf_7fastopt_5_plan_6Change___init__(struct __pyx_obj_7fastopt_5
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("__init__", 0);
 
-  /* "fastopt/_change.pxi":191
+  /* "fastopt/_change.pxi":187
  * 
  *     def __init__(self):
  *         self.groups, self.added_groups, self.added_tensors = [], [], []             # <<<<<<<<<<<<<<
  *         self.states, self.copies, self.steps, self.moves = [], [], [], []
  *         self.intervals = None
 */
-  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(5, 191, __pyx_L1_error)
+  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(5, 187, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
-  __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(5, 191, __pyx_L1_error)
+  __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(5, 187, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
-  __pyx_t_3 = PyList_New(0); if (unlikely(!__pyx_t_3)) __PYX_ERR(5, 191, __pyx_L1_error)
+  __pyx_t_3 = PyList_New(0); if (unlikely(!__pyx_t_3)) __PYX_ERR(5, 187, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
   __Pyx_GIVEREF(__pyx_t_1);
   __Pyx_GOTREF(__pyx_v_self->groups);
@@ -18615,20 +18496,20 @@ static int __pyx_pf_7fastopt_5_plan_6Change___init__(struct __pyx_obj_7fastopt_5
   __Pyx_DECREF_SET(__pyx_v_self->added_tensors, ((PyObject*)__pyx_t_3));
   __pyx_t_3 = 0;
 
-  /* "fastopt/_change.pxi":192
+  /* "fastopt/_change.pxi":188
  *     def __init__(self):
  *         self.groups, self.added_groups, self.added_tensors = [], [], []
  *         self.states, self.copies, self.steps, self.moves = [], [], [], []             # <<<<<<<<<<<<<<
  *         self.intervals = None
  *         self.notes = {}
 */
-  __pyx_t_3 = PyList_New(0); if (unlikely(!__pyx_t_3)) __PYX_ERR(5, 192, __pyx_L1_error)
+  __pyx_t_3 = PyList_New(0); if (unlikely(!__pyx_t_3)) __PYX_ERR(5, 188, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(5, 192, __pyx_L1_error)
+  __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(5, 188, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
-  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(5, 192, __pyx_L1_error)
+  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(5, 188, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
-  __pyx_t_4 = PyList_New(0); if (unlikely(!__pyx_t_4)) __PYX_ERR(5, 192, __pyx_L1_error)
+  __pyx_t_4 = PyList_New(0); if (unlikely(!__pyx_t_4)) __PYX_ERR(5, 188, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
   __Pyx_GIVEREF(__pyx_t_3);
   __Pyx_GOTREF(__pyx_v_self->states);
@@ -18647,7 +18528,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change___init__(struct __pyx_obj_7fastopt_5
   __Pyx_DECREF_SET(__pyx_v_self->moves, ((PyObject*)__pyx_t_4));
   __pyx_t_4 = 0;
 
-  /* "fastopt/_change.pxi":193
+  /* "fastopt/_change.pxi":189
  *         self.groups, self.added_groups, self.added_tensors = [], [], []
  *         self.states, self.copies, self.steps, self.moves = [], [], [], []
  *         self.intervals = None             # <<<<<<<<<<<<<<
@@ -18658,19 +18539,19 @@ static int __pyx_pf_7fastopt_5_plan_6Change___init__(struct __pyx_obj_7fastopt_5
   __Pyx_GOTREF((PyObject *)__pyx_v_self->intervals);
   __Pyx_DECREF_SET(__pyx_v_self->intervals, ((struct __pyx_obj_7fastopt_5_plan_Intervals *)Py_None));
 
-  /* "fastopt/_change.pxi":194
+  /* "fastopt/_change.pxi":190
  *         self.states, self.copies, self.steps, self.moves = [], [], [], []
  *         self.intervals = None
  *         self.notes = {}             # <<<<<<<<<<<<<<
 */
-  __pyx_t_4 = __Pyx_PyDict_NewPresized(0); if (unlikely(!__pyx_t_4)) __PYX_ERR(5, 194, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyDict_NewPresized(0); if (unlikely(!__pyx_t_4)) __PYX_ERR(5, 190, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
   __Pyx_GIVEREF(__pyx_t_4);
   __Pyx_GOTREF(__pyx_v_self->notes);
   __Pyx_DECREF_SET(__pyx_v_self->notes, ((PyObject*)__pyx_t_4));
   __pyx_t_4 = 0;
 
-  /* "fastopt/_change.pxi":190
+  /* "fastopt/_change.pxi":186
  *     cdef public dict notes
  * 
  *     def __init__(self):             # <<<<<<<<<<<<<<
@@ -18694,7 +18575,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change___init__(struct __pyx_obj_7fastopt_5
   return __pyx_r;
 }
 
-/* "fastopt/_change.pxi":186
+/* "fastopt/_change.pxi":182
  *     """
  * 
  *     cdef public list groups, added_groups, added_tensors, states, copies, steps, moves             # <<<<<<<<<<<<<<
@@ -18793,7 +18674,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_6groups_2__set__(struct __pyx_obj_7f
       /*try:*/ {
         __pyx_t_2 = __pyx_v_value;
         __Pyx_INCREF(__pyx_t_2);
-        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 186, __pyx_L4_error)
+        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 182, __pyx_L4_error)
         __Pyx_GIVEREF(__pyx_t_2);
         __Pyx_GOTREF(__pyx_v_self->groups);
         __Pyx_DECREF_SET(__pyx_v_self->groups, ((PyObject*)__pyx_t_2));
@@ -18966,7 +18847,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_12added_groups_2__set__(struct __pyx
       /*try:*/ {
         __pyx_t_2 = __pyx_v_value;
         __Pyx_INCREF(__pyx_t_2);
-        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 186, __pyx_L4_error)
+        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 182, __pyx_L4_error)
         __Pyx_GIVEREF(__pyx_t_2);
         __Pyx_GOTREF(__pyx_v_self->added_groups);
         __Pyx_DECREF_SET(__pyx_v_self->added_groups, ((PyObject*)__pyx_t_2));
@@ -19139,7 +19020,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_13added_tensors_2__set__(struct __py
       /*try:*/ {
         __pyx_t_2 = __pyx_v_value;
         __Pyx_INCREF(__pyx_t_2);
-        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 186, __pyx_L4_error)
+        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 182, __pyx_L4_error)
         __Pyx_GIVEREF(__pyx_t_2);
         __Pyx_GOTREF(__pyx_v_self->added_tensors);
         __Pyx_DECREF_SET(__pyx_v_self->added_tensors, ((PyObject*)__pyx_t_2));
@@ -19312,7 +19193,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_6states_2__set__(struct __pyx_obj_7f
       /*try:*/ {
         __pyx_t_2 = __pyx_v_value;
         __Pyx_INCREF(__pyx_t_2);
-        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 186, __pyx_L4_error)
+        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 182, __pyx_L4_error)
         __Pyx_GIVEREF(__pyx_t_2);
         __Pyx_GOTREF(__pyx_v_self->states);
         __Pyx_DECREF_SET(__pyx_v_self->states, ((PyObject*)__pyx_t_2));
@@ -19485,7 +19366,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_6copies_2__set__(struct __pyx_obj_7f
       /*try:*/ {
         __pyx_t_2 = __pyx_v_value;
         __Pyx_INCREF(__pyx_t_2);
-        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 186, __pyx_L4_error)
+        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 182, __pyx_L4_error)
         __Pyx_GIVEREF(__pyx_t_2);
         __Pyx_GOTREF(__pyx_v_self->copies);
         __Pyx_DECREF_SET(__pyx_v_self->copies, ((PyObject*)__pyx_t_2));
@@ -19658,7 +19539,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_5steps_2__set__(struct __pyx_obj_7fa
       /*try:*/ {
         __pyx_t_2 = __pyx_v_value;
         __Pyx_INCREF(__pyx_t_2);
-        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 186, __pyx_L4_error)
+        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 182, __pyx_L4_error)
         __Pyx_GIVEREF(__pyx_t_2);
         __Pyx_GOTREF(__pyx_v_self->steps);
         __Pyx_DECREF_SET(__pyx_v_self->steps, ((PyObject*)__pyx_t_2));
@@ -19831,7 +19712,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_5moves_2__set__(struct __pyx_obj_7fa
       /*try:*/ {
         __pyx_t_2 = __pyx_v_value;
         __Pyx_INCREF(__pyx_t_2);
-        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 186, __pyx_L4_error)
+        if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(5, 182, __pyx_L4_error)
         __Pyx_GIVEREF(__pyx_t_2);
         __Pyx_GOTREF(__pyx_v_self->moves);
         __Pyx_DECREF_SET(__pyx_v_self->moves, ((PyObject*)__pyx_t_2));
@@ -19913,7 +19794,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_5moves_4__del__(struct __pyx_obj_7fa
   return __pyx_r;
 }
 
-/* "fastopt/_change.pxi":187
+/* "fastopt/_change.pxi":183
  * 
  *     cdef public list groups, added_groups, added_tensors, states, copies, steps, moves
  *     cdef public Intervals intervals             # <<<<<<<<<<<<<<
@@ -20012,7 +19893,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_9intervals_2__set__(struct __pyx_obj
       /*try:*/ {
         __pyx_t_2 = __pyx_v_value;
         __Pyx_INCREF(__pyx_t_2);
-        if (!(likely(((__pyx_t_2) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_2, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Intervals))))) __PYX_ERR(5, 187, __pyx_L4_error)
+        if (!(likely(((__pyx_t_2) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_2, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Intervals))))) __PYX_ERR(5, 183, __pyx_L4_error)
         __Pyx_GIVEREF(__pyx_t_2);
         __Pyx_GOTREF((PyObject *)__pyx_v_self->intervals);
         __Pyx_DECREF_SET(__pyx_v_self->intervals, ((struct __pyx_obj_7fastopt_5_plan_Intervals *)__pyx_t_2));
@@ -20094,7 +19975,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_9intervals_4__del__(struct __pyx_obj
   return __pyx_r;
 }
 
-/* "fastopt/_change.pxi":188
+/* "fastopt/_change.pxi":184
  *     cdef public list groups, added_groups, added_tensors, states, copies, steps, moves
  *     cdef public Intervals intervals
  *     cdef public dict notes             # <<<<<<<<<<<<<<
@@ -20193,7 +20074,7 @@ static int __pyx_pf_7fastopt_5_plan_6Change_5notes_2__set__(struct __pyx_obj_7fa
       /*try:*/ {
         __pyx_t_2 = __pyx_v_value;
         __Pyx_INCREF(__pyx_t_2);
-        if (!(likely(PyDict_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("dict", __pyx_t_2))) __PYX_ERR(5, 188, __pyx_L4_error)
+        if (!(likely(PyDict_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("dict", __pyx_t_2))) __PYX_ERR(5, 184, __pyx_L4_error)
         __Pyx_GIVEREF(__pyx_t_2);
         __Pyx_GOTREF(__pyx_v_self->notes);
         __Pyx_DECREF_SET(__pyx_v_self->notes, ((PyObject*)__pyx_t_2));
@@ -21282,8 +21163,6 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   int __pyx_t_15;
   int __pyx_t_16;
   int __pyx_t_17;
-  uint8_t __pyx_t_18;
-  uint8_t __pyx_t_19;
   int __pyx_lineno = 0;
   const char *__pyx_filename = NULL;
   int __pyx_clineno = 0;
@@ -21335,30 +21214,21 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   /* "fastopt/_function.pxi":44
  *         cdef uintptr_t[FASTOPT_MAX_BUFFERS] end
  *         cdef const fastopt_optimizer *row
- *         memset(&c, 0, sizeof(c))             # <<<<<<<<<<<<<<
- *         step = options.pop("step", None)
- *         if count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:
-*/
-  (void)(memset((&__pyx_v_c), 0, (sizeof(__pyx_v_c))));
-
-  /* "fastopt/_function.pxi":45
- *         cdef const fastopt_optimizer *row
- *         memset(&c, 0, sizeof(c))
  *         step = options.pop("step", None)             # <<<<<<<<<<<<<<
  *         if count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:
  *             return self.slow(args, kwargs)
 */
   if (unlikely(__pyx_v_options == Py_None)) {
     PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "pop");
-    __PYX_ERR(6, 45, __pyx_L1_error)
+    __PYX_ERR(6, 44, __pyx_L1_error)
   }
-  __pyx_t_1 = __Pyx_PyDict_Pop(__pyx_v_options, __pyx_mstate_global->__pyx_n_u_step, Py_None); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 45, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyDict_Pop(__pyx_v_options, __pyx_mstate_global->__pyx_n_u_step, Py_None); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 44, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __pyx_v_step = __pyx_t_1;
   __pyx_t_1 = 0;
 
-  /* "fastopt/_function.pxi":46
- *         memset(&c, 0, sizeof(c))
+  /* "fastopt/_function.pxi":45
+ *         cdef const fastopt_optimizer *row
  *         step = options.pop("step", None)
  *         if count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:             # <<<<<<<<<<<<<<
  *             return self.slow(args, kwargs)
@@ -21368,9 +21238,9 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   __Pyx_INCREF(__pyx_t_1);
   if (unlikely(__pyx_t_1 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(6, 46, __pyx_L1_error)
+    __PYX_ERR(6, 45, __pyx_L1_error)
   }
-  __pyx_t_3 = __Pyx_PyTuple_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(6, 46, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyTuple_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(6, 45, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   __pyx_t_5 = (__pyx_v_count > __pyx_t_3);
 
@@ -21401,7 +21271,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   if (__pyx_t_4) {
 
 
-    /* "fastopt/_function.pxi":47
+    /* "fastopt/_function.pxi":46
  *         step = options.pop("step", None)
  *         if count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:
  *             return self.slow(args, kwargs)             # <<<<<<<<<<<<<<
@@ -21428,7 +21298,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
       __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_7, __pyx_callargs+__pyx_t_8, (3-__pyx_t_8) | (__pyx_t_8*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
       __Pyx_XDECREF(__pyx_t_6); __pyx_t_6 = 0;
       __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
-      if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 47, __pyx_L1_error)
+      if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 46, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_1);
     }
     {
@@ -21442,8 +21312,8 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     __pyx_t_1 = 0;
     goto __pyx_L0;
 
-    /* "fastopt/_function.pxi":46
- *         memset(&c, 0, sizeof(c))
+    /* "fastopt/_function.pxi":45
+ *         cdef const fastopt_optimizer *row
  *         step = options.pop("step", None)
  *         if count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:             # <<<<<<<<<<<<<<
  *             return self.slow(args, kwargs)
@@ -21451,7 +21321,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   }
 
-  /* "fastopt/_function.pxi":48
+  /* "fastopt/_function.pxi":47
  *         if count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:
  *             return self.slow(args, kwargs)
  *         given = options.pop("lr", self)             # <<<<<<<<<<<<<<
@@ -21460,14 +21330,14 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   if (unlikely(__pyx_v_options == Py_None)) {
     PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "pop");
-    __PYX_ERR(6, 48, __pyx_L1_error)
+    __PYX_ERR(6, 47, __pyx_L1_error)
   }
-  __pyx_t_1 = __Pyx_PyDict_Pop(__pyx_v_options, __pyx_mstate_global->__pyx_n_u_lr, ((PyObject *)__pyx_v_self)); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 48, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyDict_Pop(__pyx_v_options, __pyx_mstate_global->__pyx_n_u_lr, ((PyObject *)__pyx_v_self)); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 47, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __pyx_v_given = __pyx_t_1;
   __pyx_t_1 = 0;
 
-  /* "fastopt/_function.pxi":49
+  /* "fastopt/_function.pxi":48
  *             return self.slow(args, kwargs)
  *         given = options.pop("lr", self)
  *         if given is not self:             # <<<<<<<<<<<<<<
@@ -21478,7 +21348,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   if (__pyx_t_4) {
 
 
-    /* "fastopt/_function.pxi":50
+    /* "fastopt/_function.pxi":49
  *         given = options.pop("lr", self)
  *         if given is not self:
  *             if type(given) is not float or not 0.0 <= <double>given < 1e300:             # <<<<<<<<<<<<<<
@@ -21494,7 +21364,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
       goto __pyx_L9_bool_binop_done;
     }
-    __pyx_t_2 = __Pyx_PyFloat_AsDouble(__pyx_v_given); if (unlikely((__pyx_t_2 == (double)-1) && PyErr_Occurred())) __PYX_ERR(6, 50, __pyx_L1_error)
+    __pyx_t_2 = __Pyx_PyFloat_AsDouble(__pyx_v_given); if (unlikely((__pyx_t_2 == (double)-1) && PyErr_Occurred())) __PYX_ERR(6, 49, __pyx_L1_error)
     __pyx_t_5 = (0.0 <= ((double)__pyx_t_2));
     if (__pyx_t_5) {
       __pyx_t_5 = (((double)__pyx_t_2) < 1e300);
@@ -21510,7 +21380,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     if (__pyx_t_4) {
 
 
-      /* "fastopt/_function.pxi":51
+      /* "fastopt/_function.pxi":50
  *         if given is not self:
  *             if type(given) is not float or not 0.0 <= <double>given < 1e300:
  *                 return self.slow(args, kwargs)             # <<<<<<<<<<<<<<
@@ -21537,7 +21407,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
         __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_6, __pyx_callargs+__pyx_t_8, (3-__pyx_t_8) | (__pyx_t_8*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
         __Pyx_XDECREF(__pyx_t_7); __pyx_t_7 = 0;
         __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-        if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 51, __pyx_L1_error)
+        if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 50, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_1);
       }
       {
@@ -21551,7 +21421,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
       __pyx_t_1 = 0;
       goto __pyx_L0;
 
-      /* "fastopt/_function.pxi":50
+      /* "fastopt/_function.pxi":49
  *         given = options.pop("lr", self)
  *         if given is not self:
  *             if type(given) is not float or not 0.0 <= <double>given < 1e300:             # <<<<<<<<<<<<<<
@@ -21560,17 +21430,17 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
     }
 
-    /* "fastopt/_function.pxi":52
+    /* "fastopt/_function.pxi":51
  *             if type(given) is not float or not 0.0 <= <double>given < 1e300:
  *                 return self.slow(args, kwargs)
  *             lr = given             # <<<<<<<<<<<<<<
  *         given = options.pop("grad_scale", self)
  *         if given is not self:
 */
-    __pyx_t_2 = __Pyx_PyFloat_AsDouble(__pyx_v_given); if (unlikely((__pyx_t_2 == (double)-1) && PyErr_Occurred())) __PYX_ERR(6, 52, __pyx_L1_error)
+    __pyx_t_2 = __Pyx_PyFloat_AsDouble(__pyx_v_given); if (unlikely((__pyx_t_2 == (double)-1) && PyErr_Occurred())) __PYX_ERR(6, 51, __pyx_L1_error)
     __pyx_v_lr = __pyx_t_2;
 
-    /* "fastopt/_function.pxi":49
+    /* "fastopt/_function.pxi":48
  *             return self.slow(args, kwargs)
  *         given = options.pop("lr", self)
  *         if given is not self:             # <<<<<<<<<<<<<<
@@ -21579,7 +21449,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   }
 
-  /* "fastopt/_function.pxi":53
+  /* "fastopt/_function.pxi":52
  *                 return self.slow(args, kwargs)
  *             lr = given
  *         given = options.pop("grad_scale", self)             # <<<<<<<<<<<<<<
@@ -21588,14 +21458,14 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   if (unlikely(__pyx_v_options == Py_None)) {
     PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "pop");
-    __PYX_ERR(6, 53, __pyx_L1_error)
+    __PYX_ERR(6, 52, __pyx_L1_error)
   }
-  __pyx_t_1 = __Pyx_PyDict_Pop(__pyx_v_options, __pyx_mstate_global->__pyx_n_u_grad_scale, ((PyObject *)__pyx_v_self)); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 53, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyDict_Pop(__pyx_v_options, __pyx_mstate_global->__pyx_n_u_grad_scale, ((PyObject *)__pyx_v_self)); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 52, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __Pyx_DECREF_SET(__pyx_v_given, __pyx_t_1);
   __pyx_t_1 = 0;
 
-  /* "fastopt/_function.pxi":54
+  /* "fastopt/_function.pxi":53
  *             lr = given
  *         given = options.pop("grad_scale", self)
  *         if given is not self:             # <<<<<<<<<<<<<<
@@ -21606,7 +21476,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   if (__pyx_t_4) {
 
 
-    /* "fastopt/_function.pxi":55
+    /* "fastopt/_function.pxi":54
  *         given = options.pop("grad_scale", self)
  *         if given is not self:
  *             if type(given) is not float or not -1e300 < <double>given < 1e300:             # <<<<<<<<<<<<<<
@@ -21622,7 +21492,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
       goto __pyx_L13_bool_binop_done;
     }
-    __pyx_t_2 = __Pyx_PyFloat_AsDouble(__pyx_v_given); if (unlikely((__pyx_t_2 == (double)-1) && PyErr_Occurred())) __PYX_ERR(6, 55, __pyx_L1_error)
+    __pyx_t_2 = __Pyx_PyFloat_AsDouble(__pyx_v_given); if (unlikely((__pyx_t_2 == (double)-1) && PyErr_Occurred())) __PYX_ERR(6, 54, __pyx_L1_error)
     __pyx_t_9 = (-1e300 < ((double)__pyx_t_2));
     if (__pyx_t_9) {
       __pyx_t_9 = (((double)__pyx_t_2) < 1e300);
@@ -21638,7 +21508,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     if (__pyx_t_4) {
 
 
-      /* "fastopt/_function.pxi":56
+      /* "fastopt/_function.pxi":55
  *         if given is not self:
  *             if type(given) is not float or not -1e300 < <double>given < 1e300:
  *                 return self.slow(args, kwargs)             # <<<<<<<<<<<<<<
@@ -21665,7 +21535,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
         __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_7, __pyx_callargs+__pyx_t_8, (3-__pyx_t_8) | (__pyx_t_8*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
         __Pyx_XDECREF(__pyx_t_6); __pyx_t_6 = 0;
         __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
-        if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 56, __pyx_L1_error)
+        if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 55, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_1);
       }
       {
@@ -21679,7 +21549,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
       __pyx_t_1 = 0;
       goto __pyx_L0;
 
-      /* "fastopt/_function.pxi":55
+      /* "fastopt/_function.pxi":54
  *         given = options.pop("grad_scale", self)
  *         if given is not self:
  *             if type(given) is not float or not -1e300 < <double>given < 1e300:             # <<<<<<<<<<<<<<
@@ -21688,17 +21558,17 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
     }
 
-    /* "fastopt/_function.pxi":57
+    /* "fastopt/_function.pxi":56
  *             if type(given) is not float or not -1e300 < <double>given < 1e300:
  *                 return self.slow(args, kwargs)
  *             grad_scale = given             # <<<<<<<<<<<<<<
  *         t = step if 1 <= step < 4611686018427387904 else 0
  *         given = args[0] if count else options.get("param")
 */
-    __pyx_t_2 = __Pyx_PyFloat_AsDouble(__pyx_v_given); if (unlikely((__pyx_t_2 == (double)-1) && PyErr_Occurred())) __PYX_ERR(6, 57, __pyx_L1_error)
+    __pyx_t_2 = __Pyx_PyFloat_AsDouble(__pyx_v_given); if (unlikely((__pyx_t_2 == (double)-1) && PyErr_Occurred())) __PYX_ERR(6, 56, __pyx_L1_error)
     __pyx_v_grad_scale = __pyx_t_2;
 
-    /* "fastopt/_function.pxi":54
+    /* "fastopt/_function.pxi":53
  *             lr = given
  *         given = options.pop("grad_scale", self)
  *         if given is not self:             # <<<<<<<<<<<<<<
@@ -21707,19 +21577,19 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   }
 
-  /* "fastopt/_function.pxi":58
+  /* "fastopt/_function.pxi":57
  *                 return self.slow(args, kwargs)
  *             grad_scale = given
  *         t = step if 1 <= step < 4611686018427387904 else 0             # <<<<<<<<<<<<<<
  *         given = args[0] if count else options.get("param")
  *         param = given if type(given) is NDARRAY else None
 */
-  __pyx_t_4 = __Pyx_PyObject_CompareBoolLe_int_object(__pyx_mstate_global->__pyx_int_1, __pyx_v_step, Py_LE); if (unlikely((__pyx_t_4 < 0))) __PYX_ERR(6, 58, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyObject_CompareBoolLe_int_object(__pyx_mstate_global->__pyx_int_1, __pyx_v_step, Py_LE); if (unlikely((__pyx_t_4 < 0))) __PYX_ERR(6, 57, __pyx_L1_error)
   if (__pyx_t_4) {
-    __pyx_t_4 = __Pyx_PyObject_CompareBoolLt_object_int(__pyx_v_step, __pyx_mstate_global->__pyx_int_0x4000000000000000, Py_LT); if (unlikely((__pyx_t_4 < 0))) __PYX_ERR(6, 58, __pyx_L1_error)
+    __pyx_t_4 = __Pyx_PyObject_CompareBoolLt_object_int(__pyx_v_step, __pyx_mstate_global->__pyx_int_0x4000000000000000, Py_LT); if (unlikely((__pyx_t_4 < 0))) __PYX_ERR(6, 57, __pyx_L1_error)
   }
   if (__pyx_t_4) {
-    __pyx_t_11 = __Pyx_PyLong_As_int64_t(__pyx_v_step); if (unlikely((__pyx_t_11 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(6, 58, __pyx_L1_error)
+    __pyx_t_11 = __Pyx_PyLong_As_int64_t(__pyx_v_step); if (unlikely((__pyx_t_11 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(6, 57, __pyx_L1_error)
     __pyx_t_10 = __pyx_t_11;
   } else {
 
@@ -21728,7 +21598,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
   __pyx_v_t = __pyx_t_10;
 
-  /* "fastopt/_function.pxi":59
+  /* "fastopt/_function.pxi":58
  *             grad_scale = given
  *         t = step if 1 <= step < 4611686018427387904 else 0
  *         given = args[0] if count else options.get("param")             # <<<<<<<<<<<<<<
@@ -21740,16 +21610,16 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   if (__pyx_t_4) {
     if (unlikely(__pyx_v_args == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-      __PYX_ERR(6, 59, __pyx_L1_error)
+      __PYX_ERR(6, 58, __pyx_L1_error)
     }
     __Pyx_INCREF(__Pyx_PyTuple_GET_ITEM(__pyx_v_args, 0));
     __pyx_t_1 = __Pyx_PyTuple_GET_ITEM(__pyx_v_args, 0);
   } else {
     if (unlikely(__pyx_v_options == Py_None)) {
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
-      __PYX_ERR(6, 59, __pyx_L1_error)
+      __PYX_ERR(6, 58, __pyx_L1_error)
     }
-    __pyx_t_7 = __Pyx_PyDict_GetItemDefault(__pyx_v_options, __pyx_mstate_global->__pyx_n_u_param, Py_None); if (unlikely(!__pyx_t_7)) __PYX_ERR(6, 59, __pyx_L1_error)
+    __pyx_t_7 = __Pyx_PyDict_GetItemDefault(__pyx_v_options, __pyx_mstate_global->__pyx_n_u_param, Py_None); if (unlikely(!__pyx_t_7)) __PYX_ERR(6, 58, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_7);
     __pyx_t_1 = __pyx_t_7;
     __pyx_t_7 = 0;
@@ -21758,7 +21628,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   __Pyx_DECREF_SET(__pyx_v_given, __pyx_t_1);
   __pyx_t_1 = 0;
 
-  /* "fastopt/_function.pxi":60
+  /* "fastopt/_function.pxi":59
  *         t = step if 1 <= step < 4611686018427387904 else 0
  *         given = args[0] if count else options.get("param")
  *         param = given if type(given) is NDARRAY else None             # <<<<<<<<<<<<<<
@@ -21767,7 +21637,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   __pyx_t_4 = (((PyObject *)Py_TYPE(__pyx_v_given)) == __pyx_v_7fastopt_5_plan_NDARRAY);
   if (__pyx_t_4) {
-    if (!(likely(((__pyx_v_given) == Py_None) || likely(__Pyx_TypeTest(__pyx_v_given, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(6, 60, __pyx_L1_error)
+    if (!(likely(((__pyx_v_given) == Py_None) || likely(__Pyx_TypeTest(__pyx_v_given, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(6, 59, __pyx_L1_error)
     __Pyx_INCREF(__pyx_v_given);
     __pyx_t_1 = __pyx_v_given;
   } else {
@@ -21775,11 +21645,11 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     __pyx_t_1 = Py_None;
   }
 
-  if (!(likely(((__pyx_t_1) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_1, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(6, 60, __pyx_L1_error)
+  if (!(likely(((__pyx_t_1) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_1, __pyx_mstate_global->__pyx_ptype_5numpy_ndarray))))) __PYX_ERR(6, 59, __pyx_L1_error)
   __pyx_v_param = ((PyArrayObject *)__pyx_t_1);
   __pyx_t_1 = 0;
 
-  /* "fastopt/_function.pxi":61
+  /* "fastopt/_function.pxi":60
  *         given = args[0] if count else options.get("param")
  *         param = given if type(given) is NDARRAY else None
  *         if t == 0 or param is None or cnp.PyArray_SIZE(param) >= <Py_ssize_t>PARALLEL_ELEMENTS:             # <<<<<<<<<<<<<<
@@ -21814,7 +21684,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   if (__pyx_t_4) {
 
 
-    /* "fastopt/_function.pxi":62
+    /* "fastopt/_function.pxi":61
  *         param = given if type(given) is NDARRAY else None
  *         if t == 0 or param is None or cnp.PyArray_SIZE(param) >= <Py_ssize_t>PARALLEL_ELEMENTS:
  *             return self.slow(args, kwargs)             # <<<<<<<<<<<<<<
@@ -21841,7 +21711,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
       __pyx_t_1 = __Pyx_PyObject_FastCall((PyObject*)__pyx_t_6, __pyx_callargs+__pyx_t_8, (3-__pyx_t_8) | (__pyx_t_8*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
       __Pyx_XDECREF(__pyx_t_7); __pyx_t_7 = 0;
       __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-      if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 62, __pyx_L1_error)
+      if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 61, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_1);
     }
     {
@@ -21855,7 +21725,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     __pyx_t_1 = 0;
     goto __pyx_L0;
 
-    /* "fastopt/_function.pxi":61
+    /* "fastopt/_function.pxi":60
  *         given = args[0] if count else options.get("param")
  *         param = given if type(given) is NDARRAY else None
  *         if t == 0 or param is None or cnp.PyArray_SIZE(param) >= <Py_ssize_t>PARALLEL_ELEMENTS:             # <<<<<<<<<<<<<<
@@ -21864,7 +21734,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   }
 
-  /* "fastopt/_function.pxi":63
+  /* "fastopt/_function.pxi":62
  *         if t == 0 or param is None or cnp.PyArray_SIZE(param) >= <Py_ssize_t>PARALLEL_ELEMENTS:
  *             return self.slow(args, kwargs)
  *         flags = cnp.NPY_ARRAY_ALIGNED             # <<<<<<<<<<<<<<
@@ -21873,7 +21743,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   __pyx_v_flags = NPY_ARRAY_ALIGNED;
 
-  /* "fastopt/_function.pxi":64
+  /* "fastopt/_function.pxi":63
  *             return self.slow(args, kwargs)
  *         flags = cnp.NPY_ARRAY_ALIGNED
  *         flags |= cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_CHKFLAGS(param, cnp.NPY_ARRAY_C_CONTIGUOUS) else (             # <<<<<<<<<<<<<<
@@ -21887,7 +21757,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     __pyx_t_12 = NPY_ARRAY_C_CONTIGUOUS;
   } else {
 
-    /* "fastopt/_function.pxi":65
+    /* "fastopt/_function.pxi":64
  *         flags = cnp.NPY_ARRAY_ALIGNED
  *         flags |= cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_CHKFLAGS(param, cnp.NPY_ARRAY_C_CONTIGUOUS) else (
  *             cnp.NPY_ARRAY_F_CONTIGUOUS             # <<<<<<<<<<<<<<
@@ -21899,7 +21769,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   }
 
 
-  /* "fastopt/_function.pxi":64
+  /* "fastopt/_function.pxi":63
  *             return self.slow(args, kwargs)
  *         flags = cnp.NPY_ARRAY_ALIGNED
  *         flags |= cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_CHKFLAGS(param, cnp.NPY_ARRAY_C_CONTIGUOUS) else (             # <<<<<<<<<<<<<<
@@ -21909,7 +21779,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   __pyx_v_flags = (__pyx_v_flags | __pyx_t_12);
 
 
-  /* "fastopt/_function.pxi":67
+  /* "fastopt/_function.pxi":66
  *             cnp.NPY_ARRAY_F_CONTIGUOUS
  *         )
  *         stored[2] = -1             # <<<<<<<<<<<<<<
@@ -21918,7 +21788,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   (__pyx_v_stored[2]) = -1;
 
-  /* "fastopt/_function.pxi":68
+  /* "fastopt/_function.pxi":67
  *         )
  *         stored[2] = -1
  *         for k in range(len(self.names)):             # <<<<<<<<<<<<<<
@@ -21929,51 +21799,51 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
   __Pyx_INCREF(__pyx_t_1);
   if (unlikely(__pyx_t_1 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(6, 68, __pyx_L1_error)
+    __PYX_ERR(6, 67, __pyx_L1_error)
   }
-  __pyx_t_3 = __Pyx_PyTuple_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(6, 68, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyTuple_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(6, 67, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   __pyx_t_13 = __pyx_t_3;
 
   for (__pyx_t_14 = 0; __pyx_t_14 < __pyx_t_13; __pyx_t_14+=1) {
     __pyx_v_k = __pyx_t_14;
 
-    /* "fastopt/_function.pxi":69
+    /* "fastopt/_function.pxi":68
  *         stored[2] = -1
  *         for k in range(len(self.names)):
  *             begin[k] = end[k] = 0             # <<<<<<<<<<<<<<
  *             given = args[k] if k < count else options.pop(self.names[k], None)
- *             if given is None:
+ *             c.call.buffers[k] = NULL
 */
     (__pyx_v_begin[__pyx_v_k]) = 0;
     (__pyx_v_end[__pyx_v_k]) = 0;
 
-    /* "fastopt/_function.pxi":70
+    /* "fastopt/_function.pxi":69
  *         for k in range(len(self.names)):
  *             begin[k] = end[k] = 0
  *             given = args[k] if k < count else options.pop(self.names[k], None)             # <<<<<<<<<<<<<<
+ *             c.call.buffers[k] = NULL
  *             if given is None:
- *                 continue
 */
     __pyx_t_4 = (__pyx_v_k < __pyx_v_count);
 
     if (__pyx_t_4) {
       if (unlikely(__pyx_v_args == Py_None)) {
         PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-        __PYX_ERR(6, 70, __pyx_L1_error)
+        __PYX_ERR(6, 69, __pyx_L1_error)
       }
       __Pyx_INCREF(__Pyx_PyTuple_GET_ITEM(__pyx_v_args, __pyx_v_k));
       __pyx_t_1 = __Pyx_PyTuple_GET_ITEM(__pyx_v_args, __pyx_v_k);
     } else {
       if (unlikely(__pyx_v_options == Py_None)) {
         PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "pop");
-        __PYX_ERR(6, 70, __pyx_L1_error)
+        __PYX_ERR(6, 69, __pyx_L1_error)
       }
       if (unlikely(__pyx_v_self->names == Py_None)) {
         PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-        __PYX_ERR(6, 70, __pyx_L1_error)
+        __PYX_ERR(6, 69, __pyx_L1_error)
       }
-      __pyx_t_6 = __Pyx_PyDict_Pop(__pyx_v_options, __Pyx_PyTuple_GET_ITEM(__pyx_v_self->names, __pyx_v_k), Py_None); if (unlikely(!__pyx_t_6)) __PYX_ERR(6, 70, __pyx_L1_error)
+      __pyx_t_6 = __Pyx_PyDict_Pop(__pyx_v_options, __Pyx_PyTuple_GET_ITEM(__pyx_v_self->names, __pyx_v_k), Py_None); if (unlikely(!__pyx_t_6)) __PYX_ERR(6, 69, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_6);
       __pyx_t_1 = __pyx_t_6;
       __pyx_t_6 = 0;
@@ -21982,9 +21852,18 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
     __Pyx_DECREF_SET(__pyx_v_given, __pyx_t_1);
     __pyx_t_1 = 0;
 
-    /* "fastopt/_function.pxi":71
+    /* "fastopt/_function.pxi":70
  *             begin[k] = end[k] = 0
  *             given = args[k] if k < count else options.pop(self.names[k], None)
+ *             c.call.buffers[k] = NULL             # <<<<<<<<<<<<<<
+ *             if given is None:
+ *                 continue
+*/
+    (__pyx_v_c.call.buffers[__pyx_v_k]) = NULL;
+
+    /* "fastopt/_function.pxi":71
+ *             given = args[k] if k < count else options.pop(self.names[k], None)
+ *             c.call.buffers[k] = NULL
  *             if given is None:             # <<<<<<<<<<<<<<
  *                 continue
  *             if type(given) is not NDARRAY:
@@ -21994,7 +21873,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 
 
       /* "fastopt/_function.pxi":72
- *             given = args[k] if k < count else options.pop(self.names[k], None)
+ *             c.call.buffers[k] = NULL
  *             if given is None:
  *                 continue             # <<<<<<<<<<<<<<
  *             if type(given) is not NDARRAY:
@@ -22003,8 +21882,8 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
       goto __pyx_L19_continue;
 
       /* "fastopt/_function.pxi":71
- *             begin[k] = end[k] = 0
  *             given = args[k] if k < count else options.pop(self.names[k], None)
+ *             c.call.buffers[k] = NULL
  *             if given is None:             # <<<<<<<<<<<<<<
  *                 continue
  *             if type(given) is not NDARRAY:
@@ -22812,7 +22691,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
  *         c.kernel = row.kernels[k][group.subset]
  *         if c.kernel == NULL:             # <<<<<<<<<<<<<<
  *             c.kernel = row.kernels[format_of[stored[0]][stored[1]][stored[0]]][group.subset]
- *         stage_gradient(&c, isa, k, stored[1])
+ *         group.fill(&coefficients, t, grad_scale)
 */
   __pyx_t_4 = (__pyx_v_c.kernel == NULL);
 
@@ -22823,8 +22702,8 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
  *         c.kernel = row.kernels[k][group.subset]
  *         if c.kernel == NULL:
  *             c.kernel = row.kernels[format_of[stored[0]][stored[1]][stored[0]]][group.subset]             # <<<<<<<<<<<<<<
- *         stage_gradient(&c, isa, k, stored[1])
- *         for k in range(3):
+ *         group.fill(&coefficients, t, grad_scale)
+ *         c.call.size = sizeof(fastopt_call)
 */
     __pyx_v_c.kernel = ((__pyx_v_row->kernels[(((__pyx_v_7fastopt_5_plan_format_of[(__pyx_v_stored[0])])[(__pyx_v_stored[1])])[(__pyx_v_stored[0])])])[__pyx_v_group->subset]);
 
@@ -22833,98 +22712,68 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
  *         c.kernel = row.kernels[k][group.subset]
  *         if c.kernel == NULL:             # <<<<<<<<<<<<<<
  *             c.kernel = row.kernels[format_of[stored[0]][stored[1]][stored[0]]][group.subset]
- *         stage_gradient(&c, isa, k, stored[1])
+ *         group.fill(&coefficients, t, grad_scale)
 */
   }
 
   /* "fastopt/_function.pxi":112
  *         if c.kernel == NULL:
  *             c.kernel = row.kernels[format_of[stored[0]][stored[1]][stored[0]]][group.subset]
- *         stage_gradient(&c, isa, k, stored[1])             # <<<<<<<<<<<<<<
- *         for k in range(3):
- *             c.itemsizes[k] = 8 if stored[k] == FLOAT64 else 4 if stored[k] == FLOAT32 else 2
-*/
-  __pyx_f_7fastopt_5_plan_stage_gradient((&__pyx_v_c), __pyx_v_isa, __pyx_v_k, (__pyx_v_stored[1]));
-
-  /* "fastopt/_function.pxi":113
- *             c.kernel = row.kernels[format_of[stored[0]][stored[1]][stored[0]]][group.subset]
- *         stage_gradient(&c, isa, k, stored[1])
- *         for k in range(3):             # <<<<<<<<<<<<<<
- *             c.itemsizes[k] = 8 if stored[k] == FLOAT64 else 4 if stored[k] == FLOAT32 else 2
- *         group.fill(&coefficients, t, grad_scale)
-*/
-  for (__pyx_t_14 = 0; __pyx_t_14 < 3; __pyx_t_14+=1) {
-    __pyx_v_k = __pyx_t_14;
-
-    /* "fastopt/_function.pxi":114
- *         stage_gradient(&c, isa, k, stored[1])
- *         for k in range(3):
- *             c.itemsizes[k] = 8 if stored[k] == FLOAT64 else 4 if stored[k] == FLOAT32 else 2             # <<<<<<<<<<<<<<
- *         group.fill(&coefficients, t, grad_scale)
- *         c.call.size = sizeof(fastopt_call)
-*/
-    __pyx_t_4 = ((__pyx_v_stored[__pyx_v_k]) == __pyx_e_7fastopt_5_plan_FLOAT64);
-
-    if (__pyx_t_4) {
-
-      __pyx_t_18 = 8;
-    } else {
-      __pyx_t_5 = ((__pyx_v_stored[__pyx_v_k]) == __pyx_e_7fastopt_5_plan_FLOAT32);
-
-      if (__pyx_t_5) {
-
-        __pyx_t_19 = 4;
-      } else {
-
-        __pyx_t_19 = 2;
-      }
-
-      __pyx_t_18 = __pyx_t_19;
-    }
-
-    (__pyx_v_c.itemsizes[__pyx_v_k]) = __pyx_t_18;
-
-  }
-
-  /* "fastopt/_function.pxi":115
- *         for k in range(3):
- *             c.itemsizes[k] = 8 if stored[k] == FLOAT64 else 4 if stored[k] == FLOAT32 else 2
  *         group.fill(&coefficients, t, grad_scale)             # <<<<<<<<<<<<<<
  *         c.call.size = sizeof(fastopt_call)
  *         c.call.coefficients = &coefficients
 */
-  __pyx_t_14 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Group *)__pyx_v_group->__pyx_vtab)->fill(__pyx_v_group, (&__pyx_v_coefficients), __pyx_v_t, __pyx_v_grad_scale); if (unlikely(__pyx_t_14 == ((int)-1))) __PYX_ERR(6, 115, __pyx_L1_error)
+  __pyx_t_14 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Group *)__pyx_v_group->__pyx_vtab)->fill(__pyx_v_group, (&__pyx_v_coefficients), __pyx_v_t, __pyx_v_grad_scale); if (unlikely(__pyx_t_14 == ((int)-1))) __PYX_ERR(6, 112, __pyx_L1_error)
 
 
-  /* "fastopt/_function.pxi":116
- *             c.itemsizes[k] = 8 if stored[k] == FLOAT64 else 4 if stored[k] == FLOAT32 else 2
+  /* "fastopt/_function.pxi":113
+ *             c.kernel = row.kernels[format_of[stored[0]][stored[1]][stored[0]]][group.subset]
  *         group.fill(&coefficients, t, grad_scale)
  *         c.call.size = sizeof(fastopt_call)             # <<<<<<<<<<<<<<
  *         c.call.coefficients = &coefficients
- *         c.count = cnp.PyArray_SIZE(param)
+ *         c.call.factors = c.call.sums = NULL
 */
   __pyx_v_c.call.size = (sizeof(fastopt_call));
 
-  /* "fastopt/_function.pxi":117
+  /* "fastopt/_function.pxi":114
  *         group.fill(&coefficients, t, grad_scale)
  *         c.call.size = sizeof(fastopt_call)
  *         c.call.coefficients = &coefficients             # <<<<<<<<<<<<<<
- *         c.count = cnp.PyArray_SIZE(param)
- *         run_alone(&c)
+ *         c.call.factors = c.call.sums = NULL
+ *         c.call.first_element = 0
 */
   __pyx_v_c.call.coefficients = (&__pyx_v_coefficients);
 
-  /* "fastopt/_function.pxi":118
+  /* "fastopt/_function.pxi":115
  *         c.call.size = sizeof(fastopt_call)
  *         c.call.coefficients = &coefficients
+ *         c.call.factors = c.call.sums = NULL             # <<<<<<<<<<<<<<
+ *         c.call.first_element = 0
+ *         c.count = cnp.PyArray_SIZE(param)
+*/
+  __pyx_v_c.call.factors = NULL;
+  __pyx_v_c.call.sums = NULL;
+
+  /* "fastopt/_function.pxi":116
+ *         c.call.coefficients = &coefficients
+ *         c.call.factors = c.call.sums = NULL
+ *         c.call.first_element = 0             # <<<<<<<<<<<<<<
+ *         c.count = cnp.PyArray_SIZE(param)
+ *         run_alone(&c)
+*/
+  __pyx_v_c.call.first_element = 0;
+
+  /* "fastopt/_function.pxi":117
+ *         c.call.factors = c.call.sums = NULL
+ *         c.call.first_element = 0
  *         c.count = cnp.PyArray_SIZE(param)             # <<<<<<<<<<<<<<
  *         run_alone(&c)
  *         return None
 */
   __pyx_v_c.count = PyArray_SIZE(__pyx_v_param);
 
-  /* "fastopt/_function.pxi":119
- *         c.call.coefficients = &coefficients
+  /* "fastopt/_function.pxi":118
+ *         c.call.first_element = 0
  *         c.count = cnp.PyArray_SIZE(param)
  *         run_alone(&c)             # <<<<<<<<<<<<<<
  *         return None
@@ -22932,7 +22781,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_8Function_call(struct __pyx_obj_7fastop
 */
   __pyx_f_7fastopt_5_plan_run_alone((&__pyx_v_c));
 
-  /* "fastopt/_function.pxi":120
+  /* "fastopt/_function.pxi":119
  *         c.count = cnp.PyArray_SIZE(param)
  *         run_alone(&c)
  *         return None             # <<<<<<<<<<<<<<
@@ -23520,7 +23369,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_8Function_4__setstate_cython__(struct 
   return __pyx_r;
 }
 
-/* "fastopt/_function.pxi":123
+/* "fastopt/_function.pxi":122
  * 
  * 
  * cdef void run_alone(const fastopt_tensor *tensor) noexcept:             # <<<<<<<<<<<<<<
@@ -23533,7 +23382,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
   int __pyx_v_flushes;
   int __pyx_t_1;
 
-  /* "fastopt/_function.pxi":125
+  /* "fastopt/_function.pxi":124
  * cdef void run_alone(const fastopt_tensor *tensor) noexcept:
  *     """One tensor on the calling thread, whose arrays the caller's arguments keep alive."""
  *     cdef uint64_t mode = 0             # <<<<<<<<<<<<<<
@@ -23542,7 +23391,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
 */
   __pyx_v_mode = 0;
 
-  /* "fastopt/_function.pxi":126
+  /* "fastopt/_function.pxi":125
  *     """One tensor on the calling thread, whose arrays the caller's arguments keep alive."""
  *     cdef uint64_t mode = 0
  *     cdef bint flushes = flushes_denormal()             # <<<<<<<<<<<<<<
@@ -23551,7 +23400,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
 */
   __pyx_v_flushes = __pyx_f_7fastopt_8_kernels_flushes_denormal();
 
-  /* "fastopt/_function.pxi":127
+  /* "fastopt/_function.pxi":126
  *     cdef uint64_t mode = 0
  *     cdef bint flushes = flushes_denormal()
  *     if flushes:             # <<<<<<<<<<<<<<
@@ -23560,16 +23409,16 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
 */
   if (__pyx_v_flushes) {
 
-    /* "fastopt/_function.pxi":128
+    /* "fastopt/_function.pxi":127
  *     cdef bint flushes = flushes_denormal()
  *     if flushes:
  *         mode = fastopt_flush_subnormals()             # <<<<<<<<<<<<<<
  *     if tensor.count < ELEMENTS_UNDER_THE_GIL:
- *         fastopt_run_tensor(tensor)
+ *         tensor.kernel(&tensor.call, 0, tensor.count)
 */
     __pyx_v_mode = fastopt_flush_subnormals();
 
-    /* "fastopt/_function.pxi":127
+    /* "fastopt/_function.pxi":126
  *     cdef uint64_t mode = 0
  *     cdef bint flushes = flushes_denormal()
  *     if flushes:             # <<<<<<<<<<<<<<
@@ -23578,11 +23427,11 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
 */
   }
 
-  /* "fastopt/_function.pxi":129
+  /* "fastopt/_function.pxi":128
  *     if flushes:
  *         mode = fastopt_flush_subnormals()
  *     if tensor.count < ELEMENTS_UNDER_THE_GIL:             # <<<<<<<<<<<<<<
- *         fastopt_run_tensor(tensor)
+ *         tensor.kernel(&tensor.call, 0, tensor.count)
  *     else:
 */
   __pyx_t_1 = (__pyx_v_tensor->count < __pyx_v_7fastopt_5_plan_ELEMENTS_UNDER_THE_GIL);
@@ -23590,30 +23439,30 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_function.pxi":130
+    /* "fastopt/_function.pxi":129
  *         mode = fastopt_flush_subnormals()
  *     if tensor.count < ELEMENTS_UNDER_THE_GIL:
- *         fastopt_run_tensor(tensor)             # <<<<<<<<<<<<<<
+ *         tensor.kernel(&tensor.call, 0, tensor.count)             # <<<<<<<<<<<<<<
  *     else:
  *         with nogil:
 */
-    fastopt_run_tensor(__pyx_v_tensor);
+    __pyx_v_tensor->kernel((&__pyx_v_tensor->call), 0, __pyx_v_tensor->count);
 
-    /* "fastopt/_function.pxi":129
+    /* "fastopt/_function.pxi":128
  *     if flushes:
  *         mode = fastopt_flush_subnormals()
  *     if tensor.count < ELEMENTS_UNDER_THE_GIL:             # <<<<<<<<<<<<<<
- *         fastopt_run_tensor(tensor)
+ *         tensor.kernel(&tensor.call, 0, tensor.count)
  *     else:
 */
     goto __pyx_L4;
   }
 
-  /* "fastopt/_function.pxi":132
- *         fastopt_run_tensor(tensor)
+  /* "fastopt/_function.pxi":131
+ *         tensor.kernel(&tensor.call, 0, tensor.count)
  *     else:
  *         with nogil:             # <<<<<<<<<<<<<<
- *             fastopt_run_tensor(tensor)
+ *             tensor.kernel(&tensor.call, 0, tensor.count)
  *     if flushes:
 */
   /*else*/ {
@@ -23623,21 +23472,21 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
         __Pyx_FastGIL_Remember();
         /*try:*/ {
 
-          /* "fastopt/_function.pxi":133
+          /* "fastopt/_function.pxi":132
  *     else:
  *         with nogil:
- *             fastopt_run_tensor(tensor)             # <<<<<<<<<<<<<<
+ *             tensor.kernel(&tensor.call, 0, tensor.count)             # <<<<<<<<<<<<<<
  *     if flushes:
  *         fastopt_set_floating_mode(mode)
 */
-          fastopt_run_tensor(__pyx_v_tensor);
+          __pyx_v_tensor->kernel((&__pyx_v_tensor->call), 0, __pyx_v_tensor->count);
         }
 
-        /* "fastopt/_function.pxi":132
- *         fastopt_run_tensor(tensor)
+        /* "fastopt/_function.pxi":131
+ *         tensor.kernel(&tensor.call, 0, tensor.count)
  *     else:
  *         with nogil:             # <<<<<<<<<<<<<<
- *             fastopt_run_tensor(tensor)
+ *             tensor.kernel(&tensor.call, 0, tensor.count)
  *     if flushes:
 */
         /*finally:*/ {
@@ -23652,17 +23501,17 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
   }
   __pyx_L4:;
 
-  /* "fastopt/_function.pxi":134
+  /* "fastopt/_function.pxi":133
  *         with nogil:
- *             fastopt_run_tensor(tensor)
+ *             tensor.kernel(&tensor.call, 0, tensor.count)
  *     if flushes:             # <<<<<<<<<<<<<<
  *         fastopt_set_floating_mode(mode)
  * 
 */
   if (__pyx_v_flushes) {
 
-    /* "fastopt/_function.pxi":135
- *             fastopt_run_tensor(tensor)
+    /* "fastopt/_function.pxi":134
+ *             tensor.kernel(&tensor.call, 0, tensor.count)
  *     if flushes:
  *         fastopt_set_floating_mode(mode)             # <<<<<<<<<<<<<<
  * 
@@ -23670,16 +23519,16 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
 */
     fastopt_set_floating_mode(__pyx_v_mode);
 
-    /* "fastopt/_function.pxi":134
+    /* "fastopt/_function.pxi":133
  *         with nogil:
- *             fastopt_run_tensor(tensor)
+ *             tensor.kernel(&tensor.call, 0, tensor.count)
  *     if flushes:             # <<<<<<<<<<<<<<
  *         fastopt_set_floating_mode(mode)
  * 
 */
   }
 
-  /* "fastopt/_function.pxi":123
+  /* "fastopt/_function.pxi":122
  * 
  * 
  * cdef void run_alone(const fastopt_tensor *tensor) noexcept:             # <<<<<<<<<<<<<<
@@ -23693,7 +23542,7 @@ static void __pyx_f_7fastopt_5_plan_run_alone(fastopt_tensor const *__pyx_v_tens
 
 }
 
-/* "fastopt/_function.pxi":138
+/* "fastopt/_function.pxi":137
  * 
  * 
  * def as_function(Function function):             # <<<<<<<<<<<<<<
@@ -23740,32 +23589,32 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_function,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(6, 138, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(6, 137, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(6, 138, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(6, 137, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "as_function", 0) < (0)) __PYX_ERR(6, 138, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "as_function", 0) < (0)) __PYX_ERR(6, 137, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 1; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("as_function", 1, 1, 1, i); __PYX_ERR(6, 138, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("as_function", 1, 1, 1, i); __PYX_ERR(6, 137, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 1)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(6, 138, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(6, 137, __pyx_L3_error)
     }
     __pyx_v_function = ((struct __pyx_obj_7fastopt_5_plan_Function *)values[0]);
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("as_function", 1, 1, 1, __pyx_nargs); __PYX_ERR(6, 138, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("as_function", 1, 1, 1, __pyx_nargs); __PYX_ERR(6, 137, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -23776,7 +23625,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return NULL;
   __pyx_L4_argument_unpacking_done:;
-  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_function), __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Function, 1, "function", 0))) __PYX_ERR(6, 138, __pyx_L1_error)
+  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_function), __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Function, 1, "function", 0))) __PYX_ERR(6, 137, __pyx_L1_error)
   __pyx_r = __pyx_pf_7fastopt_5_plan_2as_function(__pyx_self, __pyx_v_function);
 
   /* function exit code */
@@ -23796,7 +23645,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   return __pyx_r;
 }
 
-/* "fastopt/_function.pxi":139
+/* "fastopt/_function.pxi":138
  * 
  * def as_function(Function function):
  *     def call(*args, **kwargs):             # <<<<<<<<<<<<<<
@@ -23857,14 +23706,14 @@ static PyObject *__pyx_pf_7fastopt_5_plan_11as_function_call(PyObject *__pyx_sel
   __pyx_outer_scope = (struct __pyx_obj_7fastopt_5_plan___pyx_scope_struct__as_function *) __Pyx_CyFunction_GetClosure(__pyx_self);
   __pyx_cur_scope = __pyx_outer_scope;
 
-  /* "fastopt/_function.pxi":140
+  /* "fastopt/_function.pxi":139
  * def as_function(Function function):
  *     def call(*args, **kwargs):
  *         return function.call(args, kwargs)             # <<<<<<<<<<<<<<
  *     return call
 */
-  if (unlikely(!__pyx_cur_scope->__pyx_v_function)) { __Pyx_RaiseClosureNameError("function"); __PYX_ERR(6, 140, __pyx_L1_error) }
-  __pyx_t_1 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Function *)__pyx_cur_scope->__pyx_v_function->__pyx_vtab)->call(__pyx_cur_scope->__pyx_v_function, __pyx_v_args, __pyx_v_kwargs); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 140, __pyx_L1_error)
+  if (unlikely(!__pyx_cur_scope->__pyx_v_function)) { __Pyx_RaiseClosureNameError("function"); __PYX_ERR(6, 139, __pyx_L1_error) }
+  __pyx_t_1 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Function *)__pyx_cur_scope->__pyx_v_function->__pyx_vtab)->call(__pyx_cur_scope->__pyx_v_function, __pyx_v_args, __pyx_v_kwargs); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 139, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   {
     PyObject *__pyx_temp;
@@ -23877,7 +23726,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_11as_function_call(PyObject *__pyx_sel
   __pyx_t_1 = 0;
   goto __pyx_L0;
 
-  /* "fastopt/_function.pxi":139
+  /* "fastopt/_function.pxi":138
  * 
  * def as_function(Function function):
  *     def call(*args, **kwargs):             # <<<<<<<<<<<<<<
@@ -23896,7 +23745,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_11as_function_call(PyObject *__pyx_sel
   return __pyx_r;
 }
 
-/* "fastopt/_function.pxi":138
+/* "fastopt/_function.pxi":137
  * 
  * 
  * def as_function(Function function):             # <<<<<<<<<<<<<<
@@ -23918,7 +23767,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_2as_function(CYTHON_UNUSED PyObject *_
   if (unlikely(!__pyx_cur_scope)) {
     __pyx_cur_scope = ((struct __pyx_obj_7fastopt_5_plan___pyx_scope_struct__as_function *)Py_None);
     __Pyx_INCREF(Py_None);
-    __PYX_ERR(6, 138, __pyx_L1_error)
+    __PYX_ERR(6, 137, __pyx_L1_error)
   } else {
     __Pyx_GOTREF((PyObject *)__pyx_cur_scope);
   }
@@ -23926,19 +23775,19 @@ static PyObject *__pyx_pf_7fastopt_5_plan_2as_function(CYTHON_UNUSED PyObject *_
   __Pyx_INCREF((PyObject *)__pyx_cur_scope->__pyx_v_function);
   __Pyx_GIVEREF((PyObject *)__pyx_cur_scope->__pyx_v_function);
 
-  /* "fastopt/_function.pxi":139
+  /* "fastopt/_function.pxi":138
  * 
  * def as_function(Function function):
  *     def call(*args, **kwargs):             # <<<<<<<<<<<<<<
  *         return function.call(args, kwargs)
  *     return call
 */
-  __pyx_t_1 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_11as_function_1call, 0, __pyx_mstate_global->__pyx_n_u_as_function_locals_call, ((PyObject*)__pyx_cur_scope), __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[1])); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 139, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_11as_function_1call, 0, __pyx_mstate_global->__pyx_n_u_as_function_locals_call, ((PyObject*)__pyx_cur_scope), __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[1])); if (unlikely(!__pyx_t_1)) __PYX_ERR(6, 138, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __pyx_v_call = __pyx_t_1;
   __pyx_t_1 = 0;
 
-  /* "fastopt/_function.pxi":141
+  /* "fastopt/_function.pxi":140
  *     def call(*args, **kwargs):
  *         return function.call(args, kwargs)
  *     return call             # <<<<<<<<<<<<<<
@@ -23954,7 +23803,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_2as_function(CYTHON_UNUSED PyObject *_
   }
   goto __pyx_L0;
 
-  /* "fastopt/_function.pxi":138
+  /* "fastopt/_function.pxi":137
  * 
  * 
  * def as_function(Function function):             # <<<<<<<<<<<<<<
@@ -23975,7 +23824,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_2as_function(CYTHON_UNUSED PyObject *_
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":72
+/* "fastopt/_plan.pyx":71
  *         Intervals call_intervals  # the parameters of the last `update`
  * 
  *     def __init__(self, algorithm, Turns turns, tuners, bint keeps_params=True):             # <<<<<<<<<<<<<<
@@ -24024,46 +23873,46 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_algorithm,&__pyx_mstate_global->__pyx_n_u_turns,&__pyx_mstate_global->__pyx_n_u_tuners,&__pyx_mstate_global->__pyx_n_u_keeps_params,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL_TPNEW(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 72, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 71, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  4:
         values[3] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 3);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 72, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 71, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  3:
         values[2] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 2);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 72, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 71, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 72, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 71, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 72, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 71, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "__init__", 0) < (0)) __PYX_ERR(0, 72, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "__init__", 0) < (0)) __PYX_ERR(0, 71, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 3; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("__init__", 0, 3, 4, i); __PYX_ERR(0, 72, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("__init__", 0, 3, 4, i); __PYX_ERR(0, 71, __pyx_L3_error) }
       }
     } else {
       switch (__pyx_nargs) {
         case  4:
         values[3] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 3);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 72, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[3])) __PYX_ERR(0, 71, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  3:
         values[2] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 2);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 72, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 71, __pyx_L3_error)
         values[1] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 72, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 71, __pyx_L3_error)
         values[0] = __Pyx_ArgRef_FASTCALL_TPNEW(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 72, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 71, __pyx_L3_error)
         break;
         default: goto __pyx_L5_argtuple_error;
       }
@@ -24072,14 +23921,14 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
     __pyx_v_turns = ((struct __pyx_obj_7fastopt_6_turns_Turns *)values[1]);
     __pyx_v_tuners = values[2];
     if (values[3]) {
-      __pyx_v_keeps_params = __Pyx_PyObject_IsTrue(values[3]); if (unlikely((__pyx_v_keeps_params == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 72, __pyx_L3_error)
+      __pyx_v_keeps_params = __Pyx_PyObject_IsTrue(values[3]); if (unlikely((__pyx_v_keeps_params == (int)-1) && PyErr_Occurred())) __PYX_ERR(0, 71, __pyx_L3_error)
     } else {
       __pyx_v_keeps_params = ((int)1);
     }
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("__init__", 0, 3, 4, __pyx_nargs); __PYX_ERR(0, 72, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("__init__", 0, 3, 4, __pyx_nargs); __PYX_ERR(0, 71, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -24090,7 +23939,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return -1;
   __pyx_L4_argument_unpacking_done:;
-  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_turns), __pyx_mstate_global->__pyx_ptype_7fastopt_6_turns_Turns, 1, "turns", 0))) __PYX_ERR(0, 72, __pyx_L1_error)
+  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_turns), __pyx_mstate_global->__pyx_ptype_7fastopt_6_turns_Turns, 1, "turns", 0))) __PYX_ERR(0, 71, __pyx_L1_error)
   __pyx_r = __pyx_pf_7fastopt_5_plan_4Plan___init__(((struct __pyx_obj_7fastopt_5_plan_Plan *)__pyx_v_self), __pyx_v_algorithm, __pyx_v_turns, __pyx_v_tuners, __pyx_v_keeps_params);
 
   /* function exit code */
@@ -24126,7 +23975,7 @@ static int __pyx_pf_7fastopt_5_plan_4Plan___init__(struct __pyx_obj_7fastopt_5_p
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("__init__", 0);
 
-  /* "fastopt/_plan.pyx":73
+  /* "fastopt/_plan.pyx":72
  * 
  *     def __init__(self, algorithm, Turns turns, tuners, bint keeps_params=True):
  *         self.algorithm, self.turns, self.work, self.keeps_params = algorithm, turns, Work(tuners), keeps_params             # <<<<<<<<<<<<<<
@@ -24143,7 +23992,7 @@ static int __pyx_pf_7fastopt_5_plan_4Plan___init__(struct __pyx_obj_7fastopt_5_p
     PyObject *__pyx_callargs[2] = {__pyx_t_4, __pyx_v_tuners};
     __pyx_t_3 = __Pyx_PyObject_FastCall((PyObject*)__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Work, __pyx_callargs+__pyx_t_5, (2-__pyx_t_5) | (__pyx_t_5*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
     __Pyx_XDECREF(__pyx_t_4); __pyx_t_4 = 0;
-    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 73, __pyx_L1_error)
+    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 72, __pyx_L1_error)
     __Pyx_GOTREF((PyObject *)__pyx_t_3);
   }
   __pyx_t_6 = __pyx_v_keeps_params;
@@ -24162,20 +24011,20 @@ static int __pyx_pf_7fastopt_5_plan_4Plan___init__(struct __pyx_obj_7fastopt_5_p
   __pyx_t_3 = 0;
   __pyx_v_self->keeps_params = __pyx_t_6;
 
-  /* "fastopt/_plan.pyx":74
+  /* "fastopt/_plan.pyx":73
  *     def __init__(self, algorithm, Turns turns, tuners, bint keeps_params=True):
  *         self.algorithm, self.turns, self.work, self.keeps_params = algorithm, turns, Work(tuners), keeps_params
  *         self.groups, self.tensors, self.items, self.place = [], [], [], {}             # <<<<<<<<<<<<<<
  *         self.bound = None
  *         self.selected = self.tensors
 */
-  __pyx_t_3 = PyList_New(0); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 74, __pyx_L1_error)
+  __pyx_t_3 = PyList_New(0); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 73, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
-  __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 74, __pyx_L1_error)
+  __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 73, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
-  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 74, __pyx_L1_error)
+  __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 73, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
-  __pyx_t_4 = __Pyx_PyDict_NewPresized(0); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 74, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyDict_NewPresized(0); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 73, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
   __Pyx_GIVEREF(__pyx_t_3);
   __Pyx_GOTREF(__pyx_v_self->groups);
@@ -24194,7 +24043,7 @@ static int __pyx_pf_7fastopt_5_plan_4Plan___init__(struct __pyx_obj_7fastopt_5_p
   __Pyx_DECREF_SET(__pyx_v_self->place, ((PyObject*)__pyx_t_4));
   __pyx_t_4 = 0;
 
-  /* "fastopt/_plan.pyx":75
+  /* "fastopt/_plan.pyx":74
  *         self.algorithm, self.turns, self.work, self.keeps_params = algorithm, turns, Work(tuners), keeps_params
  *         self.groups, self.tensors, self.items, self.place = [], [], [], {}
  *         self.bound = None             # <<<<<<<<<<<<<<
@@ -24206,7 +24055,7 @@ static int __pyx_pf_7fastopt_5_plan_4Plan___init__(struct __pyx_obj_7fastopt_5_p
   __Pyx_GOTREF(__pyx_v_self->bound);
   __Pyx_DECREF_SET(__pyx_v_self->bound, ((PyObject*)Py_None));
 
-  /* "fastopt/_plan.pyx":76
+  /* "fastopt/_plan.pyx":75
  *         self.groups, self.tensors, self.items, self.place = [], [], [], {}
  *         self.bound = None
  *         self.selected = self.tensors             # <<<<<<<<<<<<<<
@@ -24220,21 +24069,21 @@ static int __pyx_pf_7fastopt_5_plan_4Plan___init__(struct __pyx_obj_7fastopt_5_p
   __Pyx_DECREF_SET(__pyx_v_self->selected, ((PyObject*)__pyx_t_4));
   __pyx_t_4 = 0;
 
-  /* "fastopt/_plan.pyx":77
+  /* "fastopt/_plan.pyx":76
  *         self.bound = None
  *         self.selected = self.tensors
  *         self.has_flags = bool(algorithm.flags)             # <<<<<<<<<<<<<<
  *         self.intervals = Intervals([], algorithm.states)
  *         self.row = list(TABLE).index(algorithm.formula)
 */
-  __pyx_t_4 = __Pyx_PyObject_GetAttrStr(__pyx_v_algorithm, __pyx_mstate_global->__pyx_n_u_flags); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 77, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyObject_GetAttrStr(__pyx_v_algorithm, __pyx_mstate_global->__pyx_n_u_flags); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 76, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
-  __pyx_t_6 = __Pyx_PyObject_IsTrue(__pyx_t_4); if (unlikely((__pyx_t_6 < 0))) __PYX_ERR(0, 77, __pyx_L1_error)
+  __pyx_t_6 = __Pyx_PyObject_IsTrue(__pyx_t_4); if (unlikely((__pyx_t_6 < 0))) __PYX_ERR(0, 76, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
   __pyx_v_self->has_flags = (!(!__pyx_t_6));
 
 
-  /* "fastopt/_plan.pyx":78
+  /* "fastopt/_plan.pyx":77
  *         self.selected = self.tensors
  *         self.has_flags = bool(algorithm.flags)
  *         self.intervals = Intervals([], algorithm.states)             # <<<<<<<<<<<<<<
@@ -24242,9 +24091,9 @@ static int __pyx_pf_7fastopt_5_plan_4Plan___init__(struct __pyx_obj_7fastopt_5_p
  * 
 */
   __pyx_t_1 = NULL;
-  __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 78, __pyx_L1_error)
+  __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 77, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
-  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_algorithm, __pyx_mstate_global->__pyx_n_u_states); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 78, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_algorithm, __pyx_mstate_global->__pyx_n_u_states); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 77, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_3);
   __pyx_t_5 = 1;
   {
@@ -24253,7 +24102,7 @@ static int __pyx_pf_7fastopt_5_plan_4Plan___init__(struct __pyx_obj_7fastopt_5_p
     __Pyx_XDECREF(__pyx_t_1); __pyx_t_1 = 0;
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-    if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 78, __pyx_L1_error)
+    if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 77, __pyx_L1_error)
     __Pyx_GOTREF((PyObject *)__pyx_t_4);
   }
   __Pyx_GIVEREF((PyObject *)__pyx_t_4);
@@ -24261,21 +24110,21 @@ static int __pyx_pf_7fastopt_5_plan_4Plan___init__(struct __pyx_obj_7fastopt_5_p
   __Pyx_DECREF_SET(__pyx_v_self->intervals, ((struct __pyx_obj_7fastopt_5_plan_Intervals *)__pyx_t_4));
   __pyx_t_4 = 0;
 
-  /* "fastopt/_plan.pyx":79
+  /* "fastopt/_plan.pyx":78
  *         self.has_flags = bool(algorithm.flags)
  *         self.intervals = Intervals([], algorithm.states)
  *         self.row = list(TABLE).index(algorithm.formula)             # <<<<<<<<<<<<<<
  * 
  *     def __dealloc__(self):
 */
-  __Pyx_GetModuleGlobalName(__pyx_t_2, __pyx_mstate_global->__pyx_n_u_TABLE); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 79, __pyx_L1_error)
+  __Pyx_GetModuleGlobalName(__pyx_t_2, __pyx_mstate_global->__pyx_n_u_TABLE); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 78, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
-  __pyx_t_1 = __Pyx_PySequence_ListKeepNew(__pyx_t_2); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 79, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PySequence_ListKeepNew(__pyx_t_2); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 78, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_1);
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
   __pyx_t_3 = __pyx_t_1;
   __Pyx_INCREF(__pyx_t_3);
-  __pyx_t_2 = __Pyx_PyObject_GetAttrStr(__pyx_v_algorithm, __pyx_mstate_global->__pyx_n_u_formula); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 79, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyObject_GetAttrStr(__pyx_v_algorithm, __pyx_mstate_global->__pyx_n_u_formula); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 78, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   __pyx_t_5 = 0;
   {
@@ -24284,14 +24133,14 @@ static int __pyx_pf_7fastopt_5_plan_4Plan___init__(struct __pyx_obj_7fastopt_5_p
     __Pyx_XDECREF(__pyx_t_3); __pyx_t_3 = 0;
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
-    if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 79, __pyx_L1_error)
+    if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 78, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_4);
   }
-  __pyx_t_7 = __Pyx_PyIndex_AsSsize_t(__pyx_t_4); if (unlikely((__pyx_t_7 == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(0, 79, __pyx_L1_error)
+  __pyx_t_7 = __Pyx_PyIndex_AsSsize_t(__pyx_t_4); if (unlikely((__pyx_t_7 == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(0, 78, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
   __pyx_v_self->row = __pyx_t_7;
 
-  /* "fastopt/_plan.pyx":72
+  /* "fastopt/_plan.pyx":71
  *         Intervals call_intervals  # the parameters of the last `update`
  * 
  *     def __init__(self, algorithm, Turns turns, tuners, bint keeps_params=True):             # <<<<<<<<<<<<<<
@@ -24315,7 +24164,7 @@ static int __pyx_pf_7fastopt_5_plan_4Plan___init__(struct __pyx_obj_7fastopt_5_p
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":81
+/* "fastopt/_plan.pyx":80
  *         self.row = list(TABLE).index(algorithm.formula)
  * 
  *     def __dealloc__(self):             # <<<<<<<<<<<<<<
@@ -24338,7 +24187,7 @@ static void __pyx_pw_7fastopt_5_plan_4Plan_3__dealloc__(PyObject *__pyx_v_self) 
 
 static void __pyx_pf_7fastopt_5_plan_4Plan_2__dealloc__(struct __pyx_obj_7fastopt_5_plan_Plan *__pyx_v_self) {
 
-  /* "fastopt/_plan.pyx":82
+  /* "fastopt/_plan.pyx":81
  * 
  *     def __dealloc__(self):
  *         free(self.has_gradient)             # <<<<<<<<<<<<<<
@@ -24347,7 +24196,7 @@ static void __pyx_pf_7fastopt_5_plan_4Plan_2__dealloc__(struct __pyx_obj_7fastop
 */
   free(__pyx_v_self->has_gradient);
 
-  /* "fastopt/_plan.pyx":83
+  /* "fastopt/_plan.pyx":82
  *     def __dealloc__(self):
  *         free(self.has_gradient)
  *         free(self.shared)             # <<<<<<<<<<<<<<
@@ -24356,7 +24205,7 @@ static void __pyx_pf_7fastopt_5_plan_4Plan_2__dealloc__(struct __pyx_obj_7fastop
 */
   free(__pyx_v_self->shared);
 
-  /* "fastopt/_plan.pyx":81
+  /* "fastopt/_plan.pyx":80
  *         self.row = list(TABLE).index(algorithm.formula)
  * 
  *     def __dealloc__(self):             # <<<<<<<<<<<<<<
@@ -24368,7 +24217,7 @@ static void __pyx_pf_7fastopt_5_plan_4Plan_2__dealloc__(struct __pyx_obj_7fastop
 
 }
 
-/* "fastopt/_plan.pyx":87
+/* "fastopt/_plan.pyx":86
  *     # -- Changes: prepared in Python, made here --
  * 
  *     def edited(self, list param_groups):             # <<<<<<<<<<<<<<
@@ -24416,32 +24265,32 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_param_groups,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 87, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 86, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 87, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 86, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "edited", 0) < (0)) __PYX_ERR(0, 87, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "edited", 0) < (0)) __PYX_ERR(0, 86, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 1; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("edited", 1, 1, 1, i); __PYX_ERR(0, 87, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("edited", 1, 1, 1, i); __PYX_ERR(0, 86, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 1)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 87, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 86, __pyx_L3_error)
     }
     __pyx_v_param_groups = ((PyObject*)values[0]);
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("edited", 1, 1, 1, __pyx_nargs); __PYX_ERR(0, 87, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("edited", 1, 1, 1, __pyx_nargs); __PYX_ERR(0, 86, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -24452,7 +24301,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return NULL;
   __pyx_L4_argument_unpacking_done:;
-  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_param_groups), (&PyList_Type), 1, "param_groups", 1))) __PYX_ERR(0, 87, __pyx_L1_error)
+  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_param_groups), (&PyList_Type), 1, "param_groups", 1))) __PYX_ERR(0, 86, __pyx_L1_error)
   __pyx_r = __pyx_pf_7fastopt_5_plan_4Plan_4edited(((struct __pyx_obj_7fastopt_5_plan_Plan *)__pyx_v_self), __pyx_v_param_groups);
 
   /* function exit code */
@@ -24489,7 +24338,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_4edited(struct __pyx_obj_7fastop
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("edited", 0);
 
-  /* "fastopt/_plan.pyx":89
+  /* "fastopt/_plan.pyx":88
  *     def edited(self, list param_groups):
  *         """The numbers of the groups that were edited since they were last checked."""
  *         return [             # <<<<<<<<<<<<<<
@@ -24497,12 +24346,12 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_4edited(struct __pyx_obj_7fastop
  *         ]
 */
   { /* enter inner scope */
-    __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 89, __pyx_L5_error)
+    __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 88, __pyx_L5_error)
     __Pyx_GOTREF(__pyx_t_1);
     __Pyx_INCREF(__pyx_mstate_global->__pyx_int_0);
     __pyx_t_2 = __pyx_mstate_global->__pyx_int_0;
 
-    /* "fastopt/_plan.pyx":90
+    /* "fastopt/_plan.pyx":89
  *         """The numbers of the groups that were edited since they were last checked."""
  *         return [
  *             index for index, items in enumerate(self.items) if not is_group_unchanged(param_groups[index], items)             # <<<<<<<<<<<<<<
@@ -24515,39 +24364,39 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_4edited(struct __pyx_obj_7fastop
       {
         Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_3);
         #if !CYTHON_ASSUME_SAFE_SIZE
-        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 90, __pyx_L5_error)
+        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 89, __pyx_L5_error)
         #endif
         if (__pyx_t_4 >= __pyx_temp) break;
       }
       __pyx_t_5 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_3, __pyx_t_4, __Pyx_ReferenceSharing_OwnStrongReference);
       ++__pyx_t_4;
-      if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 90, __pyx_L5_error)
+      if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 89, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_5);
       __Pyx_XDECREF_SET(__pyx_8genexpr4__pyx_v_items, __pyx_t_5);
       __pyx_t_5 = 0;
       __Pyx_INCREF(__pyx_t_2);
       __Pyx_XDECREF_SET(__pyx_8genexpr4__pyx_v_index, __pyx_t_2);
-      __pyx_t_5 = __Pyx_PyLong_AddObjC(__pyx_t_2, __pyx_mstate_global->__pyx_int_1, 1, 0, 0); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 90, __pyx_L5_error)
+      __pyx_t_5 = __Pyx_PyLong_AddObjC(__pyx_t_2, __pyx_mstate_global->__pyx_int_1, 1, 0, 0); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 89, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_5);
       __Pyx_DECREF(__pyx_t_2);
       __pyx_t_2 = __pyx_t_5;
       __pyx_t_5 = 0;
       if (unlikely(__pyx_v_param_groups == Py_None)) {
         PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-        __PYX_ERR(0, 90, __pyx_L5_error)
+        __PYX_ERR(0, 89, __pyx_L5_error)
       }
-      __pyx_t_5 = __Pyx_PyObject_GetItem(__pyx_v_param_groups, __pyx_8genexpr4__pyx_v_index); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 90, __pyx_L5_error)
+      __pyx_t_5 = __Pyx_PyObject_GetItem(__pyx_v_param_groups, __pyx_8genexpr4__pyx_v_index); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 89, __pyx_L5_error)
       __Pyx_GOTREF(__pyx_t_5);
       __pyx_t_6 = __pyx_8genexpr4__pyx_v_items;
       __Pyx_INCREF(__pyx_t_6);
-      if (!(likely(PyTuple_CheckExact(__pyx_t_6))||((__pyx_t_6) == Py_None) || __Pyx_RaiseUnexpectedTypeError("tuple", __pyx_t_6))) __PYX_ERR(0, 90, __pyx_L5_error)
+      if (!(likely(PyTuple_CheckExact(__pyx_t_6))||((__pyx_t_6) == Py_None) || __Pyx_RaiseUnexpectedTypeError("tuple", __pyx_t_6))) __PYX_ERR(0, 89, __pyx_L5_error)
       __pyx_t_7 = (!__pyx_f_7fastopt_5_plan_is_group_unchanged(__pyx_t_5, ((PyObject*)__pyx_t_6)));
 
       __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
       __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
       if (__pyx_t_7) {
 
-        if (unlikely(__Pyx_ListComp_Append(__pyx_t_1, __pyx_8genexpr4__pyx_v_index))) __PYX_ERR(0, 89, __pyx_L5_error)
+        if (unlikely(__Pyx_ListComp_Append(__pyx_t_1, __pyx_8genexpr4__pyx_v_index))) __PYX_ERR(0, 88, __pyx_L5_error)
       }
     }
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
@@ -24572,7 +24421,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_4edited(struct __pyx_obj_7fastop
   __pyx_t_1 = 0;
   goto __pyx_L0;
 
-  /* "fastopt/_plan.pyx":87
+  /* "fastopt/_plan.pyx":86
  *     # -- Changes: prepared in Python, made here --
  * 
  *     def edited(self, list param_groups):             # <<<<<<<<<<<<<<
@@ -24597,7 +24446,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_4edited(struct __pyx_obj_7fastop
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":93
+/* "fastopt/_plan.pyx":92
  *         ]
  * 
  *     def commit(self, object param_groups, Change change):             # <<<<<<<<<<<<<<
@@ -24646,39 +24495,39 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_param_groups,&__pyx_mstate_global->__pyx_n_u_change,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 93, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 92, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 93, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 92, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 93, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 92, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "commit", 0) < (0)) __PYX_ERR(0, 93, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "commit", 0) < (0)) __PYX_ERR(0, 92, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("commit", 1, 2, 2, i); __PYX_ERR(0, 93, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("commit", 1, 2, 2, i); __PYX_ERR(0, 92, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 2)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 93, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 92, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 93, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 92, __pyx_L3_error)
     }
     __pyx_v_param_groups = values[0];
     __pyx_v_change = ((struct __pyx_obj_7fastopt_5_plan_Change *)values[1]);
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("commit", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 93, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("commit", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 92, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -24689,7 +24538,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return NULL;
   __pyx_L4_argument_unpacking_done:;
-  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_change), __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Change, 1, "change", 0))) __PYX_ERR(0, 93, __pyx_L1_error)
+  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_change), __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Change, 1, "change", 0))) __PYX_ERR(0, 92, __pyx_L1_error)
   __pyx_r = __pyx_pf_7fastopt_5_plan_4Plan_6commit(((struct __pyx_obj_7fastopt_5_plan_Plan *)__pyx_v_self), __pyx_v_param_groups, __pyx_v_change);
 
   /* function exit code */
@@ -24721,7 +24570,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_6commit(struct __pyx_obj_7fastop
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("commit", 0);
 
-  /* "fastopt/_plan.pyx":99
+  /* "fastopt/_plan.pyx":98
  *         unless the user has edited it since it was read.
  *         """
  *         self.reserve(len(self.tensors) + len(change.added_tensors))             # <<<<<<<<<<<<<<
@@ -24732,34 +24581,34 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_6commit(struct __pyx_obj_7fastop
   __Pyx_INCREF(__pyx_t_1);
   if (unlikely(__pyx_t_1 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(0, 99, __pyx_L1_error)
+    __PYX_ERR(0, 98, __pyx_L1_error)
   }
-  __pyx_t_2 = __Pyx_PyList_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_2 == ((Py_ssize_t)-1))) __PYX_ERR(0, 99, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyList_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_2 == ((Py_ssize_t)-1))) __PYX_ERR(0, 98, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   __pyx_t_1 = __pyx_v_change->added_tensors;
   __Pyx_INCREF(__pyx_t_1);
   if (unlikely(__pyx_t_1 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(0, 99, __pyx_L1_error)
+    __PYX_ERR(0, 98, __pyx_L1_error)
   }
-  __pyx_t_3 = __Pyx_PyList_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(0, 99, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyList_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(0, 98, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
-  __pyx_t_4 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->reserve(__pyx_v_self, (__pyx_t_2 + __pyx_t_3)); if (unlikely(__pyx_t_4 == ((int)-1))) __PYX_ERR(0, 99, __pyx_L1_error)
+  __pyx_t_4 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->reserve(__pyx_v_self, (__pyx_t_2 + __pyx_t_3)); if (unlikely(__pyx_t_4 == ((int)-1))) __PYX_ERR(0, 98, __pyx_L1_error)
 
 
 
 
-  /* "fastopt/_plan.pyx":100
+  /* "fastopt/_plan.pyx":99
  *         """
  *         self.reserve(len(self.tensors) + len(change.added_tensors))
  *         self._commit(param_groups, change)             # <<<<<<<<<<<<<<
  * 
  *     cdef int _commit(self, object param_groups, Change change) except -1:
 */
-  __pyx_t_4 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->_commit(__pyx_v_self, __pyx_v_param_groups, __pyx_v_change); if (unlikely(__pyx_t_4 == ((int)-1))) __PYX_ERR(0, 100, __pyx_L1_error)
+  __pyx_t_4 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->_commit(__pyx_v_self, __pyx_v_param_groups, __pyx_v_change); if (unlikely(__pyx_t_4 == ((int)-1))) __PYX_ERR(0, 99, __pyx_L1_error)
 
 
-  /* "fastopt/_plan.pyx":93
+  /* "fastopt/_plan.pyx":92
  *         ]
  * 
  *     def commit(self, object param_groups, Change change):             # <<<<<<<<<<<<<<
@@ -24780,7 +24629,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_6commit(struct __pyx_obj_7fastop
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":102
+/* "fastopt/_plan.pyx":101
  *         self._commit(param_groups, change)
  * 
  *     cdef int _commit(self, object param_groups, Change change) except -1:             # <<<<<<<<<<<<<<
@@ -24827,7 +24676,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("_commit", 0);
 
-  /* "fastopt/_plan.pyx":106
+  /* "fastopt/_plan.pyx":105
  *         cdef dict known, seen, checked
  *         cdef Py_ssize_t index
  *         for array, values in change.copies:             # <<<<<<<<<<<<<<
@@ -24836,7 +24685,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
   if (unlikely(__pyx_v_change->copies == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-    __PYX_ERR(0, 106, __pyx_L1_error)
+    __PYX_ERR(0, 105, __pyx_L1_error)
   }
   __pyx_t_1 = __pyx_v_change->copies; __Pyx_INCREF(__pyx_t_1);
   __pyx_t_2 = 0;
@@ -24844,13 +24693,13 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     {
       Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_1);
       #if !CYTHON_ASSUME_SAFE_SIZE
-      if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 106, __pyx_L1_error)
+      if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 105, __pyx_L1_error)
       #endif
       if (__pyx_t_2 >= __pyx_temp) break;
     }
     __pyx_t_3 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_1, __pyx_t_2, __Pyx_ReferenceSharing_OwnStrongReference);
     ++__pyx_t_2;
-    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 106, __pyx_L1_error)
+    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 105, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
     if ((likely(PyTuple_CheckExact(__pyx_t_3))) || (PyList_CheckExact(__pyx_t_3))) {
       PyObject* sequence = __pyx_t_3;
@@ -24858,7 +24707,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       if (unlikely(size != 2)) {
         if (size > 2) __Pyx_RaiseTooManyValuesError(2);
         else if (size >= 0) __Pyx_RaiseNeedMoreValuesError(size);
-        __PYX_ERR(0, 106, __pyx_L1_error)
+        __PYX_ERR(0, 105, __pyx_L1_error)
       }
       #if CYTHON_ASSUME_SAFE_MACROS && !CYTHON_AVOID_BORROWED_REFS
       if (likely(PyTuple_CheckExact(sequence))) {
@@ -24868,22 +24717,22 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
         __Pyx_INCREF(__pyx_t_5);
       } else {
         __pyx_t_4 = __Pyx_PyList_GET_ITEM_REF(sequence, 0, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 106, __pyx_L1_error)
+        if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 105, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_4);
         __pyx_t_5 = __Pyx_PyList_GET_ITEM_REF(sequence, 1, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 106, __pyx_L1_error)
+        if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 105, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_5);
       }
       #else
-      __pyx_t_4 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 106, __pyx_L1_error)
+      __pyx_t_4 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 105, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_4);
-      __pyx_t_5 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 106, __pyx_L1_error)
+      __pyx_t_5 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 105, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_5);
       #endif
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
     } else {
       Py_ssize_t index = -1;
-      __pyx_t_6 = PyObject_GetIter(__pyx_t_3); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 106, __pyx_L1_error)
+      __pyx_t_6 = PyObject_GetIter(__pyx_t_3); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 105, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_6);
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
       __pyx_t_7 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_6);
@@ -24891,7 +24740,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __Pyx_GOTREF(__pyx_t_4);
       index = 1; __pyx_t_5 = __pyx_t_7(__pyx_t_6); if (unlikely(!__pyx_t_5)) goto __pyx_L5_unpacking_failed;
       __Pyx_GOTREF(__pyx_t_5);
-      if (__Pyx_IternextUnpackEndCheck(__pyx_t_7(__pyx_t_6), 2) < (0)) __PYX_ERR(0, 106, __pyx_L1_error)
+      if (__Pyx_IternextUnpackEndCheck(__pyx_t_7(__pyx_t_6), 2) < (0)) __PYX_ERR(0, 105, __pyx_L1_error)
       __pyx_t_7 = NULL;
       __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
       goto __pyx_L6_unpacking_done;
@@ -24899,7 +24748,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
       __pyx_t_7 = NULL;
       if (__Pyx_IterFinish() == 0) __Pyx_RaiseNeedMoreValuesError(index);
-      __PYX_ERR(0, 106, __pyx_L1_error)
+      __PYX_ERR(0, 105, __pyx_L1_error)
       __pyx_L6_unpacking_done:;
     }
     __Pyx_XDECREF_SET(__pyx_v_array, __pyx_t_4);
@@ -24907,7 +24756,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     __Pyx_XDECREF_SET(__pyx_v_values, __pyx_t_5);
     __pyx_t_5 = 0;
 
-    /* "fastopt/_plan.pyx":107
+    /* "fastopt/_plan.pyx":106
  *         cdef Py_ssize_t index
  *         for array, values in change.copies:
  *             np.copyto(array, values, casting="unsafe")             # <<<<<<<<<<<<<<
@@ -24915,9 +24764,9 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
  *             self.groups[index] = group
 */
     __pyx_t_5 = NULL;
-    __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_np); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 107, __pyx_L1_error)
+    __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_np); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 106, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_4);
-    __pyx_t_6 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_copyto); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 107, __pyx_L1_error)
+    __pyx_t_6 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_copyto); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 106, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_6);
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
     #if CYTHON_VECTORCALL
@@ -24938,13 +24787,13 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       PyObject *__pyx_callargs[4] = {__pyx_t_5, __pyx_v_array, __pyx_v_values, __pyx_mstate_global->__pyx_n_u_unsafe};
       #if CYTHON_VECTORCALL
       __pyx_t_4 = __pyx_mstate_global->__pyx_tuple[1];
-      if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 107, __pyx_L1_error)
+      if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 106, __pyx_L1_error)
       __Pyx_INCREF(__pyx_t_4);
       #else
       {
         PyObject *__pyx_temp[1] = {__pyx_mstate_global->__pyx_n_u_casting};
         __pyx_t_4 = __Pyx_MakeKwargDict(__pyx_temp, __pyx_callargs+3, 1);
-        if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 107, __pyx_L1_error)
+        if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 106, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_4);
       }
       #endif
@@ -24954,12 +24803,12 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       #endif
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
       __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-      if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 107, __pyx_L1_error)
+      if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 106, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_3);
     }
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
-    /* "fastopt/_plan.pyx":106
+    /* "fastopt/_plan.pyx":105
  *         cdef dict known, seen, checked
  *         cdef Py_ssize_t index
  *         for array, values in change.copies:             # <<<<<<<<<<<<<<
@@ -24969,7 +24818,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   }
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-  /* "fastopt/_plan.pyx":108
+  /* "fastopt/_plan.pyx":107
  *         for array, values in change.copies:
  *             np.copyto(array, values, casting="unsafe")
  *         for index, seen, checked, group in change.groups:             # <<<<<<<<<<<<<<
@@ -24978,7 +24827,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
   if (unlikely(__pyx_v_change->groups == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-    __PYX_ERR(0, 108, __pyx_L1_error)
+    __PYX_ERR(0, 107, __pyx_L1_error)
   }
   __pyx_t_1 = __pyx_v_change->groups; __Pyx_INCREF(__pyx_t_1);
   __pyx_t_2 = 0;
@@ -24986,13 +24835,13 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     {
       Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_1);
       #if !CYTHON_ASSUME_SAFE_SIZE
-      if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 108, __pyx_L1_error)
+      if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 107, __pyx_L1_error)
       #endif
       if (__pyx_t_2 >= __pyx_temp) break;
     }
     __pyx_t_3 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_1, __pyx_t_2, __Pyx_ReferenceSharing_OwnStrongReference);
     ++__pyx_t_2;
-    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 108, __pyx_L1_error)
+    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 107, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
     if ((likely(PyTuple_CheckExact(__pyx_t_3))) || (PyList_CheckExact(__pyx_t_3))) {
       PyObject* sequence = __pyx_t_3;
@@ -25000,7 +24849,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       if (unlikely(size != 4)) {
         if (size > 4) __Pyx_RaiseTooManyValuesError(4);
         else if (size >= 0) __Pyx_RaiseNeedMoreValuesError(size);
-        __PYX_ERR(0, 108, __pyx_L1_error)
+        __PYX_ERR(0, 107, __pyx_L1_error)
       }
       #if CYTHON_ASSUME_SAFE_MACROS && !CYTHON_AVOID_BORROWED_REFS
       if (likely(PyTuple_CheckExact(sequence))) {
@@ -25014,16 +24863,16 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
         __Pyx_INCREF(__pyx_t_9);
       } else {
         __pyx_t_6 = __Pyx_PyList_GET_ITEM_REF(sequence, 0, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 108, __pyx_L1_error)
+        if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 107, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_6);
         __pyx_t_4 = __Pyx_PyList_GET_ITEM_REF(sequence, 1, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 108, __pyx_L1_error)
+        if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 107, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_4);
         __pyx_t_5 = __Pyx_PyList_GET_ITEM_REF(sequence, 2, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 108, __pyx_L1_error)
+        if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 107, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_5);
         __pyx_t_9 = __Pyx_PyList_GET_ITEM_REF(sequence, 3, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 108, __pyx_L1_error)
+        if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 107, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_9);
       }
       #else
@@ -25031,7 +24880,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
         Py_ssize_t i;
         PyObject** temps[4] = {&__pyx_t_6,&__pyx_t_4,&__pyx_t_5,&__pyx_t_9};
         for (i=0; i < 4; i++) {
-          PyObject* item = __Pyx_PySequence_ITEM(sequence, i); if (unlikely(!item)) __PYX_ERR(0, 108, __pyx_L1_error)
+          PyObject* item = __Pyx_PySequence_ITEM(sequence, i); if (unlikely(!item)) __PYX_ERR(0, 107, __pyx_L1_error)
           __Pyx_GOTREF(item);
           *(temps[i]) = item;
         }
@@ -25041,7 +24890,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     } else {
       Py_ssize_t index = -1;
       PyObject** temps[4] = {&__pyx_t_6,&__pyx_t_4,&__pyx_t_5,&__pyx_t_9};
-      __pyx_t_10 = PyObject_GetIter(__pyx_t_3); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 108, __pyx_L1_error)
+      __pyx_t_10 = PyObject_GetIter(__pyx_t_3); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 107, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_10);
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
       __pyx_t_7 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_10);
@@ -25050,7 +24899,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
         __Pyx_GOTREF(item);
         *(temps[index]) = item;
       }
-      if (__Pyx_IternextUnpackEndCheck(__pyx_t_7(__pyx_t_10), 4) < (0)) __PYX_ERR(0, 108, __pyx_L1_error)
+      if (__Pyx_IternextUnpackEndCheck(__pyx_t_7(__pyx_t_10), 4) < (0)) __PYX_ERR(0, 107, __pyx_L1_error)
       __pyx_t_7 = NULL;
       __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
       goto __pyx_L11_unpacking_done;
@@ -25058,13 +24907,13 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
       __pyx_t_7 = NULL;
       if (__Pyx_IterFinish() == 0) __Pyx_RaiseNeedMoreValuesError(index);
-      __PYX_ERR(0, 108, __pyx_L1_error)
+      __PYX_ERR(0, 107, __pyx_L1_error)
       __pyx_L11_unpacking_done:;
     }
-    __pyx_t_11 = __Pyx_PyIndex_AsSsize_t(__pyx_t_6); if (unlikely((__pyx_t_11 == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(0, 108, __pyx_L1_error)
+    __pyx_t_11 = __Pyx_PyIndex_AsSsize_t(__pyx_t_6); if (unlikely((__pyx_t_11 == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(0, 107, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
-    if (!(likely(PyDict_CheckExact(__pyx_t_4))||((__pyx_t_4) == Py_None) || __Pyx_RaiseUnexpectedTypeError("dict", __pyx_t_4))) __PYX_ERR(0, 108, __pyx_L1_error)
-    if (!(likely(PyDict_CheckExact(__pyx_t_5))||((__pyx_t_5) == Py_None) || __Pyx_RaiseUnexpectedTypeError("dict", __pyx_t_5))) __PYX_ERR(0, 108, __pyx_L1_error)
+    if (!(likely(PyDict_CheckExact(__pyx_t_4))||((__pyx_t_4) == Py_None) || __Pyx_RaiseUnexpectedTypeError("dict", __pyx_t_4))) __PYX_ERR(0, 107, __pyx_L1_error)
+    if (!(likely(PyDict_CheckExact(__pyx_t_5))||((__pyx_t_5) == Py_None) || __Pyx_RaiseUnexpectedTypeError("dict", __pyx_t_5))) __PYX_ERR(0, 107, __pyx_L1_error)
     __pyx_v_index = __pyx_t_11;
     __Pyx_XDECREF_SET(__pyx_v_seen, ((PyObject*)__pyx_t_4));
     __pyx_t_4 = 0;
@@ -25073,7 +24922,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     __Pyx_XDECREF_SET(__pyx_v_group, __pyx_t_9);
     __pyx_t_9 = 0;
 
-    /* "fastopt/_plan.pyx":109
+    /* "fastopt/_plan.pyx":108
  *             np.copyto(array, values, casting="unsafe")
  *         for index, seen, checked, group in change.groups:
  *             self.groups[index] = group             # <<<<<<<<<<<<<<
@@ -25082,27 +24931,27 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
     if (unlikely(__pyx_v_self->groups == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-      __PYX_ERR(0, 109, __pyx_L1_error)
+      __PYX_ERR(0, 108, __pyx_L1_error)
     }
-    if (unlikely((__Pyx_SetItemInt(__pyx_v_self->groups, __pyx_v_index, __pyx_v_group, Py_ssize_t, 1, PyLong_FromSsize_t, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference) < 0))) __PYX_ERR(0, 109, __pyx_L1_error)
+    if (unlikely((__Pyx_SetItemInt(__pyx_v_self->groups, __pyx_v_index, __pyx_v_group, Py_ssize_t, 1, PyLong_FromSsize_t, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference) < 0))) __PYX_ERR(0, 108, __pyx_L1_error)
 
-    /* "fastopt/_plan.pyx":110
+    /* "fastopt/_plan.pyx":109
  *         for index, seen, checked, group in change.groups:
  *             self.groups[index] = group
  *             self.items[index] = items_of(checked)             # <<<<<<<<<<<<<<
  *             if type(param_groups) is list and index < len(<list>param_groups):
  *                 mine = (<list>param_groups)[index]
 */
-    __pyx_t_3 = __pyx_f_7fastopt_5_plan_items_of(__pyx_v_checked); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 110, __pyx_L1_error)
+    __pyx_t_3 = __pyx_f_7fastopt_5_plan_items_of(__pyx_v_checked); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 109, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
     if (unlikely(__pyx_v_self->items == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-      __PYX_ERR(0, 110, __pyx_L1_error)
+      __PYX_ERR(0, 109, __pyx_L1_error)
     }
-    if (unlikely((__Pyx_SetItemInt(__pyx_v_self->items, __pyx_v_index, __pyx_t_3, Py_ssize_t, 1, PyLong_FromSsize_t, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference) < 0))) __PYX_ERR(0, 110, __pyx_L1_error)
+    if (unlikely((__Pyx_SetItemInt(__pyx_v_self->items, __pyx_v_index, __pyx_t_3, Py_ssize_t, 1, PyLong_FromSsize_t, 0, 0, 1, __Pyx_ReferenceSharing_SharedReference) < 0))) __PYX_ERR(0, 109, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
-    /* "fastopt/_plan.pyx":111
+    /* "fastopt/_plan.pyx":110
  *             self.groups[index] = group
  *             self.items[index] = items_of(checked)
  *             if type(param_groups) is list and index < len(<list>param_groups):             # <<<<<<<<<<<<<<
@@ -25120,9 +24969,9 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     }
     if (unlikely(__pyx_v_param_groups == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-      __PYX_ERR(0, 111, __pyx_L1_error)
+      __PYX_ERR(0, 110, __pyx_L1_error)
     }
-    __pyx_t_11 = __Pyx_PyList_GET_SIZE(((PyObject*)__pyx_v_param_groups)); if (unlikely(__pyx_t_11 == ((Py_ssize_t)-1))) __PYX_ERR(0, 111, __pyx_L1_error)
+    __pyx_t_11 = __Pyx_PyList_GET_SIZE(((PyObject*)__pyx_v_param_groups)); if (unlikely(__pyx_t_11 == ((Py_ssize_t)-1))) __PYX_ERR(0, 110, __pyx_L1_error)
     __pyx_t_13 = (__pyx_v_index < __pyx_t_11);
 
 
@@ -25133,7 +24982,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     if (__pyx_t_12) {
 
 
-      /* "fastopt/_plan.pyx":112
+      /* "fastopt/_plan.pyx":111
  *             self.items[index] = items_of(checked)
  *             if type(param_groups) is list and index < len(<list>param_groups):
  *                 mine = (<list>param_groups)[index]             # <<<<<<<<<<<<<<
@@ -25142,14 +24991,14 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
       if (unlikely(__pyx_v_param_groups == Py_None)) {
         PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-        __PYX_ERR(0, 112, __pyx_L1_error)
+        __PYX_ERR(0, 111, __pyx_L1_error)
       }
       __pyx_t_3 = __Pyx_PyList_GET_ITEM(((PyObject*)__pyx_v_param_groups), __pyx_v_index);
       __Pyx_INCREF(__pyx_t_3);
       __Pyx_XDECREF_SET(__pyx_v_mine, __pyx_t_3);
       __pyx_t_3 = 0;
 
-      /* "fastopt/_plan.pyx":113
+      /* "fastopt/_plan.pyx":112
  *             if type(param_groups) is list and index < len(<list>param_groups):
  *                 mine = (<list>param_groups)[index]
  *                 if type(mine) is dict:             # <<<<<<<<<<<<<<
@@ -25160,7 +25009,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       if (__pyx_t_12) {
 
 
-        /* "fastopt/_plan.pyx":114
+        /* "fastopt/_plan.pyx":113
  *                 mine = (<list>param_groups)[index]
  *                 if type(mine) is dict:
  *                     for name, value in checked.items():             # <<<<<<<<<<<<<<
@@ -25170,9 +25019,9 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
         __pyx_t_11 = 0;
         if (unlikely(__pyx_v_checked == Py_None)) {
           PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "items");
-          __PYX_ERR(0, 114, __pyx_L1_error)
+          __PYX_ERR(0, 113, __pyx_L1_error)
         }
-        __pyx_t_9 = __Pyx_dict_iterator(__pyx_v_checked, 1, __pyx_mstate_global->__pyx_n_u_items, (&__pyx_t_14), (&__pyx_t_15)); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 114, __pyx_L1_error)
+        __pyx_t_9 = __Pyx_dict_iterator(__pyx_v_checked, 1, __pyx_mstate_global->__pyx_n_u_items, (&__pyx_t_14), (&__pyx_t_15)); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 113, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_9);
         __Pyx_XDECREF(__pyx_t_3);
         __pyx_t_3 = __pyx_t_9;
@@ -25180,7 +25029,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
         while (1) {
           __pyx_t_16 = __Pyx_dict_iter_next(__pyx_t_3, __pyx_t_14, &__pyx_t_11, &__pyx_t_9, &__pyx_t_5, NULL, __pyx_t_15);
           if (unlikely(__pyx_t_16 == 0)) break;
-          if (unlikely(__pyx_t_16 == -1)) __PYX_ERR(0, 114, __pyx_L1_error)
+          if (unlikely(__pyx_t_16 == -1)) __PYX_ERR(0, 113, __pyx_L1_error)
           __Pyx_GOTREF(__pyx_t_9);
           __Pyx_GOTREF(__pyx_t_5);
           __Pyx_XDECREF_SET(__pyx_v_name, __pyx_t_9);
@@ -25188,7 +25037,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
           __Pyx_XDECREF_SET(__pyx_v_value, __pyx_t_5);
           __pyx_t_5 = 0;
 
-          /* "fastopt/_plan.pyx":115
+          /* "fastopt/_plan.pyx":114
  *                 if type(mine) is dict:
  *                     for name, value in checked.items():
  *                         if seen is None or value is not seen.get(name) and (<dict>mine).get(name) is seen.get(name):             # <<<<<<<<<<<<<<
@@ -25206,9 +25055,9 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
           }
           if (unlikely(__pyx_v_seen == Py_None)) {
             PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
-            __PYX_ERR(0, 115, __pyx_L1_error)
+            __PYX_ERR(0, 114, __pyx_L1_error)
           }
-          __pyx_t_5 = __Pyx_PyDict_GetItemDefault(__pyx_v_seen, __pyx_v_name, Py_None); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 115, __pyx_L1_error)
+          __pyx_t_5 = __Pyx_PyDict_GetItemDefault(__pyx_v_seen, __pyx_v_name, Py_None); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 114, __pyx_L1_error)
           __Pyx_GOTREF(__pyx_t_5);
           __pyx_t_13 = (__pyx_v_value != __pyx_t_5);
           __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
@@ -25222,15 +25071,15 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
           }
           if (unlikely(__pyx_v_mine == Py_None)) {
             PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
-            __PYX_ERR(0, 115, __pyx_L1_error)
+            __PYX_ERR(0, 114, __pyx_L1_error)
           }
-          __pyx_t_5 = __Pyx_PyDict_GetItemDefault(((PyObject*)__pyx_v_mine), __pyx_v_name, Py_None); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 115, __pyx_L1_error)
+          __pyx_t_5 = __Pyx_PyDict_GetItemDefault(((PyObject*)__pyx_v_mine), __pyx_v_name, Py_None); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 114, __pyx_L1_error)
           __Pyx_GOTREF(__pyx_t_5);
           if (unlikely(__pyx_v_seen == Py_None)) {
             PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "get");
-            __PYX_ERR(0, 115, __pyx_L1_error)
+            __PYX_ERR(0, 114, __pyx_L1_error)
           }
-          __pyx_t_9 = __Pyx_PyDict_GetItemDefault(__pyx_v_seen, __pyx_v_name, Py_None); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 115, __pyx_L1_error)
+          __pyx_t_9 = __Pyx_PyDict_GetItemDefault(__pyx_v_seen, __pyx_v_name, Py_None); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 114, __pyx_L1_error)
           __Pyx_GOTREF(__pyx_t_9);
           __pyx_t_13 = (__pyx_t_5 == __pyx_t_9);
           __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
@@ -25242,7 +25091,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
           if (__pyx_t_12) {
 
 
-            /* "fastopt/_plan.pyx":116
+            /* "fastopt/_plan.pyx":115
  *                     for name, value in checked.items():
  *                         if seen is None or value is not seen.get(name) and (<dict>mine).get(name) is seen.get(name):
  *                             (<dict>mine)[name] = value             # <<<<<<<<<<<<<<
@@ -25251,11 +25100,11 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
             if (unlikely(__pyx_v_mine == Py_None)) {
               PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-              __PYX_ERR(0, 116, __pyx_L1_error)
+              __PYX_ERR(0, 115, __pyx_L1_error)
             }
-            if (unlikely((PyDict_SetItem(((PyObject*)__pyx_v_mine), __pyx_v_name, __pyx_v_value) < 0))) __PYX_ERR(0, 116, __pyx_L1_error)
+            if (unlikely((PyDict_SetItem(((PyObject*)__pyx_v_mine), __pyx_v_name, __pyx_v_value) < 0))) __PYX_ERR(0, 115, __pyx_L1_error)
 
-            /* "fastopt/_plan.pyx":115
+            /* "fastopt/_plan.pyx":114
  *                 if type(mine) is dict:
  *                     for name, value in checked.items():
  *                         if seen is None or value is not seen.get(name) and (<dict>mine).get(name) is seen.get(name):             # <<<<<<<<<<<<<<
@@ -25266,7 +25115,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
         }
         __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
-        /* "fastopt/_plan.pyx":113
+        /* "fastopt/_plan.pyx":112
  *             if type(param_groups) is list and index < len(<list>param_groups):
  *                 mine = (<list>param_groups)[index]
  *                 if type(mine) is dict:             # <<<<<<<<<<<<<<
@@ -25275,7 +25124,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
       }
 
-      /* "fastopt/_plan.pyx":111
+      /* "fastopt/_plan.pyx":110
  *             self.groups[index] = group
  *             self.items[index] = items_of(checked)
  *             if type(param_groups) is list and index < len(<list>param_groups):             # <<<<<<<<<<<<<<
@@ -25284,7 +25133,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
     }
 
-    /* "fastopt/_plan.pyx":108
+    /* "fastopt/_plan.pyx":107
  *         for array, values in change.copies:
  *             np.copyto(array, values, casting="unsafe")
  *         for index, seen, checked, group in change.groups:             # <<<<<<<<<<<<<<
@@ -25294,7 +25143,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   }
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-  /* "fastopt/_plan.pyx":117
+  /* "fastopt/_plan.pyx":116
  *                         if seen is None or value is not seen.get(name) and (<dict>mine).get(name) is seen.get(name):
  *                             (<dict>mine)[name] = value
  *         for checked, group in change.added_groups:             # <<<<<<<<<<<<<<
@@ -25303,7 +25152,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
   if (unlikely(__pyx_v_change->added_groups == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-    __PYX_ERR(0, 117, __pyx_L1_error)
+    __PYX_ERR(0, 116, __pyx_L1_error)
   }
   __pyx_t_1 = __pyx_v_change->added_groups; __Pyx_INCREF(__pyx_t_1);
   __pyx_t_2 = 0;
@@ -25311,13 +25160,13 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     {
       Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_1);
       #if !CYTHON_ASSUME_SAFE_SIZE
-      if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 117, __pyx_L1_error)
+      if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 116, __pyx_L1_error)
       #endif
       if (__pyx_t_2 >= __pyx_temp) break;
     }
     __pyx_t_3 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_1, __pyx_t_2, __Pyx_ReferenceSharing_OwnStrongReference);
     ++__pyx_t_2;
-    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 117, __pyx_L1_error)
+    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 116, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
     if ((likely(PyTuple_CheckExact(__pyx_t_3))) || (PyList_CheckExact(__pyx_t_3))) {
       PyObject* sequence = __pyx_t_3;
@@ -25325,7 +25174,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       if (unlikely(size != 2)) {
         if (size > 2) __Pyx_RaiseTooManyValuesError(2);
         else if (size >= 0) __Pyx_RaiseNeedMoreValuesError(size);
-        __PYX_ERR(0, 117, __pyx_L1_error)
+        __PYX_ERR(0, 116, __pyx_L1_error)
       }
       #if CYTHON_ASSUME_SAFE_MACROS && !CYTHON_AVOID_BORROWED_REFS
       if (likely(PyTuple_CheckExact(sequence))) {
@@ -25335,22 +25184,22 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
         __Pyx_INCREF(__pyx_t_5);
       } else {
         __pyx_t_9 = __Pyx_PyList_GET_ITEM_REF(sequence, 0, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 117, __pyx_L1_error)
+        if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 116, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_9);
         __pyx_t_5 = __Pyx_PyList_GET_ITEM_REF(sequence, 1, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 117, __pyx_L1_error)
+        if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 116, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_5);
       }
       #else
-      __pyx_t_9 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 117, __pyx_L1_error)
+      __pyx_t_9 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 116, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_9);
-      __pyx_t_5 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 117, __pyx_L1_error)
+      __pyx_t_5 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 116, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_5);
       #endif
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
     } else {
       Py_ssize_t index = -1;
-      __pyx_t_4 = PyObject_GetIter(__pyx_t_3); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 117, __pyx_L1_error)
+      __pyx_t_4 = PyObject_GetIter(__pyx_t_3); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 116, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_4);
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
       __pyx_t_7 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_4);
@@ -25358,7 +25207,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __Pyx_GOTREF(__pyx_t_9);
       index = 1; __pyx_t_5 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_5)) goto __pyx_L25_unpacking_failed;
       __Pyx_GOTREF(__pyx_t_5);
-      if (__Pyx_IternextUnpackEndCheck(__pyx_t_7(__pyx_t_4), 2) < (0)) __PYX_ERR(0, 117, __pyx_L1_error)
+      if (__Pyx_IternextUnpackEndCheck(__pyx_t_7(__pyx_t_4), 2) < (0)) __PYX_ERR(0, 116, __pyx_L1_error)
       __pyx_t_7 = NULL;
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
       goto __pyx_L26_unpacking_done;
@@ -25366,16 +25215,16 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
       __pyx_t_7 = NULL;
       if (__Pyx_IterFinish() == 0) __Pyx_RaiseNeedMoreValuesError(index);
-      __PYX_ERR(0, 117, __pyx_L1_error)
+      __PYX_ERR(0, 116, __pyx_L1_error)
       __pyx_L26_unpacking_done:;
     }
-    if (!(likely(PyDict_CheckExact(__pyx_t_9))||((__pyx_t_9) == Py_None) || __Pyx_RaiseUnexpectedTypeError("dict", __pyx_t_9))) __PYX_ERR(0, 117, __pyx_L1_error)
+    if (!(likely(PyDict_CheckExact(__pyx_t_9))||((__pyx_t_9) == Py_None) || __Pyx_RaiseUnexpectedTypeError("dict", __pyx_t_9))) __PYX_ERR(0, 116, __pyx_L1_error)
     __Pyx_XDECREF_SET(__pyx_v_checked, ((PyObject*)__pyx_t_9));
     __pyx_t_9 = 0;
     __Pyx_XDECREF_SET(__pyx_v_group, __pyx_t_5);
     __pyx_t_5 = 0;
 
-    /* "fastopt/_plan.pyx":118
+    /* "fastopt/_plan.pyx":117
  *                             (<dict>mine)[name] = value
  *         for checked, group in change.added_groups:
  *             (<list>param_groups).append(dict(checked))             # <<<<<<<<<<<<<<
@@ -25384,19 +25233,19 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
     if (unlikely(__pyx_v_param_groups == Py_None)) {
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "append");
-      __PYX_ERR(0, 118, __pyx_L1_error)
+      __PYX_ERR(0, 117, __pyx_L1_error)
     }
     if (unlikely(__pyx_v_checked == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 is not iterable");
-      __PYX_ERR(0, 118, __pyx_L1_error)
+      __PYX_ERR(0, 117, __pyx_L1_error)
     }
-    __pyx_t_3 = PyDict_Copy(__pyx_v_checked); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 118, __pyx_L1_error)
+    __pyx_t_3 = PyDict_Copy(__pyx_v_checked); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 117, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
-    __pyx_t_17 = __Pyx_PyList_Append(((PyObject*)__pyx_v_param_groups), __pyx_t_3); if (unlikely(__pyx_t_17 == ((int)-1))) __PYX_ERR(0, 118, __pyx_L1_error)
+    __pyx_t_17 = __Pyx_PyList_Append(((PyObject*)__pyx_v_param_groups), __pyx_t_3); if (unlikely(__pyx_t_17 == ((int)-1))) __PYX_ERR(0, 117, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
 
-    /* "fastopt/_plan.pyx":119
+    /* "fastopt/_plan.pyx":118
  *         for checked, group in change.added_groups:
  *             (<list>param_groups).append(dict(checked))
  *             self.groups.append(group)             # <<<<<<<<<<<<<<
@@ -25405,12 +25254,12 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
     if (unlikely(__pyx_v_self->groups == Py_None)) {
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "append");
-      __PYX_ERR(0, 119, __pyx_L1_error)
+      __PYX_ERR(0, 118, __pyx_L1_error)
     }
-    __pyx_t_17 = __Pyx_PyList_Append(__pyx_v_self->groups, __pyx_v_group); if (unlikely(__pyx_t_17 == ((int)-1))) __PYX_ERR(0, 119, __pyx_L1_error)
+    __pyx_t_17 = __Pyx_PyList_Append(__pyx_v_self->groups, __pyx_v_group); if (unlikely(__pyx_t_17 == ((int)-1))) __PYX_ERR(0, 118, __pyx_L1_error)
 
 
-    /* "fastopt/_plan.pyx":120
+    /* "fastopt/_plan.pyx":119
  *             (<list>param_groups).append(dict(checked))
  *             self.groups.append(group)
  *             self.items.append(items_of(checked))             # <<<<<<<<<<<<<<
@@ -25419,15 +25268,15 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
     if (unlikely(__pyx_v_self->items == Py_None)) {
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "append");
-      __PYX_ERR(0, 120, __pyx_L1_error)
+      __PYX_ERR(0, 119, __pyx_L1_error)
     }
-    __pyx_t_3 = __pyx_f_7fastopt_5_plan_items_of(__pyx_v_checked); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 120, __pyx_L1_error)
+    __pyx_t_3 = __pyx_f_7fastopt_5_plan_items_of(__pyx_v_checked); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 119, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
-    __pyx_t_17 = __Pyx_PyList_Append(__pyx_v_self->items, __pyx_t_3); if (unlikely(__pyx_t_17 == ((int)-1))) __PYX_ERR(0, 120, __pyx_L1_error)
+    __pyx_t_17 = __Pyx_PyList_Append(__pyx_v_self->items, __pyx_t_3); if (unlikely(__pyx_t_17 == ((int)-1))) __PYX_ERR(0, 119, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
 
-    /* "fastopt/_plan.pyx":117
+    /* "fastopt/_plan.pyx":116
  *                         if seen is None or value is not seen.get(name) and (<dict>mine).get(name) is seen.get(name):
  *                             (<dict>mine)[name] = value
  *         for checked, group in change.added_groups:             # <<<<<<<<<<<<<<
@@ -25437,7 +25286,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   }
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-  /* "fastopt/_plan.pyx":121
+  /* "fastopt/_plan.pyx":120
  *             self.groups.append(group)
  *             self.items.append(items_of(checked))
  *         for tensor in change.added_tensors:             # <<<<<<<<<<<<<<
@@ -25446,7 +25295,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
   if (unlikely(__pyx_v_change->added_tensors == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-    __PYX_ERR(0, 121, __pyx_L1_error)
+    __PYX_ERR(0, 120, __pyx_L1_error)
   }
   __pyx_t_1 = __pyx_v_change->added_tensors; __Pyx_INCREF(__pyx_t_1);
   __pyx_t_2 = 0;
@@ -25454,19 +25303,19 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     {
       Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_1);
       #if !CYTHON_ASSUME_SAFE_SIZE
-      if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 121, __pyx_L1_error)
+      if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 120, __pyx_L1_error)
       #endif
       if (__pyx_t_2 >= __pyx_temp) break;
     }
     __pyx_t_3 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_1, __pyx_t_2, __Pyx_ReferenceSharing_OwnStrongReference);
     ++__pyx_t_2;
-    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 121, __pyx_L1_error)
+    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 120, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
-    if (!(likely(((__pyx_t_3) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(0, 121, __pyx_L1_error)
+    if (!(likely(((__pyx_t_3) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(0, 120, __pyx_L1_error)
     __Pyx_XDECREF_SET(__pyx_v_tensor, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_3));
     __pyx_t_3 = 0;
 
-    /* "fastopt/_plan.pyx":122
+    /* "fastopt/_plan.pyx":121
  *             self.items.append(items_of(checked))
  *         for tensor in change.added_tensors:
  *             self.place[tensor.key] = len(self.tensors)             # <<<<<<<<<<<<<<
@@ -25477,21 +25326,21 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     __Pyx_INCREF(__pyx_t_3);
     if (unlikely(__pyx_t_3 == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-      __PYX_ERR(0, 122, __pyx_L1_error)
+      __PYX_ERR(0, 121, __pyx_L1_error)
     }
-    __pyx_t_14 = __Pyx_PyList_GET_SIZE(__pyx_t_3); if (unlikely(__pyx_t_14 == ((Py_ssize_t)-1))) __PYX_ERR(0, 122, __pyx_L1_error)
+    __pyx_t_14 = __Pyx_PyList_GET_SIZE(__pyx_t_3); if (unlikely(__pyx_t_14 == ((Py_ssize_t)-1))) __PYX_ERR(0, 121, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-    __pyx_t_3 = PyLong_FromSsize_t(__pyx_t_14); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 122, __pyx_L1_error)
+    __pyx_t_3 = PyLong_FromSsize_t(__pyx_t_14); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 121, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
 
     if (unlikely(__pyx_v_self->place == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-      __PYX_ERR(0, 122, __pyx_L1_error)
+      __PYX_ERR(0, 121, __pyx_L1_error)
     }
-    if (unlikely((PyDict_SetItem(__pyx_v_self->place, __pyx_v_tensor->key, __pyx_t_3) < 0))) __PYX_ERR(0, 122, __pyx_L1_error)
+    if (unlikely((PyDict_SetItem(__pyx_v_self->place, __pyx_v_tensor->key, __pyx_t_3) < 0))) __PYX_ERR(0, 121, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
-    /* "fastopt/_plan.pyx":123
+    /* "fastopt/_plan.pyx":122
  *         for tensor in change.added_tensors:
  *             self.place[tensor.key] = len(self.tensors)
  *             self.tensors.append(tensor)             # <<<<<<<<<<<<<<
@@ -25500,12 +25349,12 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
     if (unlikely(__pyx_v_self->tensors == Py_None)) {
       PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "append");
-      __PYX_ERR(0, 123, __pyx_L1_error)
+      __PYX_ERR(0, 122, __pyx_L1_error)
     }
-    __pyx_t_17 = __Pyx_PyList_Append(__pyx_v_self->tensors, ((PyObject *)__pyx_v_tensor)); if (unlikely(__pyx_t_17 == ((int)-1))) __PYX_ERR(0, 123, __pyx_L1_error)
+    __pyx_t_17 = __Pyx_PyList_Append(__pyx_v_self->tensors, ((PyObject *)__pyx_v_tensor)); if (unlikely(__pyx_t_17 == ((int)-1))) __PYX_ERR(0, 122, __pyx_L1_error)
 
 
-    /* "fastopt/_plan.pyx":121
+    /* "fastopt/_plan.pyx":120
  *             self.groups.append(group)
  *             self.items.append(items_of(checked))
  *         for tensor in change.added_tensors:             # <<<<<<<<<<<<<<
@@ -25515,7 +25364,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   }
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-  /* "fastopt/_plan.pyx":124
+  /* "fastopt/_plan.pyx":123
  *             self.place[tensor.key] = len(self.tensors)
  *             self.tensors.append(tensor)
  *         for tensor, states in change.states:             # <<<<<<<<<<<<<<
@@ -25524,7 +25373,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
   if (unlikely(__pyx_v_change->states == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-    __PYX_ERR(0, 124, __pyx_L1_error)
+    __PYX_ERR(0, 123, __pyx_L1_error)
   }
   __pyx_t_1 = __pyx_v_change->states; __Pyx_INCREF(__pyx_t_1);
   __pyx_t_2 = 0;
@@ -25532,13 +25381,13 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     {
       Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_1);
       #if !CYTHON_ASSUME_SAFE_SIZE
-      if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 124, __pyx_L1_error)
+      if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 123, __pyx_L1_error)
       #endif
       if (__pyx_t_2 >= __pyx_temp) break;
     }
     __pyx_t_3 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_1, __pyx_t_2, __Pyx_ReferenceSharing_OwnStrongReference);
     ++__pyx_t_2;
-    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 124, __pyx_L1_error)
+    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 123, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
     if ((likely(PyTuple_CheckExact(__pyx_t_3))) || (PyList_CheckExact(__pyx_t_3))) {
       PyObject* sequence = __pyx_t_3;
@@ -25546,7 +25395,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       if (unlikely(size != 2)) {
         if (size > 2) __Pyx_RaiseTooManyValuesError(2);
         else if (size >= 0) __Pyx_RaiseNeedMoreValuesError(size);
-        __PYX_ERR(0, 124, __pyx_L1_error)
+        __PYX_ERR(0, 123, __pyx_L1_error)
       }
       #if CYTHON_ASSUME_SAFE_MACROS && !CYTHON_AVOID_BORROWED_REFS
       if (likely(PyTuple_CheckExact(sequence))) {
@@ -25556,22 +25405,22 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
         __Pyx_INCREF(__pyx_t_9);
       } else {
         __pyx_t_5 = __Pyx_PyList_GET_ITEM_REF(sequence, 0, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 124, __pyx_L1_error)
+        if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 123, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_5);
         __pyx_t_9 = __Pyx_PyList_GET_ITEM_REF(sequence, 1, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 124, __pyx_L1_error)
+        if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 123, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_9);
       }
       #else
-      __pyx_t_5 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 124, __pyx_L1_error)
+      __pyx_t_5 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 123, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_5);
-      __pyx_t_9 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 124, __pyx_L1_error)
+      __pyx_t_9 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 123, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_9);
       #endif
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
     } else {
       Py_ssize_t index = -1;
-      __pyx_t_4 = PyObject_GetIter(__pyx_t_3); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 124, __pyx_L1_error)
+      __pyx_t_4 = PyObject_GetIter(__pyx_t_3); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 123, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_4);
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
       __pyx_t_7 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_4);
@@ -25579,7 +25428,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __Pyx_GOTREF(__pyx_t_5);
       index = 1; __pyx_t_9 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_9)) goto __pyx_L33_unpacking_failed;
       __Pyx_GOTREF(__pyx_t_9);
-      if (__Pyx_IternextUnpackEndCheck(__pyx_t_7(__pyx_t_4), 2) < (0)) __PYX_ERR(0, 124, __pyx_L1_error)
+      if (__Pyx_IternextUnpackEndCheck(__pyx_t_7(__pyx_t_4), 2) < (0)) __PYX_ERR(0, 123, __pyx_L1_error)
       __pyx_t_7 = NULL;
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
       goto __pyx_L34_unpacking_done;
@@ -25587,16 +25436,16 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
       __pyx_t_7 = NULL;
       if (__Pyx_IterFinish() == 0) __Pyx_RaiseNeedMoreValuesError(index);
-      __PYX_ERR(0, 124, __pyx_L1_error)
+      __PYX_ERR(0, 123, __pyx_L1_error)
       __pyx_L34_unpacking_done:;
     }
-    if (!(likely(((__pyx_t_5) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_5, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(0, 124, __pyx_L1_error)
+    if (!(likely(((__pyx_t_5) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_5, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(0, 123, __pyx_L1_error)
     __Pyx_XDECREF_SET(__pyx_v_tensor, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_5));
     __pyx_t_5 = 0;
     __Pyx_XDECREF_SET(__pyx_v_states, __pyx_t_9);
     __pyx_t_9 = 0;
 
-    /* "fastopt/_plan.pyx":125
+    /* "fastopt/_plan.pyx":124
  *             self.tensors.append(tensor)
  *         for tensor, states in change.states:
  *             tensor.take_states(states)             # <<<<<<<<<<<<<<
@@ -25605,11 +25454,11 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
     __pyx_t_3 = __pyx_v_states;
     __Pyx_INCREF(__pyx_t_3);
-    if (!(likely(PyDict_CheckExact(__pyx_t_3))||((__pyx_t_3) == Py_None) || __Pyx_RaiseUnexpectedTypeError("dict", __pyx_t_3))) __PYX_ERR(0, 125, __pyx_L1_error)
+    if (!(likely(PyDict_CheckExact(__pyx_t_3))||((__pyx_t_3) == Py_None) || __Pyx_RaiseUnexpectedTypeError("dict", __pyx_t_3))) __PYX_ERR(0, 124, __pyx_L1_error)
     ((struct __pyx_vtabstruct_7fastopt_5_plan_Tensor *)__pyx_v_tensor->__pyx_vtab)->take_states(__pyx_v_tensor, ((PyObject*)__pyx_t_3));
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
-    /* "fastopt/_plan.pyx":124
+    /* "fastopt/_plan.pyx":123
  *             self.place[tensor.key] = len(self.tensors)
  *             self.tensors.append(tensor)
  *         for tensor, states in change.states:             # <<<<<<<<<<<<<<
@@ -25619,7 +25468,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   }
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-  /* "fastopt/_plan.pyx":126
+  /* "fastopt/_plan.pyx":125
  *         for tensor, states in change.states:
  *             tensor.take_states(states)
  *         for tensor, steps in change.steps:             # <<<<<<<<<<<<<<
@@ -25628,7 +25477,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
   if (unlikely(__pyx_v_change->steps == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-    __PYX_ERR(0, 126, __pyx_L1_error)
+    __PYX_ERR(0, 125, __pyx_L1_error)
   }
   __pyx_t_1 = __pyx_v_change->steps; __Pyx_INCREF(__pyx_t_1);
   __pyx_t_2 = 0;
@@ -25636,13 +25485,13 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     {
       Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_1);
       #if !CYTHON_ASSUME_SAFE_SIZE
-      if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 126, __pyx_L1_error)
+      if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 125, __pyx_L1_error)
       #endif
       if (__pyx_t_2 >= __pyx_temp) break;
     }
     __pyx_t_3 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_1, __pyx_t_2, __Pyx_ReferenceSharing_OwnStrongReference);
     ++__pyx_t_2;
-    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 126, __pyx_L1_error)
+    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 125, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
     if ((likely(PyTuple_CheckExact(__pyx_t_3))) || (PyList_CheckExact(__pyx_t_3))) {
       PyObject* sequence = __pyx_t_3;
@@ -25650,7 +25499,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       if (unlikely(size != 2)) {
         if (size > 2) __Pyx_RaiseTooManyValuesError(2);
         else if (size >= 0) __Pyx_RaiseNeedMoreValuesError(size);
-        __PYX_ERR(0, 126, __pyx_L1_error)
+        __PYX_ERR(0, 125, __pyx_L1_error)
       }
       #if CYTHON_ASSUME_SAFE_MACROS && !CYTHON_AVOID_BORROWED_REFS
       if (likely(PyTuple_CheckExact(sequence))) {
@@ -25660,22 +25509,22 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
         __Pyx_INCREF(__pyx_t_5);
       } else {
         __pyx_t_9 = __Pyx_PyList_GET_ITEM_REF(sequence, 0, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 126, __pyx_L1_error)
+        if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 125, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_9);
         __pyx_t_5 = __Pyx_PyList_GET_ITEM_REF(sequence, 1, __Pyx_ReferenceSharing_SharedReference);
-        if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 126, __pyx_L1_error)
+        if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 125, __pyx_L1_error)
         __Pyx_XGOTREF(__pyx_t_5);
       }
       #else
-      __pyx_t_9 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 126, __pyx_L1_error)
+      __pyx_t_9 = __Pyx_PySequence_ITEM(sequence, 0); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 125, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_9);
-      __pyx_t_5 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 126, __pyx_L1_error)
+      __pyx_t_5 = __Pyx_PySequence_ITEM(sequence, 1); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 125, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_5);
       #endif
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
     } else {
       Py_ssize_t index = -1;
-      __pyx_t_4 = PyObject_GetIter(__pyx_t_3); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 126, __pyx_L1_error)
+      __pyx_t_4 = PyObject_GetIter(__pyx_t_3); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 125, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_4);
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
       __pyx_t_7 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_4);
@@ -25683,7 +25532,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __Pyx_GOTREF(__pyx_t_9);
       index = 1; __pyx_t_5 = __pyx_t_7(__pyx_t_4); if (unlikely(!__pyx_t_5)) goto __pyx_L38_unpacking_failed;
       __Pyx_GOTREF(__pyx_t_5);
-      if (__Pyx_IternextUnpackEndCheck(__pyx_t_7(__pyx_t_4), 2) < (0)) __PYX_ERR(0, 126, __pyx_L1_error)
+      if (__Pyx_IternextUnpackEndCheck(__pyx_t_7(__pyx_t_4), 2) < (0)) __PYX_ERR(0, 125, __pyx_L1_error)
       __pyx_t_7 = NULL;
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
       goto __pyx_L39_unpacking_done;
@@ -25691,26 +25540,26 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
       __pyx_t_7 = NULL;
       if (__Pyx_IterFinish() == 0) __Pyx_RaiseNeedMoreValuesError(index);
-      __PYX_ERR(0, 126, __pyx_L1_error)
+      __PYX_ERR(0, 125, __pyx_L1_error)
       __pyx_L39_unpacking_done:;
     }
-    if (!(likely(((__pyx_t_9) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_9, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(0, 126, __pyx_L1_error)
+    if (!(likely(((__pyx_t_9) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_9, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(0, 125, __pyx_L1_error)
     __Pyx_XDECREF_SET(__pyx_v_tensor, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_9));
     __pyx_t_9 = 0;
     __Pyx_XDECREF_SET(__pyx_v_steps, __pyx_t_5);
     __pyx_t_5 = 0;
 
-    /* "fastopt/_plan.pyx":127
+    /* "fastopt/_plan.pyx":126
  *             tensor.take_states(states)
  *         for tensor, steps in change.steps:
  *             tensor.steps = steps             # <<<<<<<<<<<<<<
  *         if change.steps or change.moves:
  *             self.last_move = change if change.moves and not change.steps else None
 */
-    __pyx_t_18 = __Pyx_PyLong_As_int64_t(__pyx_v_steps); if (unlikely((__pyx_t_18 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 127, __pyx_L1_error)
+    __pyx_t_18 = __Pyx_PyLong_As_int64_t(__pyx_v_steps); if (unlikely((__pyx_t_18 == ((int64_t)-1)) && PyErr_Occurred())) __PYX_ERR(0, 126, __pyx_L1_error)
     __pyx_v_tensor->steps = __pyx_t_18;
 
-    /* "fastopt/_plan.pyx":126
+    /* "fastopt/_plan.pyx":125
  *         for tensor, states in change.states:
  *             tensor.take_states(states)
  *         for tensor, steps in change.steps:             # <<<<<<<<<<<<<<
@@ -25720,7 +25569,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   }
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-  /* "fastopt/_plan.pyx":128
+  /* "fastopt/_plan.pyx":127
  *         for tensor, steps in change.steps:
  *             tensor.steps = steps
  *         if change.steps or change.moves:             # <<<<<<<<<<<<<<
@@ -25731,7 +25580,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   else
   {
     Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_v_change->steps);
-    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 128, __pyx_L1_error)
+    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 127, __pyx_L1_error)
     __pyx_t_13 = (__pyx_temp != 0);
   }
 
@@ -25747,7 +25596,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   else
   {
     Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_v_change->moves);
-    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 128, __pyx_L1_error)
+    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 127, __pyx_L1_error)
     __pyx_t_13 = (__pyx_temp != 0);
   }
 
@@ -25758,7 +25607,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   if (__pyx_t_12) {
 
 
-    /* "fastopt/_plan.pyx":129
+    /* "fastopt/_plan.pyx":128
  *             tensor.steps = steps
  *         if change.steps or change.moves:
  *             self.last_move = change if change.moves and not change.steps else None             # <<<<<<<<<<<<<<
@@ -25769,7 +25618,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     else
     {
       Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_v_change->moves);
-      if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 129, __pyx_L1_error)
+      if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 128, __pyx_L1_error)
       __pyx_t_13 = (__pyx_temp != 0);
     }
 
@@ -25785,7 +25634,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     else
     {
       Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_v_change->steps);
-      if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 129, __pyx_L1_error)
+      if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 128, __pyx_L1_error)
       __pyx_t_13 = (__pyx_temp != 0);
     }
 
@@ -25804,13 +25653,13 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       __pyx_t_1 = Py_None;
     }
 
-    if (!(likely(((__pyx_t_1) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_1, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Change))))) __PYX_ERR(0, 129, __pyx_L1_error)
+    if (!(likely(((__pyx_t_1) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_1, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Change))))) __PYX_ERR(0, 128, __pyx_L1_error)
     __Pyx_GIVEREF(__pyx_t_1);
     __Pyx_GOTREF((PyObject *)__pyx_v_self->last_move);
     __Pyx_DECREF_SET(__pyx_v_self->last_move, ((struct __pyx_obj_7fastopt_5_plan_Change *)__pyx_t_1));
     __pyx_t_1 = 0;
 
-    /* "fastopt/_plan.pyx":128
+    /* "fastopt/_plan.pyx":127
  *         for tensor, steps in change.steps:
  *             tensor.steps = steps
  *         if change.steps or change.moves:             # <<<<<<<<<<<<<<
@@ -25819,7 +25668,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
   }
 
-  /* "fastopt/_plan.pyx":130
+  /* "fastopt/_plan.pyx":129
  *         if change.steps or change.moves:
  *             self.last_move = change if change.moves and not change.steps else None
  *         if change.intervals is not None:             # <<<<<<<<<<<<<<
@@ -25830,7 +25679,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   if (__pyx_t_12) {
 
 
-    /* "fastopt/_plan.pyx":131
+    /* "fastopt/_plan.pyx":130
  *             self.last_move = change if change.moves and not change.steps else None
  *         if change.intervals is not None:
  *             self.intervals = change.intervals             # <<<<<<<<<<<<<<
@@ -25844,7 +25693,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     __Pyx_DECREF_SET(__pyx_v_self->intervals, ((struct __pyx_obj_7fastopt_5_plan_Intervals *)__pyx_t_1));
     __pyx_t_1 = 0;
 
-    /* "fastopt/_plan.pyx":132
+    /* "fastopt/_plan.pyx":131
  *         if change.intervals is not None:
  *             self.intervals = change.intervals
  *             for tensor in self.tensors:             # <<<<<<<<<<<<<<
@@ -25853,7 +25702,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
     if (unlikely(__pyx_v_self->tensors == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-      __PYX_ERR(0, 132, __pyx_L1_error)
+      __PYX_ERR(0, 131, __pyx_L1_error)
     }
     __pyx_t_1 = __pyx_v_self->tensors; __Pyx_INCREF(__pyx_t_1);
     __pyx_t_2 = 0;
@@ -25861,19 +25710,19 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
       {
         Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_1);
         #if !CYTHON_ASSUME_SAFE_SIZE
-        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 132, __pyx_L1_error)
+        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 131, __pyx_L1_error)
         #endif
         if (__pyx_t_2 >= __pyx_temp) break;
       }
       __pyx_t_3 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_1, __pyx_t_2, __Pyx_ReferenceSharing_OwnStrongReference);
       ++__pyx_t_2;
-      if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 132, __pyx_L1_error)
+      if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 131, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_3);
-      if (!(likely(((__pyx_t_3) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(0, 132, __pyx_L1_error)
+      if (!(likely(((__pyx_t_3) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(0, 131, __pyx_L1_error)
       __Pyx_XDECREF_SET(__pyx_v_tensor, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_3));
       __pyx_t_3 = 0;
 
-      /* "fastopt/_plan.pyx":133
+      /* "fastopt/_plan.pyx":132
  *             self.intervals = change.intervals
  *             for tensor in self.tensors:
  *                 tensor.disjoint = NULL             # <<<<<<<<<<<<<<
@@ -25882,7 +25731,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
       __pyx_v_tensor->disjoint = NULL;
 
-      /* "fastopt/_plan.pyx":132
+      /* "fastopt/_plan.pyx":131
  *         if change.intervals is not None:
  *             self.intervals = change.intervals
  *             for tensor in self.tensors:             # <<<<<<<<<<<<<<
@@ -25892,7 +25741,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     }
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-    /* "fastopt/_plan.pyx":130
+    /* "fastopt/_plan.pyx":129
  *         if change.steps or change.moves:
  *             self.last_move = change if change.moves and not change.steps else None
  *         if change.intervals is not None:             # <<<<<<<<<<<<<<
@@ -25901,7 +25750,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
   }
 
-  /* "fastopt/_plan.pyx":134
+  /* "fastopt/_plan.pyx":133
  *             for tensor in self.tensors:
  *                 tensor.disjoint = NULL
  *         if change.added_tensors:             # <<<<<<<<<<<<<<
@@ -25912,14 +25761,14 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   else
   {
     Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_v_change->added_tensors);
-    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 134, __pyx_L1_error)
+    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 133, __pyx_L1_error)
     __pyx_t_12 = (__pyx_temp != 0);
   }
 
   if (__pyx_t_12) {
 
 
-    /* "fastopt/_plan.pyx":135
+    /* "fastopt/_plan.pyx":134
  *                 tensor.disjoint = NULL
  *         if change.added_tensors:
  *             self.release()             # <<<<<<<<<<<<<<
@@ -25928,7 +25777,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
     ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->release(__pyx_v_self);
 
-    /* "fastopt/_plan.pyx":136
+    /* "fastopt/_plan.pyx":135
  *         if change.added_tensors:
  *             self.release()
  *             self.bound = None             # <<<<<<<<<<<<<<
@@ -25940,7 +25789,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     __Pyx_GOTREF(__pyx_v_self->bound);
     __Pyx_DECREF_SET(__pyx_v_self->bound, ((PyObject*)Py_None));
 
-    /* "fastopt/_plan.pyx":134
+    /* "fastopt/_plan.pyx":133
  *             for tensor in self.tensors:
  *                 tensor.disjoint = NULL
  *         if change.added_tensors:             # <<<<<<<<<<<<<<
@@ -25950,7 +25799,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
     goto __pyx_L50;
   }
 
-  /* "fastopt/_plan.pyx":137
+  /* "fastopt/_plan.pyx":136
  *             self.release()
  *             self.bound = None
  *         elif change.states and self.bound is not None:             # <<<<<<<<<<<<<<
@@ -25961,7 +25810,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   else
   {
     Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_v_change->states);
-    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 137, __pyx_L1_error)
+    if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 136, __pyx_L1_error)
     __pyx_t_19 = (__pyx_temp != 0);
   }
 
@@ -25981,17 +25830,17 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   if (__pyx_t_12) {
 
 
-    /* "fastopt/_plan.pyx":138
+    /* "fastopt/_plan.pyx":137
  *             self.bound = None
  *         elif change.states and self.bound is not None:
  *             self.take_bound()  # the formats may be others             # <<<<<<<<<<<<<<
  *         self.is_assigned = False
  *         return 0
 */
-    __pyx_t_15 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_bound(__pyx_v_self); if (unlikely(__pyx_t_15 == ((int)-1))) __PYX_ERR(0, 138, __pyx_L1_error)
+    __pyx_t_15 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_bound(__pyx_v_self); if (unlikely(__pyx_t_15 == ((int)-1))) __PYX_ERR(0, 137, __pyx_L1_error)
 
 
-    /* "fastopt/_plan.pyx":137
+    /* "fastopt/_plan.pyx":136
  *             self.release()
  *             self.bound = None
  *         elif change.states and self.bound is not None:             # <<<<<<<<<<<<<<
@@ -26001,7 +25850,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   }
   __pyx_L50:;
 
-  /* "fastopt/_plan.pyx":139
+  /* "fastopt/_plan.pyx":138
  *         elif change.states and self.bound is not None:
  *             self.take_bound()  # the formats may be others
  *         self.is_assigned = False             # <<<<<<<<<<<<<<
@@ -26010,7 +25859,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
 */
   __pyx_v_self->is_assigned = 0;
 
-  /* "fastopt/_plan.pyx":140
+  /* "fastopt/_plan.pyx":139
  *             self.take_bound()  # the formats may be others
  *         self.is_assigned = False
  *         return 0             # <<<<<<<<<<<<<<
@@ -26023,7 +25872,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   }
   goto __pyx_L0;
 
-  /* "fastopt/_plan.pyx":102
+  /* "fastopt/_plan.pyx":101
  *         self._commit(param_groups, change)
  * 
  *     cdef int _commit(self, object param_groups, Change change) except -1:             # <<<<<<<<<<<<<<
@@ -26060,7 +25909,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan__commit(struct __pyx_obj_7fastopt_5_pla
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":142
+/* "fastopt/_plan.pyx":141
  *         return 0
  * 
  *     cdef int reserve(self, Py_ssize_t count) except -1:             # <<<<<<<<<<<<<<
@@ -26084,7 +25933,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_reserve(struct __pyx_obj_7fastopt_5_pla
   int __pyx_clineno = 0;
 
 
-  /* "fastopt/_plan.pyx":146
+  /* "fastopt/_plan.pyx":145
  *         cdef char *has_gradient
  *         cdef Shared *shared
  *         if count <= self.capacity:             # <<<<<<<<<<<<<<
@@ -26096,7 +25945,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_reserve(struct __pyx_obj_7fastopt_5_pla
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_plan.pyx":147
+    /* "fastopt/_plan.pyx":146
  *         cdef Shared *shared
  *         if count <= self.capacity:
  *             return 0             # <<<<<<<<<<<<<<
@@ -26109,7 +25958,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_reserve(struct __pyx_obj_7fastopt_5_pla
     }
     goto __pyx_L0;
 
-    /* "fastopt/_plan.pyx":146
+    /* "fastopt/_plan.pyx":145
  *         cdef char *has_gradient
  *         cdef Shared *shared
  *         if count <= self.capacity:             # <<<<<<<<<<<<<<
@@ -26118,7 +25967,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_reserve(struct __pyx_obj_7fastopt_5_pla
 */
   }
 
-  /* "fastopt/_plan.pyx":148
+  /* "fastopt/_plan.pyx":147
  *         if count <= self.capacity:
  *             return 0
  *         count = max(count, 2 * self.capacity)             # <<<<<<<<<<<<<<
@@ -26142,7 +25991,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_reserve(struct __pyx_obj_7fastopt_5_pla
   __pyx_v_count = __pyx_t_4;
 
 
-  /* "fastopt/_plan.pyx":149
+  /* "fastopt/_plan.pyx":148
  *             return 0
  *         count = max(count, 2 * self.capacity)
  *         has_gradient = <char *>calloc(count, sizeof(char))             # <<<<<<<<<<<<<<
@@ -26151,7 +26000,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_reserve(struct __pyx_obj_7fastopt_5_pla
 */
   __pyx_v_has_gradient = ((char *)calloc(__pyx_v_count, (sizeof(char))));
 
-  /* "fastopt/_plan.pyx":150
+  /* "fastopt/_plan.pyx":149
  *         count = max(count, 2 * self.capacity)
  *         has_gradient = <char *>calloc(count, sizeof(char))
  *         shared = <Shared *>calloc(count, sizeof(Shared))             # <<<<<<<<<<<<<<
@@ -26160,7 +26009,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_reserve(struct __pyx_obj_7fastopt_5_pla
 */
   __pyx_v_shared = ((struct __pyx_t_7fastopt_5_plan_Shared *)calloc(__pyx_v_count, (sizeof(struct __pyx_t_7fastopt_5_plan_Shared))));
 
-  /* "fastopt/_plan.pyx":151
+  /* "fastopt/_plan.pyx":150
  *         has_gradient = <char *>calloc(count, sizeof(char))
  *         shared = <Shared *>calloc(count, sizeof(Shared))
  *         if has_gradient == NULL or shared == NULL:             # <<<<<<<<<<<<<<
@@ -26186,7 +26035,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_reserve(struct __pyx_obj_7fastopt_5_pla
   if (unlikely(__pyx_t_1)) {
 
 
-    /* "fastopt/_plan.pyx":152
+    /* "fastopt/_plan.pyx":151
  *         shared = <Shared *>calloc(count, sizeof(Shared))
  *         if has_gradient == NULL or shared == NULL:
  *             free(has_gradient)             # <<<<<<<<<<<<<<
@@ -26195,7 +26044,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_reserve(struct __pyx_obj_7fastopt_5_pla
 */
     free(__pyx_v_has_gradient);
 
-    /* "fastopt/_plan.pyx":153
+    /* "fastopt/_plan.pyx":152
  *         if has_gradient == NULL or shared == NULL:
  *             free(has_gradient)
  *             free(shared)             # <<<<<<<<<<<<<<
@@ -26204,16 +26053,16 @@ static int __pyx_f_7fastopt_5_plan_4Plan_reserve(struct __pyx_obj_7fastopt_5_pla
 */
     free(__pyx_v_shared);
 
-    /* "fastopt/_plan.pyx":154
+    /* "fastopt/_plan.pyx":153
  *             free(has_gradient)
  *             free(shared)
  *             raise MemoryError             # <<<<<<<<<<<<<<
  *         memcpy(has_gradient, self.has_gradient, self.capacity)
  *         free(self.has_gradient)
 */
-    PyErr_NoMemory(); __PYX_ERR(0, 154, __pyx_L1_error)
+    PyErr_NoMemory(); __PYX_ERR(0, 153, __pyx_L1_error)
 
-    /* "fastopt/_plan.pyx":151
+    /* "fastopt/_plan.pyx":150
  *         has_gradient = <char *>calloc(count, sizeof(char))
  *         shared = <Shared *>calloc(count, sizeof(Shared))
  *         if has_gradient == NULL or shared == NULL:             # <<<<<<<<<<<<<<
@@ -26222,7 +26071,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_reserve(struct __pyx_obj_7fastopt_5_pla
 */
   }
 
-  /* "fastopt/_plan.pyx":155
+  /* "fastopt/_plan.pyx":154
  *             free(shared)
  *             raise MemoryError
  *         memcpy(has_gradient, self.has_gradient, self.capacity)             # <<<<<<<<<<<<<<
@@ -26231,7 +26080,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_reserve(struct __pyx_obj_7fastopt_5_pla
 */
   (void)(memcpy(__pyx_v_has_gradient, __pyx_v_self->has_gradient, __pyx_v_self->capacity));
 
-  /* "fastopt/_plan.pyx":156
+  /* "fastopt/_plan.pyx":155
  *             raise MemoryError
  *         memcpy(has_gradient, self.has_gradient, self.capacity)
  *         free(self.has_gradient)             # <<<<<<<<<<<<<<
@@ -26240,7 +26089,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_reserve(struct __pyx_obj_7fastopt_5_pla
 */
   free(__pyx_v_self->has_gradient);
 
-  /* "fastopt/_plan.pyx":157
+  /* "fastopt/_plan.pyx":156
  *         memcpy(has_gradient, self.has_gradient, self.capacity)
  *         free(self.has_gradient)
  *         free(self.shared)             # <<<<<<<<<<<<<<
@@ -26249,7 +26098,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_reserve(struct __pyx_obj_7fastopt_5_pla
 */
   free(__pyx_v_self->shared);
 
-  /* "fastopt/_plan.pyx":158
+  /* "fastopt/_plan.pyx":157
  *         free(self.has_gradient)
  *         free(self.shared)
  *         self.has_gradient, self.shared, self.capacity = has_gradient, shared, count             # <<<<<<<<<<<<<<
@@ -26266,7 +26115,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_reserve(struct __pyx_obj_7fastopt_5_pla
   __pyx_v_self->shared = __pyx_t_7;
   __pyx_v_self->capacity = __pyx_t_4;
 
-  /* "fastopt/_plan.pyx":159
+  /* "fastopt/_plan.pyx":158
  *         free(self.shared)
  *         self.has_gradient, self.shared, self.capacity = has_gradient, shared, count
  *         self.is_assigned = False             # <<<<<<<<<<<<<<
@@ -26275,7 +26124,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_reserve(struct __pyx_obj_7fastopt_5_pla
 */
   __pyx_v_self->is_assigned = 0;
 
-  /* "fastopt/_plan.pyx":160
+  /* "fastopt/_plan.pyx":159
  *         self.has_gradient, self.shared, self.capacity = has_gradient, shared, count
  *         self.is_assigned = False
  *         return 0             # <<<<<<<<<<<<<<
@@ -26288,7 +26137,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_reserve(struct __pyx_obj_7fastopt_5_pla
   }
   goto __pyx_L0;
 
-  /* "fastopt/_plan.pyx":142
+  /* "fastopt/_plan.pyx":141
  *         return 0
  * 
  *     cdef int reserve(self, Py_ssize_t count) except -1:             # <<<<<<<<<<<<<<
@@ -26308,7 +26157,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_reserve(struct __pyx_obj_7fastopt_5_pla
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":164
+/* "fastopt/_plan.pyx":163
  *     # -- Gradients --
  * 
  *     cdef list listed(self, object grads):             # <<<<<<<<<<<<<<
@@ -26341,7 +26190,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("listed", 0);
 
-  /* "fastopt/_plan.pyx":168
+  /* "fastopt/_plan.pyx":167
  *         cdef list found
  *         cdef Tensor tensor
  *         if type(grads) is list:             # <<<<<<<<<<<<<<
@@ -26352,7 +26201,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_plan.pyx":169
+    /* "fastopt/_plan.pyx":168
  *         cdef Tensor tensor
  *         if type(grads) is list:
  *             return grads             # <<<<<<<<<<<<<<
@@ -26361,7 +26210,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
 */
     __pyx_t_2 = __pyx_v_grads;
     __Pyx_INCREF(__pyx_t_2);
-    if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(0, 169, __pyx_L1_error)
+    if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(0, 168, __pyx_L1_error)
     {
       PyObject *__pyx_temp;
       {
@@ -26373,7 +26222,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
     __pyx_t_2 = 0;
     goto __pyx_L0;
 
-    /* "fastopt/_plan.pyx":168
+    /* "fastopt/_plan.pyx":167
  *         cdef list found
  *         cdef Tensor tensor
  *         if type(grads) is list:             # <<<<<<<<<<<<<<
@@ -26382,7 +26231,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
 */
   }
 
-  /* "fastopt/_plan.pyx":170
+  /* "fastopt/_plan.pyx":169
  *         if type(grads) is list:
  *             return grads
  *         if PyDict_CheckExact(grads) and len(<dict>grads) == len(self.tensors):             # <<<<<<<<<<<<<<
@@ -26401,16 +26250,16 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
   }
   if (unlikely(__pyx_v_grads == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(0, 170, __pyx_L1_error)
+    __PYX_ERR(0, 169, __pyx_L1_error)
   }
-  __pyx_t_4 = PyDict_Size(((PyObject*)__pyx_v_grads)); if (unlikely(__pyx_t_4 == ((Py_ssize_t)-1))) __PYX_ERR(0, 170, __pyx_L1_error)
+  __pyx_t_4 = PyDict_Size(((PyObject*)__pyx_v_grads)); if (unlikely(__pyx_t_4 == ((Py_ssize_t)-1))) __PYX_ERR(0, 169, __pyx_L1_error)
   __pyx_t_2 = __pyx_v_self->tensors;
   __Pyx_INCREF(__pyx_t_2);
   if (unlikely(__pyx_t_2 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(0, 170, __pyx_L1_error)
+    __PYX_ERR(0, 169, __pyx_L1_error)
   }
-  __pyx_t_5 = __Pyx_PyList_GET_SIZE(__pyx_t_2); if (unlikely(__pyx_t_5 == ((Py_ssize_t)-1))) __PYX_ERR(0, 170, __pyx_L1_error)
+  __pyx_t_5 = __Pyx_PyList_GET_SIZE(__pyx_t_2); if (unlikely(__pyx_t_5 == ((Py_ssize_t)-1))) __PYX_ERR(0, 169, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
   __pyx_t_3 = (__pyx_t_4 == __pyx_t_5);
 
@@ -26423,19 +26272,19 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_plan.pyx":171
+    /* "fastopt/_plan.pyx":170
  *             return grads
  *         if PyDict_CheckExact(grads) and len(<dict>grads) == len(self.tensors):
  *             found = []             # <<<<<<<<<<<<<<
  *             for tensor in self.tensors:
  *                 if tensor.key not in <dict>grads:
 */
-    __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 171, __pyx_L1_error)
+    __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 170, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_2);
     __pyx_v_found = ((PyObject*)__pyx_t_2);
     __pyx_t_2 = 0;
 
-    /* "fastopt/_plan.pyx":172
+    /* "fastopt/_plan.pyx":171
  *         if PyDict_CheckExact(grads) and len(<dict>grads) == len(self.tensors):
  *             found = []
  *             for tensor in self.tensors:             # <<<<<<<<<<<<<<
@@ -26444,7 +26293,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
 */
     if (unlikely(__pyx_v_self->tensors == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-      __PYX_ERR(0, 172, __pyx_L1_error)
+      __PYX_ERR(0, 171, __pyx_L1_error)
     }
     __pyx_t_2 = __pyx_v_self->tensors; __Pyx_INCREF(__pyx_t_2);
     __pyx_t_5 = 0;
@@ -26452,19 +26301,19 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
       {
         Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_2);
         #if !CYTHON_ASSUME_SAFE_SIZE
-        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 172, __pyx_L1_error)
+        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 171, __pyx_L1_error)
         #endif
         if (__pyx_t_5 >= __pyx_temp) break;
       }
       __pyx_t_6 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_2, __pyx_t_5, __Pyx_ReferenceSharing_OwnStrongReference);
       ++__pyx_t_5;
-      if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 172, __pyx_L1_error)
+      if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 171, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_6);
-      if (!(likely(((__pyx_t_6) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_6, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(0, 172, __pyx_L1_error)
+      if (!(likely(((__pyx_t_6) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_6, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(0, 171, __pyx_L1_error)
       __Pyx_XDECREF_SET(__pyx_v_tensor, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_6));
       __pyx_t_6 = 0;
 
-      /* "fastopt/_plan.pyx":173
+      /* "fastopt/_plan.pyx":172
  *             found = []
  *             for tensor in self.tensors:
  *                 if tensor.key not in <dict>grads:             # <<<<<<<<<<<<<<
@@ -26473,13 +26322,13 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
 */
       if (unlikely(__pyx_v_grads == Py_None)) {
         PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-        __PYX_ERR(0, 173, __pyx_L1_error)
+        __PYX_ERR(0, 172, __pyx_L1_error)
       }
-      __pyx_t_1 = (__Pyx_PyDict_ContainsTF(__pyx_v_tensor->key, ((PyObject*)__pyx_v_grads), Py_NE)); if (unlikely((__pyx_t_1 < 0))) __PYX_ERR(0, 173, __pyx_L1_error)
+      __pyx_t_1 = (__Pyx_PyDict_ContainsTF(__pyx_v_tensor->key, ((PyObject*)__pyx_v_grads), Py_NE)); if (unlikely((__pyx_t_1 < 0))) __PYX_ERR(0, 172, __pyx_L1_error)
       if (__pyx_t_1) {
 
 
-        /* "fastopt/_plan.pyx":174
+        /* "fastopt/_plan.pyx":173
  *             for tensor in self.tensors:
  *                 if tensor.key not in <dict>grads:
  *                     break             # <<<<<<<<<<<<<<
@@ -26488,7 +26337,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
 */
         goto __pyx_L8_break;
 
-        /* "fastopt/_plan.pyx":173
+        /* "fastopt/_plan.pyx":172
  *             found = []
  *             for tensor in self.tensors:
  *                 if tensor.key not in <dict>grads:             # <<<<<<<<<<<<<<
@@ -26497,7 +26346,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
 */
       }
 
-      /* "fastopt/_plan.pyx":175
+      /* "fastopt/_plan.pyx":174
  *                 if tensor.key not in <dict>grads:
  *                     break
  *                 found.append((<dict>grads)[tensor.key])             # <<<<<<<<<<<<<<
@@ -26506,15 +26355,15 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
 */
       if (unlikely(__pyx_v_grads == Py_None)) {
         PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-        __PYX_ERR(0, 175, __pyx_L1_error)
+        __PYX_ERR(0, 174, __pyx_L1_error)
       }
-      __pyx_t_6 = __Pyx_PyDict_GetItem(((PyObject*)__pyx_v_grads), __pyx_v_tensor->key); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 175, __pyx_L1_error)
+      __pyx_t_6 = __Pyx_PyDict_GetItem(((PyObject*)__pyx_v_grads), __pyx_v_tensor->key); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 174, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_6);
-      __pyx_t_7 = __Pyx_PyList_Append(__pyx_v_found, __pyx_t_6); if (unlikely(__pyx_t_7 == ((int)-1))) __PYX_ERR(0, 175, __pyx_L1_error)
+      __pyx_t_7 = __Pyx_PyList_Append(__pyx_v_found, __pyx_t_6); if (unlikely(__pyx_t_7 == ((int)-1))) __PYX_ERR(0, 174, __pyx_L1_error)
       __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
 
 
-      /* "fastopt/_plan.pyx":172
+      /* "fastopt/_plan.pyx":171
  *         if PyDict_CheckExact(grads) and len(<dict>grads) == len(self.tensors):
  *             found = []
  *             for tensor in self.tensors:             # <<<<<<<<<<<<<<
@@ -26530,7 +26379,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
     /*else*/ {
       __pyx_L10_for_else:;
 
-      /* "fastopt/_plan.pyx":177
+      /* "fastopt/_plan.pyx":176
  *                 found.append((<dict>grads)[tensor.key])
  *             else:
  *                 return found             # <<<<<<<<<<<<<<
@@ -26550,7 +26399,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
     }
     __pyx_L11_for_end:;
 
-    /* "fastopt/_plan.pyx":170
+    /* "fastopt/_plan.pyx":169
  *         if type(grads) is list:
  *             return grads
  *         if PyDict_CheckExact(grads) and len(<dict>grads) == len(self.tensors):             # <<<<<<<<<<<<<<
@@ -26559,7 +26408,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
 */
   }
 
-  /* "fastopt/_plan.pyx":178
+  /* "fastopt/_plan.pyx":177
  *             else:
  *                 return found
  *         return arrays.listed(grads, [t.key for t in self.tensors], [t.label for t in self.tensors])             # <<<<<<<<<<<<<<
@@ -26567,17 +26416,17 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
  *     cdef int select(self, list tensors) except -1:
 */
   __pyx_t_6 = NULL;
-  __Pyx_GetModuleGlobalName(__pyx_t_8, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 178, __pyx_L1_error)
+  __Pyx_GetModuleGlobalName(__pyx_t_8, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 177, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_8);
-  __pyx_t_9 = __Pyx_PyObject_GetAttrStr(__pyx_t_8, __pyx_mstate_global->__pyx_n_u_listed); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 178, __pyx_L1_error)
+  __pyx_t_9 = __Pyx_PyObject_GetAttrStr(__pyx_t_8, __pyx_mstate_global->__pyx_n_u_listed); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 177, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_9);
   __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
   { /* enter inner scope */
-    __pyx_t_8 = PyList_New(0); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 178, __pyx_L14_error)
+    __pyx_t_8 = PyList_New(0); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 177, __pyx_L14_error)
     __Pyx_GOTREF(__pyx_t_8);
     if (unlikely(__pyx_v_self->tensors == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-      __PYX_ERR(0, 178, __pyx_L14_error)
+      __PYX_ERR(0, 177, __pyx_L14_error)
     }
     __pyx_t_10 = __pyx_v_self->tensors; __Pyx_INCREF(__pyx_t_10);
     __pyx_t_5 = 0;
@@ -26585,20 +26434,20 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
       {
         Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_10);
         #if !CYTHON_ASSUME_SAFE_SIZE
-        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 178, __pyx_L14_error)
+        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 177, __pyx_L14_error)
         #endif
         if (__pyx_t_5 >= __pyx_temp) break;
       }
       __pyx_t_11 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_10, __pyx_t_5, __Pyx_ReferenceSharing_OwnStrongReference);
       ++__pyx_t_5;
-      if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 178, __pyx_L14_error)
+      if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 177, __pyx_L14_error)
       __Pyx_GOTREF(__pyx_t_11);
       __Pyx_XDECREF_SET(__pyx_8genexpr5__pyx_v_t, __pyx_t_11);
       __pyx_t_11 = 0;
-      __pyx_t_11 = __Pyx_PyObject_GetAttrStr(__pyx_8genexpr5__pyx_v_t, __pyx_mstate_global->__pyx_n_u_key); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 178, __pyx_L14_error)
+      __pyx_t_11 = __Pyx_PyObject_GetAttrStr(__pyx_8genexpr5__pyx_v_t, __pyx_mstate_global->__pyx_n_u_key); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 177, __pyx_L14_error)
       __Pyx_GOTREF(__pyx_t_11);
       __Pyx_GIVEREF(__pyx_t_11);
-      if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_8, __pyx_t_11))) __PYX_ERR(0, 178, __pyx_L14_error)
+      if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_8, __pyx_t_11))) __PYX_ERR(0, 177, __pyx_L14_error)
       __pyx_t_11 = 0;
     }
     __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
@@ -26610,11 +26459,11 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
     __pyx_L18_exit_scope:;
   } /* exit inner scope */
   { /* enter inner scope */
-    __pyx_t_10 = PyList_New(0); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 178, __pyx_L21_error)
+    __pyx_t_10 = PyList_New(0); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 177, __pyx_L21_error)
     __Pyx_GOTREF(__pyx_t_10);
     if (unlikely(__pyx_v_self->tensors == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-      __PYX_ERR(0, 178, __pyx_L21_error)
+      __PYX_ERR(0, 177, __pyx_L21_error)
     }
     __pyx_t_11 = __pyx_v_self->tensors; __Pyx_INCREF(__pyx_t_11);
     __pyx_t_5 = 0;
@@ -26622,20 +26471,20 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
       {
         Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_11);
         #if !CYTHON_ASSUME_SAFE_SIZE
-        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 178, __pyx_L21_error)
+        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 177, __pyx_L21_error)
         #endif
         if (__pyx_t_5 >= __pyx_temp) break;
       }
       __pyx_t_12 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_11, __pyx_t_5, __Pyx_ReferenceSharing_OwnStrongReference);
       ++__pyx_t_5;
-      if (unlikely(!__pyx_t_12)) __PYX_ERR(0, 178, __pyx_L21_error)
+      if (unlikely(!__pyx_t_12)) __PYX_ERR(0, 177, __pyx_L21_error)
       __Pyx_GOTREF(__pyx_t_12);
       __Pyx_XDECREF_SET(__pyx_8genexpr6__pyx_v_t, __pyx_t_12);
       __pyx_t_12 = 0;
-      __pyx_t_12 = __Pyx_PyObject_GetAttrStr(__pyx_8genexpr6__pyx_v_t, __pyx_mstate_global->__pyx_n_u_label); if (unlikely(!__pyx_t_12)) __PYX_ERR(0, 178, __pyx_L21_error)
+      __pyx_t_12 = __Pyx_PyObject_GetAttrStr(__pyx_8genexpr6__pyx_v_t, __pyx_mstate_global->__pyx_n_u_label); if (unlikely(!__pyx_t_12)) __PYX_ERR(0, 177, __pyx_L21_error)
       __Pyx_GOTREF(__pyx_t_12);
       __Pyx_GIVEREF(__pyx_t_12);
-      if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_10, __pyx_t_12))) __PYX_ERR(0, 178, __pyx_L21_error)
+      if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_10, __pyx_t_12))) __PYX_ERR(0, 177, __pyx_L21_error)
       __pyx_t_12 = 0;
     }
     __Pyx_DECREF(__pyx_t_11); __pyx_t_11 = 0;
@@ -26665,10 +26514,10 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
     __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
     __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
     __Pyx_DECREF(__pyx_t_9); __pyx_t_9 = 0;
-    if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 178, __pyx_L1_error)
+    if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 177, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_2);
   }
-  if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(0, 178, __pyx_L1_error)
+  if (!(likely(PyList_CheckExact(__pyx_t_2))||((__pyx_t_2) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_2))) __PYX_ERR(0, 177, __pyx_L1_error)
   {
     PyObject *__pyx_temp;
     {
@@ -26680,7 +26529,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
   __pyx_t_2 = 0;
   goto __pyx_L0;
 
-  /* "fastopt/_plan.pyx":164
+  /* "fastopt/_plan.pyx":163
  *     # -- Gradients --
  * 
  *     cdef list listed(self, object grads):             # <<<<<<<<<<<<<<
@@ -26709,7 +26558,7 @@ static PyObject *__pyx_f_7fastopt_5_plan_4Plan_listed(struct __pyx_obj_7fastopt_
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":180
+/* "fastopt/_plan.pyx":179
  *         return arrays.listed(grads, [t.key for t in self.tensors], [t.label for t in self.tensors])
  * 
  *     cdef int select(self, list tensors) except -1:             # <<<<<<<<<<<<<<
@@ -26733,7 +26582,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_select(struct __pyx_obj_7fastopt_5_plan
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("select", 0);
 
-  /* "fastopt/_plan.pyx":182
+  /* "fastopt/_plan.pyx":181
  *     cdef int select(self, list tensors) except -1:
  *         """Records whose gradients come next."""
  *         cdef Py_ssize_t i, n = len(tensors)             # <<<<<<<<<<<<<<
@@ -26742,12 +26591,12 @@ static int __pyx_f_7fastopt_5_plan_4Plan_select(struct __pyx_obj_7fastopt_5_plan
 */
   if (unlikely(__pyx_v_tensors == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(0, 182, __pyx_L1_error)
+    __PYX_ERR(0, 181, __pyx_L1_error)
   }
-  __pyx_t_1 = __Pyx_PyList_GET_SIZE(__pyx_v_tensors); if (unlikely(__pyx_t_1 == ((Py_ssize_t)-1))) __PYX_ERR(0, 182, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyList_GET_SIZE(__pyx_v_tensors); if (unlikely(__pyx_t_1 == ((Py_ssize_t)-1))) __PYX_ERR(0, 181, __pyx_L1_error)
   __pyx_v_n = __pyx_t_1;
 
-  /* "fastopt/_plan.pyx":183
+  /* "fastopt/_plan.pyx":182
  *         """Records whose gradients come next."""
  *         cdef Py_ssize_t i, n = len(tensors)
  *         if self.selected is tensors:             # <<<<<<<<<<<<<<
@@ -26758,7 +26607,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_select(struct __pyx_obj_7fastopt_5_plan
   if (__pyx_t_2) {
 
 
-    /* "fastopt/_plan.pyx":184
+    /* "fastopt/_plan.pyx":183
  *         cdef Py_ssize_t i, n = len(tensors)
  *         if self.selected is tensors:
  *             return 0             # <<<<<<<<<<<<<<
@@ -26771,7 +26620,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_select(struct __pyx_obj_7fastopt_5_plan
     }
     goto __pyx_L0;
 
-    /* "fastopt/_plan.pyx":183
+    /* "fastopt/_plan.pyx":182
  *         """Records whose gradients come next."""
  *         cdef Py_ssize_t i, n = len(tensors)
  *         if self.selected is tensors:             # <<<<<<<<<<<<<<
@@ -26780,7 +26629,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_select(struct __pyx_obj_7fastopt_5_plan
 */
   }
 
-  /* "fastopt/_plan.pyx":185
+  /* "fastopt/_plan.pyx":184
  *         if self.selected is tensors:
  *             return 0
  *         if len(self.selected) == n:             # <<<<<<<<<<<<<<
@@ -26791,9 +26640,9 @@ static int __pyx_f_7fastopt_5_plan_4Plan_select(struct __pyx_obj_7fastopt_5_plan
   __Pyx_INCREF(__pyx_t_3);
   if (unlikely(__pyx_t_3 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(0, 185, __pyx_L1_error)
+    __PYX_ERR(0, 184, __pyx_L1_error)
   }
-  __pyx_t_1 = __Pyx_PyList_GET_SIZE(__pyx_t_3); if (unlikely(__pyx_t_1 == ((Py_ssize_t)-1))) __PYX_ERR(0, 185, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyList_GET_SIZE(__pyx_t_3); if (unlikely(__pyx_t_1 == ((Py_ssize_t)-1))) __PYX_ERR(0, 184, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
   __pyx_t_2 = (__pyx_t_1 == __pyx_v_n);
 
@@ -26801,7 +26650,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_select(struct __pyx_obj_7fastopt_5_plan
   if (__pyx_t_2) {
 
 
-    /* "fastopt/_plan.pyx":186
+    /* "fastopt/_plan.pyx":185
  *             return 0
  *         if len(self.selected) == n:
  *             for i in range(n):             # <<<<<<<<<<<<<<
@@ -26815,7 +26664,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_select(struct __pyx_obj_7fastopt_5_plan
     for (__pyx_t_5 = 0; __pyx_t_5 < __pyx_t_4; __pyx_t_5+=1) {
       __pyx_v_i = __pyx_t_5;
 
-      /* "fastopt/_plan.pyx":187
+      /* "fastopt/_plan.pyx":186
  *         if len(self.selected) == n:
  *             for i in range(n):
  *                 if <PyObject *>self.selected[i] != <PyObject *>tensors[i]:             # <<<<<<<<<<<<<<
@@ -26824,18 +26673,18 @@ static int __pyx_f_7fastopt_5_plan_4Plan_select(struct __pyx_obj_7fastopt_5_plan
 */
       if (unlikely(__pyx_v_self->selected == Py_None)) {
         PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-        __PYX_ERR(0, 187, __pyx_L1_error)
+        __PYX_ERR(0, 186, __pyx_L1_error)
       }
       if (unlikely(__pyx_v_tensors == Py_None)) {
         PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-        __PYX_ERR(0, 187, __pyx_L1_error)
+        __PYX_ERR(0, 186, __pyx_L1_error)
       }
       __pyx_t_2 = (((PyObject *)__Pyx_PyList_GET_ITEM(__pyx_v_self->selected, __pyx_v_i)) != ((PyObject *)__Pyx_PyList_GET_ITEM(__pyx_v_tensors, __pyx_v_i)));
 
       if (__pyx_t_2) {
 
 
-        /* "fastopt/_plan.pyx":188
+        /* "fastopt/_plan.pyx":187
  *             for i in range(n):
  *                 if <PyObject *>self.selected[i] != <PyObject *>tensors[i]:
  *                     break             # <<<<<<<<<<<<<<
@@ -26844,7 +26693,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_select(struct __pyx_obj_7fastopt_5_plan
 */
         goto __pyx_L6_break;
 
-        /* "fastopt/_plan.pyx":187
+        /* "fastopt/_plan.pyx":186
  *         if len(self.selected) == n:
  *             for i in range(n):
  *                 if <PyObject *>self.selected[i] != <PyObject *>tensors[i]:             # <<<<<<<<<<<<<<
@@ -26855,7 +26704,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_select(struct __pyx_obj_7fastopt_5_plan
     }
     /*else*/ {
 
-      /* "fastopt/_plan.pyx":190
+      /* "fastopt/_plan.pyx":189
  *                     break
  *             else:
  *                 return 0             # <<<<<<<<<<<<<<
@@ -26871,7 +26720,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_select(struct __pyx_obj_7fastopt_5_plan
     __pyx_L6_break:;
 
 
-    /* "fastopt/_plan.pyx":185
+    /* "fastopt/_plan.pyx":184
  *         if self.selected is tensors:
  *             return 0
  *         if len(self.selected) == n:             # <<<<<<<<<<<<<<
@@ -26880,17 +26729,17 @@ static int __pyx_f_7fastopt_5_plan_4Plan_select(struct __pyx_obj_7fastopt_5_plan
 */
   }
 
-  /* "fastopt/_plan.pyx":191
+  /* "fastopt/_plan.pyx":190
  *             else:
  *                 return 0
  *         self.reserve(n)             # <<<<<<<<<<<<<<
  *         self.selected = tensors
  *         self.is_assigned = False
 */
-  __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->reserve(__pyx_v_self, __pyx_v_n); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 191, __pyx_L1_error)
+  __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->reserve(__pyx_v_self, __pyx_v_n); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 190, __pyx_L1_error)
 
 
-  /* "fastopt/_plan.pyx":192
+  /* "fastopt/_plan.pyx":191
  *                 return 0
  *         self.reserve(n)
  *         self.selected = tensors             # <<<<<<<<<<<<<<
@@ -26902,7 +26751,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_select(struct __pyx_obj_7fastopt_5_plan
   __Pyx_GOTREF(__pyx_v_self->selected);
   __Pyx_DECREF_SET(__pyx_v_self->selected, __pyx_v_tensors);
 
-  /* "fastopt/_plan.pyx":193
+  /* "fastopt/_plan.pyx":192
  *         self.reserve(n)
  *         self.selected = tensors
  *         self.is_assigned = False             # <<<<<<<<<<<<<<
@@ -26911,7 +26760,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_select(struct __pyx_obj_7fastopt_5_plan
 */
   __pyx_v_self->is_assigned = 0;
 
-  /* "fastopt/_plan.pyx":194
+  /* "fastopt/_plan.pyx":193
  *         self.selected = tensors
  *         self.is_assigned = False
  *         return 0             # <<<<<<<<<<<<<<
@@ -26924,7 +26773,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_select(struct __pyx_obj_7fastopt_5_plan
   }
   goto __pyx_L0;
 
-  /* "fastopt/_plan.pyx":180
+  /* "fastopt/_plan.pyx":179
  *         return arrays.listed(grads, [t.key for t in self.tensors], [t.label for t in self.tensors])
  * 
  *     cdef int select(self, list tensors) except -1:             # <<<<<<<<<<<<<<
@@ -26945,7 +26794,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_select(struct __pyx_obj_7fastopt_5_plan
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":196
+/* "fastopt/_plan.pyx":195
  *         return 0
  * 
  *     cdef int take_gradients(self, list grads, bint is_bound=False) except -1:             # <<<<<<<<<<<<<<
@@ -26983,7 +26832,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
     }
   }
 
-  /* "fastopt/_plan.pyx":201
+  /* "fastopt/_plan.pyx":200
  *         cdef Tensor tensor
  *         cdef bint has_gradient
  *         if len(grads) != len(self.selected):             # <<<<<<<<<<<<<<
@@ -26992,16 +26841,16 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
 */
   if (unlikely(__pyx_v_grads == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(0, 201, __pyx_L1_error)
+    __PYX_ERR(0, 200, __pyx_L1_error)
   }
-  __pyx_t_1 = __Pyx_PyList_GET_SIZE(__pyx_v_grads); if (unlikely(__pyx_t_1 == ((Py_ssize_t)-1))) __PYX_ERR(0, 201, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_PyList_GET_SIZE(__pyx_v_grads); if (unlikely(__pyx_t_1 == ((Py_ssize_t)-1))) __PYX_ERR(0, 200, __pyx_L1_error)
   __pyx_t_2 = __pyx_v_self->selected;
   __Pyx_INCREF(__pyx_t_2);
   if (unlikely(__pyx_t_2 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(0, 201, __pyx_L1_error)
+    __PYX_ERR(0, 200, __pyx_L1_error)
   }
-  __pyx_t_3 = __Pyx_PyList_GET_SIZE(__pyx_t_2); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(0, 201, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyList_GET_SIZE(__pyx_t_2); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(0, 200, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
   __pyx_t_4 = (__pyx_t_1 != __pyx_t_3);
 
@@ -27010,7 +26859,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
   if (__pyx_t_4) {
 
 
-    /* "fastopt/_plan.pyx":202
+    /* "fastopt/_plan.pyx":201
  *         cdef bint has_gradient
  *         if len(grads) != len(self.selected):
  *             arrays.refuse_count(len(grads), len(self.selected))             # <<<<<<<<<<<<<<
@@ -27018,28 +26867,28 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
  *             if i >= len(grads):  # it is the user's own
 */
     __pyx_t_5 = NULL;
-    __Pyx_GetModuleGlobalName(__pyx_t_6, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 202, __pyx_L1_error)
+    __Pyx_GetModuleGlobalName(__pyx_t_6, __pyx_mstate_global->__pyx_n_u_arrays); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 201, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_6);
-    __pyx_t_7 = __Pyx_PyObject_GetAttrStr(__pyx_t_6, __pyx_mstate_global->__pyx_n_u_refuse_count); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 202, __pyx_L1_error)
+    __pyx_t_7 = __Pyx_PyObject_GetAttrStr(__pyx_t_6, __pyx_mstate_global->__pyx_n_u_refuse_count); if (unlikely(!__pyx_t_7)) __PYX_ERR(0, 201, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_7);
     __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
     if (unlikely(__pyx_v_grads == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-      __PYX_ERR(0, 202, __pyx_L1_error)
+      __PYX_ERR(0, 201, __pyx_L1_error)
     }
-    __pyx_t_3 = __Pyx_PyList_GET_SIZE(__pyx_v_grads); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(0, 202, __pyx_L1_error)
-    __pyx_t_6 = PyLong_FromSsize_t(__pyx_t_3); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 202, __pyx_L1_error)
+    __pyx_t_3 = __Pyx_PyList_GET_SIZE(__pyx_v_grads); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(0, 201, __pyx_L1_error)
+    __pyx_t_6 = PyLong_FromSsize_t(__pyx_t_3); if (unlikely(!__pyx_t_6)) __PYX_ERR(0, 201, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_6);
 
     __pyx_t_8 = __pyx_v_self->selected;
     __Pyx_INCREF(__pyx_t_8);
     if (unlikely(__pyx_t_8 == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-      __PYX_ERR(0, 202, __pyx_L1_error)
+      __PYX_ERR(0, 201, __pyx_L1_error)
     }
-    __pyx_t_3 = __Pyx_PyList_GET_SIZE(__pyx_t_8); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(0, 202, __pyx_L1_error)
+    __pyx_t_3 = __Pyx_PyList_GET_SIZE(__pyx_t_8); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(0, 201, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
-    __pyx_t_8 = PyLong_FromSsize_t(__pyx_t_3); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 202, __pyx_L1_error)
+    __pyx_t_8 = PyLong_FromSsize_t(__pyx_t_3); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 201, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_8);
 
     __pyx_t_9 = 1;
@@ -27061,12 +26910,12 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
       __Pyx_DECREF(__pyx_t_6); __pyx_t_6 = 0;
       __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
       __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
-      if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 202, __pyx_L1_error)
+      if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 201, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_2);
     }
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-    /* "fastopt/_plan.pyx":201
+    /* "fastopt/_plan.pyx":200
  *         cdef Tensor tensor
  *         cdef bint has_gradient
  *         if len(grads) != len(self.selected):             # <<<<<<<<<<<<<<
@@ -27075,7 +26924,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
 */
   }
 
-  /* "fastopt/_plan.pyx":203
+  /* "fastopt/_plan.pyx":202
  *         if len(grads) != len(self.selected):
  *             arrays.refuse_count(len(grads), len(self.selected))
  *         for i in range(len(self.selected)):             # <<<<<<<<<<<<<<
@@ -27086,16 +26935,16 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
   __Pyx_INCREF(__pyx_t_2);
   if (unlikely(__pyx_t_2 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(0, 203, __pyx_L1_error)
+    __PYX_ERR(0, 202, __pyx_L1_error)
   }
-  __pyx_t_3 = __Pyx_PyList_GET_SIZE(__pyx_t_2); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(0, 203, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyList_GET_SIZE(__pyx_t_2); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(0, 202, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
   __pyx_t_1 = __pyx_t_3;
 
   for (__pyx_t_10 = 0; __pyx_t_10 < __pyx_t_1; __pyx_t_10+=1) {
     __pyx_v_i = __pyx_t_10;
 
-    /* "fastopt/_plan.pyx":204
+    /* "fastopt/_plan.pyx":203
  *             arrays.refuse_count(len(grads), len(self.selected))
  *         for i in range(len(self.selected)):
  *             if i >= len(grads):  # it is the user's own             # <<<<<<<<<<<<<<
@@ -27104,16 +26953,16 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
 */
     if (unlikely(__pyx_v_grads == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-      __PYX_ERR(0, 204, __pyx_L1_error)
+      __PYX_ERR(0, 203, __pyx_L1_error)
     }
-    __pyx_t_11 = __Pyx_PyList_GET_SIZE(__pyx_v_grads); if (unlikely(__pyx_t_11 == ((Py_ssize_t)-1))) __PYX_ERR(0, 204, __pyx_L1_error)
+    __pyx_t_11 = __Pyx_PyList_GET_SIZE(__pyx_v_grads); if (unlikely(__pyx_t_11 == ((Py_ssize_t)-1))) __PYX_ERR(0, 203, __pyx_L1_error)
     __pyx_t_4 = (__pyx_v_i >= __pyx_t_11);
 
 
     if (unlikely(__pyx_t_4)) {
 
 
-      /* "fastopt/_plan.pyx":205
+      /* "fastopt/_plan.pyx":204
  *         for i in range(len(self.selected)):
  *             if i >= len(grads):  # it is the user's own
  *                 raise ValueError("gradients: the list became shorter while it was read; leave it alone in a step")             # <<<<<<<<<<<<<<
@@ -27126,14 +26975,14 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
         PyObject *__pyx_callargs[2] = {__pyx_t_7, __pyx_mstate_global->__pyx_kp_u_gradients_the_list_became_shorte};
         __pyx_t_2 = __Pyx_PyObject_FastCall((PyObject*)(((PyTypeObject*)PyExc_ValueError)), __pyx_callargs+__pyx_t_9, (2-__pyx_t_9) | (__pyx_t_9*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
         __Pyx_XDECREF(__pyx_t_7); __pyx_t_7 = 0;
-        if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 205, __pyx_L1_error)
+        if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 204, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_2);
       }
       __Pyx_Raise(__pyx_t_2, 0, 0, 0);
       __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
-      __PYX_ERR(0, 205, __pyx_L1_error)
+      __PYX_ERR(0, 204, __pyx_L1_error)
 
-      /* "fastopt/_plan.pyx":204
+      /* "fastopt/_plan.pyx":203
  *             arrays.refuse_count(len(grads), len(self.selected))
  *         for i in range(len(self.selected)):
  *             if i >= len(grads):  # it is the user's own             # <<<<<<<<<<<<<<
@@ -27142,7 +26991,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
 */
     }
 
-    /* "fastopt/_plan.pyx":206
+    /* "fastopt/_plan.pyx":205
  *             if i >= len(grads):  # it is the user's own
  *                 raise ValueError("gradients: the list became shorter while it was read; leave it alone in a step")
  *             grad = grads[i]             # <<<<<<<<<<<<<<
@@ -27151,14 +27000,14 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
 */
     if (unlikely(__pyx_v_grads == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-      __PYX_ERR(0, 206, __pyx_L1_error)
+      __PYX_ERR(0, 205, __pyx_L1_error)
     }
     __pyx_t_2 = __Pyx_PyList_GET_ITEM(__pyx_v_grads, __pyx_v_i);
     __Pyx_INCREF(__pyx_t_2);
     __Pyx_XDECREF_SET(__pyx_v_grad, __pyx_t_2);
     __pyx_t_2 = 0;
 
-    /* "fastopt/_plan.pyx":207
+    /* "fastopt/_plan.pyx":206
  *                 raise ValueError("gradients: the list became shorter while it was read; leave it alone in a step")
  *             grad = grads[i]
  *             tensor = <Tensor>self.selected[i]             # <<<<<<<<<<<<<<
@@ -27167,14 +27016,14 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
 */
     if (unlikely(__pyx_v_self->selected == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-      __PYX_ERR(0, 207, __pyx_L1_error)
+      __PYX_ERR(0, 206, __pyx_L1_error)
     }
     __pyx_t_2 = __Pyx_PyList_GET_ITEM(__pyx_v_self->selected, __pyx_v_i);
     __Pyx_INCREF(__pyx_t_2);
     __Pyx_XDECREF_SET(__pyx_v_tensor, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_2));
     __pyx_t_2 = 0;
 
-    /* "fastopt/_plan.pyx":208
+    /* "fastopt/_plan.pyx":207
  *             grad = grads[i]
  *             tensor = <Tensor>self.selected[i]
  *             has_gradient = grad is not None             # <<<<<<<<<<<<<<
@@ -27184,7 +27033,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
     __pyx_t_4 = (__pyx_v_grad != Py_None);
     __pyx_v_has_gradient = __pyx_t_4;
 
-    /* "fastopt/_plan.pyx":209
+    /* "fastopt/_plan.pyx":208
  *             tensor = <Tensor>self.selected[i]
  *             has_gradient = grad is not None
  *             if has_gradient != self.has_gradient[i]:             # <<<<<<<<<<<<<<
@@ -27196,7 +27045,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
     if (__pyx_t_4) {
 
 
-      /* "fastopt/_plan.pyx":210
+      /* "fastopt/_plan.pyx":209
  *             has_gradient = grad is not None
  *             if has_gradient != self.has_gradient[i]:
  *                 self.has_gradient[i] = has_gradient             # <<<<<<<<<<<<<<
@@ -27205,7 +27054,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
 */
       (__pyx_v_self->has_gradient[__pyx_v_i]) = __pyx_v_has_gradient;
 
-      /* "fastopt/_plan.pyx":211
+      /* "fastopt/_plan.pyx":210
  *             if has_gradient != self.has_gradient[i]:
  *                 self.has_gradient[i] = has_gradient
  *                 self.is_assigned = False             # <<<<<<<<<<<<<<
@@ -27214,7 +27063,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
 */
       __pyx_v_self->is_assigned = 0;
 
-      /* "fastopt/_plan.pyx":209
+      /* "fastopt/_plan.pyx":208
  *             tensor = <Tensor>self.selected[i]
  *             has_gradient = grad is not None
  *             if has_gradient != self.has_gradient[i]:             # <<<<<<<<<<<<<<
@@ -27223,7 +27072,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
 */
     }
 
-    /* "fastopt/_plan.pyx":212
+    /* "fastopt/_plan.pyx":211
  *                 self.has_gradient[i] = has_gradient
  *                 self.is_assigned = False
  *             if has_gradient:             # <<<<<<<<<<<<<<
@@ -27232,7 +27081,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
 */
     if (__pyx_v_has_gradient) {
 
-      /* "fastopt/_plan.pyx":213
+      /* "fastopt/_plan.pyx":212
  *                 self.is_assigned = False
  *             if has_gradient:
  *                 tensor.take_gradient(grad, is_bound, self.intervals, self.call_intervals)             # <<<<<<<<<<<<<<
@@ -27243,12 +27092,12 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
       __Pyx_INCREF(__pyx_t_2);
       __pyx_t_7 = ((PyObject *)__pyx_v_self->call_intervals);
       __Pyx_INCREF(__pyx_t_7);
-      __pyx_t_12 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Tensor *)__pyx_v_tensor->__pyx_vtab)->take_gradient(__pyx_v_tensor, __pyx_v_grad, __pyx_v_is_bound, ((struct __pyx_obj_7fastopt_5_plan_Intervals *)__pyx_t_2), ((struct __pyx_obj_7fastopt_5_plan_Intervals *)__pyx_t_7)); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 213, __pyx_L1_error)
+      __pyx_t_12 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Tensor *)__pyx_v_tensor->__pyx_vtab)->take_gradient(__pyx_v_tensor, __pyx_v_grad, __pyx_v_is_bound, ((struct __pyx_obj_7fastopt_5_plan_Intervals *)__pyx_t_2), ((struct __pyx_obj_7fastopt_5_plan_Intervals *)__pyx_t_7)); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 212, __pyx_L1_error)
       __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
       __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
 
 
-      /* "fastopt/_plan.pyx":214
+      /* "fastopt/_plan.pyx":213
  *             if has_gradient:
  *                 tensor.take_gradient(grad, is_bound, self.intervals, self.call_intervals)
  *                 if tensor.c.kernel == NULL:             # <<<<<<<<<<<<<<
@@ -27260,7 +27109,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
       if (__pyx_t_4) {
 
 
-        /* "fastopt/_plan.pyx":215
+        /* "fastopt/_plan.pyx":214
  *                 tensor.take_gradient(grad, is_bound, self.intervals, self.call_intervals)
  *                 if tensor.c.kernel == NULL:
  *                     self.is_assigned = False             # <<<<<<<<<<<<<<
@@ -27269,7 +27118,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
 */
         __pyx_v_self->is_assigned = 0;
 
-        /* "fastopt/_plan.pyx":214
+        /* "fastopt/_plan.pyx":213
  *             if has_gradient:
  *                 tensor.take_gradient(grad, is_bound, self.intervals, self.call_intervals)
  *                 if tensor.c.kernel == NULL:             # <<<<<<<<<<<<<<
@@ -27278,7 +27127,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
 */
       }
 
-      /* "fastopt/_plan.pyx":212
+      /* "fastopt/_plan.pyx":211
  *                 self.has_gradient[i] = has_gradient
  *                 self.is_assigned = False
  *             if has_gradient:             # <<<<<<<<<<<<<<
@@ -27290,7 +27139,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
 
 
 
-  /* "fastopt/_plan.pyx":216
+  /* "fastopt/_plan.pyx":215
  *                 if tensor.c.kernel == NULL:
  *                     self.is_assigned = False
  *         return 0             # <<<<<<<<<<<<<<
@@ -27303,7 +27152,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
   }
   goto __pyx_L0;
 
-  /* "fastopt/_plan.pyx":196
+  /* "fastopt/_plan.pyx":195
  *         return 0
  * 
  *     cdef int take_gradients(self, list grads, bint is_bound=False) except -1:             # <<<<<<<<<<<<<<
@@ -27330,7 +27179,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_gradients(struct __pyx_obj_7fastop
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":218
+/* "fastopt/_plan.pyx":217
  *         return 0
  * 
  *     cdef int take_bound(self) except -1:             # <<<<<<<<<<<<<<
@@ -27348,7 +27197,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_bound(struct __pyx_obj_7fastopt_5_
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("take_bound", 0);
 
-  /* "fastopt/_plan.pyx":220
+  /* "fastopt/_plan.pyx":219
  *     cdef int take_bound(self) except -1:
  *         """Takes the bound gradients again, which were checked when they were bound."""
  *         self.select(self.tensors)             # <<<<<<<<<<<<<<
@@ -27357,11 +27206,11 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_bound(struct __pyx_obj_7fastopt_5_
 */
   __pyx_t_1 = __pyx_v_self->tensors;
   __Pyx_INCREF(__pyx_t_1);
-  __pyx_t_2 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->select(__pyx_v_self, ((PyObject*)__pyx_t_1)); if (unlikely(__pyx_t_2 == ((int)-1))) __PYX_ERR(0, 220, __pyx_L1_error)
+  __pyx_t_2 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->select(__pyx_v_self, ((PyObject*)__pyx_t_1)); if (unlikely(__pyx_t_2 == ((int)-1))) __PYX_ERR(0, 219, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
 
-  /* "fastopt/_plan.pyx":221
+  /* "fastopt/_plan.pyx":220
  *         """Takes the bound gradients again, which were checked when they were bound."""
  *         self.select(self.tensors)
  *         return self.take_gradients(self.bound)             # <<<<<<<<<<<<<<
@@ -27370,14 +27219,14 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_bound(struct __pyx_obj_7fastopt_5_
 */
   __pyx_t_1 = __pyx_v_self->bound;
   __Pyx_INCREF(__pyx_t_1);
-  __pyx_t_2 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_gradients(__pyx_v_self, ((PyObject*)__pyx_t_1), NULL); if (unlikely(__pyx_t_2 == ((int)-1))) __PYX_ERR(0, 221, __pyx_L1_error)
+  __pyx_t_2 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_gradients(__pyx_v_self, ((PyObject*)__pyx_t_1), NULL); if (unlikely(__pyx_t_2 == ((int)-1))) __PYX_ERR(0, 220, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   {
     __pyx_r = __pyx_t_2;
   }
   goto __pyx_L0;
 
-  /* "fastopt/_plan.pyx":218
+  /* "fastopt/_plan.pyx":217
  *         return 0
  * 
  *     cdef int take_bound(self) except -1:             # <<<<<<<<<<<<<<
@@ -27396,7 +27245,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_take_bound(struct __pyx_obj_7fastopt_5_
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":223
+/* "fastopt/_plan.pyx":222
  *         return self.take_gradients(self.bound)
  * 
  *     cdef void release(self) noexcept:             # <<<<<<<<<<<<<<
@@ -27415,7 +27264,7 @@ static void __pyx_f_7fastopt_5_plan_4Plan_release(struct __pyx_obj_7fastopt_5_pl
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("release", 0);
 
-  /* "fastopt/_plan.pyx":226
+  /* "fastopt/_plan.pyx":225
  *         """Lets go of the gradients."""
  *         cdef Tensor tensor
  *         for tensor in self.selected:             # <<<<<<<<<<<<<<
@@ -27424,7 +27273,7 @@ static void __pyx_f_7fastopt_5_plan_4Plan_release(struct __pyx_obj_7fastopt_5_pl
 */
   if (unlikely(__pyx_v_self->selected == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-    __PYX_ERR(0, 226, __pyx_L1_error)
+    __PYX_ERR(0, 225, __pyx_L1_error)
   }
   __pyx_t_1 = __pyx_v_self->selected; __Pyx_INCREF(__pyx_t_1);
   __pyx_t_2 = 0;
@@ -27432,19 +27281,19 @@ static void __pyx_f_7fastopt_5_plan_4Plan_release(struct __pyx_obj_7fastopt_5_pl
     {
       Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_1);
       #if !CYTHON_ASSUME_SAFE_SIZE
-      if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 226, __pyx_L1_error)
+      if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 225, __pyx_L1_error)
       #endif
       if (__pyx_t_2 >= __pyx_temp) break;
     }
     __pyx_t_3 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_1, __pyx_t_2, __Pyx_ReferenceSharing_OwnStrongReference);
     ++__pyx_t_2;
-    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 226, __pyx_L1_error)
+    if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 225, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
-    if (!(likely(((__pyx_t_3) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(0, 226, __pyx_L1_error)
+    if (!(likely(((__pyx_t_3) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_3, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor))))) __PYX_ERR(0, 225, __pyx_L1_error)
     __Pyx_XDECREF_SET(__pyx_v_tensor, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_3));
     __pyx_t_3 = 0;
 
-    /* "fastopt/_plan.pyx":227
+    /* "fastopt/_plan.pyx":226
  *         cdef Tensor tensor
  *         for tensor in self.selected:
  *             tensor.gradient = None             # <<<<<<<<<<<<<<
@@ -27456,7 +27305,7 @@ static void __pyx_f_7fastopt_5_plan_4Plan_release(struct __pyx_obj_7fastopt_5_pl
     __Pyx_GOTREF((PyObject *)__pyx_v_tensor->gradient);
     __Pyx_DECREF_SET(__pyx_v_tensor->gradient, ((PyArrayObject *)Py_None));
 
-    /* "fastopt/_plan.pyx":226
+    /* "fastopt/_plan.pyx":225
  *         """Lets go of the gradients."""
  *         cdef Tensor tensor
  *         for tensor in self.selected:             # <<<<<<<<<<<<<<
@@ -27466,7 +27315,7 @@ static void __pyx_f_7fastopt_5_plan_4Plan_release(struct __pyx_obj_7fastopt_5_pl
   }
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-  /* "fastopt/_plan.pyx":223
+  /* "fastopt/_plan.pyx":222
  *         return self.take_gradients(self.bound)
  * 
  *     cdef void release(self) noexcept:             # <<<<<<<<<<<<<<
@@ -27486,7 +27335,7 @@ static void __pyx_f_7fastopt_5_plan_4Plan_release(struct __pyx_obj_7fastopt_5_pl
   __Pyx_RefNannyFinishContext();
 }
 
-/* "fastopt/_plan.pyx":229
+/* "fastopt/_plan.pyx":228
  *             tensor.gradient = None
  * 
  *     def bind(self, grads):             # <<<<<<<<<<<<<<
@@ -27534,32 +27383,32 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_grads,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 229, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 228, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 229, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 228, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "bind", 0) < (0)) __PYX_ERR(0, 229, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "bind", 0) < (0)) __PYX_ERR(0, 228, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 1; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("bind", 1, 1, 1, i); __PYX_ERR(0, 229, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("bind", 1, 1, 1, i); __PYX_ERR(0, 228, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 1)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 229, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 228, __pyx_L3_error)
     }
     __pyx_v_grads = values[0];
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("bind", 1, 1, 1, __pyx_nargs); __PYX_ERR(0, 229, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("bind", 1, 1, 1, __pyx_nargs); __PYX_ERR(0, 228, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -27607,7 +27456,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
   __Pyx_RefNannySetupContext("bind", 0);
   __Pyx_INCREF(__pyx_v_grads);
 
-  /* "fastopt/_plan.pyx":231
+  /* "fastopt/_plan.pyx":230
  *     def bind(self, grads):
  *         """Takes gradients for every step to come; None lets go of them. On an error, what was bound stays."""
  *         cdef list before = self.bound, bound             # <<<<<<<<<<<<<<
@@ -27619,7 +27468,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
   __pyx_v_before = ((PyObject*)__pyx_t_1);
   __pyx_t_1 = 0;
 
-  /* "fastopt/_plan.pyx":234
+  /* "fastopt/_plan.pyx":233
  *         cdef Tensor tensor
  *         cdef Py_ssize_t i
  *         if grads is None:             # <<<<<<<<<<<<<<
@@ -27630,7 +27479,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
   if (__pyx_t_2) {
 
 
-    /* "fastopt/_plan.pyx":235
+    /* "fastopt/_plan.pyx":234
  *         cdef Py_ssize_t i
  *         if grads is None:
  *             self.release()             # <<<<<<<<<<<<<<
@@ -27639,7 +27488,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
 */
     ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->release(__pyx_v_self);
 
-    /* "fastopt/_plan.pyx":236
+    /* "fastopt/_plan.pyx":235
  *         if grads is None:
  *             self.release()
  *             self.bound = None             # <<<<<<<<<<<<<<
@@ -27651,7 +27500,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
     __Pyx_GOTREF(__pyx_v_self->bound);
     __Pyx_DECREF_SET(__pyx_v_self->bound, ((PyObject*)Py_None));
 
-    /* "fastopt/_plan.pyx":237
+    /* "fastopt/_plan.pyx":236
  *             self.release()
  *             self.bound = None
  *             return             # <<<<<<<<<<<<<<
@@ -27668,7 +27517,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
     }
     goto __pyx_L0;
 
-    /* "fastopt/_plan.pyx":234
+    /* "fastopt/_plan.pyx":233
  *         cdef Tensor tensor
  *         cdef Py_ssize_t i
  *         if grads is None:             # <<<<<<<<<<<<<<
@@ -27677,7 +27526,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
 */
   }
 
-  /* "fastopt/_plan.pyx":238
+  /* "fastopt/_plan.pyx":237
  *             self.bound = None
  *             return
  *         try:             # <<<<<<<<<<<<<<
@@ -27693,19 +27542,19 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
     __Pyx_XGOTREF(__pyx_t_5);
     /*try:*/ {
 
-      /* "fastopt/_plan.pyx":239
+      /* "fastopt/_plan.pyx":238
  *             return
  *         try:
  *             grads = self.listed(grads)             # <<<<<<<<<<<<<<
  *             self.select(self.tensors)
  *             self.take_gradients(grads, is_bound=True)
 */
-      __pyx_t_1 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->listed(__pyx_v_self, __pyx_v_grads); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 239, __pyx_L4_error)
+      __pyx_t_1 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->listed(__pyx_v_self, __pyx_v_grads); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 238, __pyx_L4_error)
       __Pyx_GOTREF(__pyx_t_1);
       __Pyx_DECREF_SET(__pyx_v_grads, __pyx_t_1);
       __pyx_t_1 = 0;
 
-      /* "fastopt/_plan.pyx":240
+      /* "fastopt/_plan.pyx":239
  *         try:
  *             grads = self.listed(grads)
  *             self.select(self.tensors)             # <<<<<<<<<<<<<<
@@ -27714,11 +27563,11 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
 */
       __pyx_t_1 = __pyx_v_self->tensors;
       __Pyx_INCREF(__pyx_t_1);
-      __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->select(__pyx_v_self, ((PyObject*)__pyx_t_1)); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 240, __pyx_L4_error)
+      __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->select(__pyx_v_self, ((PyObject*)__pyx_t_1)); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 239, __pyx_L4_error)
       __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
 
-      /* "fastopt/_plan.pyx":241
+      /* "fastopt/_plan.pyx":240
  *             grads = self.listed(grads)
  *             self.select(self.tensors)
  *             self.take_gradients(grads, is_bound=True)             # <<<<<<<<<<<<<<
@@ -27727,26 +27576,26 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
 */
       __pyx_t_1 = __pyx_v_grads;
       __Pyx_INCREF(__pyx_t_1);
-      if (!(likely(PyList_CheckExact(__pyx_t_1))||((__pyx_t_1) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_1))) __PYX_ERR(0, 241, __pyx_L4_error)
+      if (!(likely(PyList_CheckExact(__pyx_t_1))||((__pyx_t_1) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_1))) __PYX_ERR(0, 240, __pyx_L4_error)
       __pyx_t_7.__pyx_n = 1;
       __pyx_t_7.is_bound = 1;
-      __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_gradients(__pyx_v_self, ((PyObject*)__pyx_t_1), &__pyx_t_7); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 241, __pyx_L4_error)
+      __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_gradients(__pyx_v_self, ((PyObject*)__pyx_t_1), &__pyx_t_7); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 240, __pyx_L4_error)
       __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
 
-      /* "fastopt/_plan.pyx":242
+      /* "fastopt/_plan.pyx":241
  *             self.select(self.tensors)
  *             self.take_gradients(grads, is_bound=True)
  *             bound = []             # <<<<<<<<<<<<<<
  *             for i in range(len(self.tensors)):
  *                 tensor = <Tensor>self.tensors[i]
 */
-      __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 242, __pyx_L4_error)
+      __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 241, __pyx_L4_error)
       __Pyx_GOTREF(__pyx_t_1);
       __pyx_v_bound = ((PyObject*)__pyx_t_1);
       __pyx_t_1 = 0;
 
-      /* "fastopt/_plan.pyx":243
+      /* "fastopt/_plan.pyx":242
  *             self.take_gradients(grads, is_bound=True)
  *             bound = []
  *             for i in range(len(self.tensors)):             # <<<<<<<<<<<<<<
@@ -27757,16 +27606,16 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
       __Pyx_INCREF(__pyx_t_1);
       if (unlikely(__pyx_t_1 == Py_None)) {
         PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-        __PYX_ERR(0, 243, __pyx_L4_error)
+        __PYX_ERR(0, 242, __pyx_L4_error)
       }
-      __pyx_t_8 = __Pyx_PyList_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_8 == ((Py_ssize_t)-1))) __PYX_ERR(0, 243, __pyx_L4_error)
+      __pyx_t_8 = __Pyx_PyList_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_8 == ((Py_ssize_t)-1))) __PYX_ERR(0, 242, __pyx_L4_error)
       __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
       __pyx_t_9 = __pyx_t_8;
 
       for (__pyx_t_10 = 0; __pyx_t_10 < __pyx_t_9; __pyx_t_10+=1) {
         __pyx_v_i = __pyx_t_10;
 
-        /* "fastopt/_plan.pyx":244
+        /* "fastopt/_plan.pyx":243
  *             bound = []
  *             for i in range(len(self.tensors)):
  *                 tensor = <Tensor>self.tensors[i]             # <<<<<<<<<<<<<<
@@ -27775,14 +27624,14 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
 */
         if (unlikely(__pyx_v_self->tensors == Py_None)) {
           PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-          __PYX_ERR(0, 244, __pyx_L4_error)
+          __PYX_ERR(0, 243, __pyx_L4_error)
         }
         __pyx_t_1 = __Pyx_PyList_GET_ITEM(__pyx_v_self->tensors, __pyx_v_i);
         __Pyx_INCREF(__pyx_t_1);
         __Pyx_XDECREF_SET(__pyx_v_tensor, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_1));
         __pyx_t_1 = 0;
 
-        /* "fastopt/_plan.pyx":246
+        /* "fastopt/_plan.pyx":245
  *                 tensor = <Tensor>self.tensors[i]
  *                 # views: nobody else can give them another shape
  *                 bound.append(tensor.gradient.view() if self.has_gradient[i] else None)             # <<<<<<<<<<<<<<
@@ -27799,7 +27648,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
             PyObject *__pyx_callargs[2] = {__pyx_t_12, NULL};
             __pyx_t_11 = __Pyx_PyObject_FastCallMethod((PyObject*)__pyx_mstate_global->__pyx_n_u_view, __pyx_callargs+__pyx_t_13, (1-__pyx_t_13) | (1*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
             __Pyx_XDECREF(__pyx_t_12); __pyx_t_12 = 0;
-            if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 246, __pyx_L4_error)
+            if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 245, __pyx_L4_error)
             __Pyx_GOTREF(__pyx_t_11);
           }
           __pyx_t_1 = __pyx_t_11;
@@ -27809,14 +27658,14 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
           __pyx_t_1 = Py_None;
         }
 
-        __pyx_t_14 = __Pyx_PyList_Append(__pyx_v_bound, __pyx_t_1); if (unlikely(__pyx_t_14 == ((int)-1))) __PYX_ERR(0, 246, __pyx_L4_error)
+        __pyx_t_14 = __Pyx_PyList_Append(__pyx_v_bound, __pyx_t_1); if (unlikely(__pyx_t_14 == ((int)-1))) __PYX_ERR(0, 245, __pyx_L4_error)
         __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
       }
 
 
 
-      /* "fastopt/_plan.pyx":247
+      /* "fastopt/_plan.pyx":246
  *                 # views: nobody else can give them another shape
  *                 bound.append(tensor.gradient.view() if self.has_gradient[i] else None)
  *             self.bound = bound             # <<<<<<<<<<<<<<
@@ -27828,17 +27677,17 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
       __Pyx_GOTREF(__pyx_v_self->bound);
       __Pyx_DECREF_SET(__pyx_v_self->bound, __pyx_v_bound);
 
-      /* "fastopt/_plan.pyx":248
+      /* "fastopt/_plan.pyx":247
  *                 bound.append(tensor.gradient.view() if self.has_gradient[i] else None)
  *             self.bound = bound
  *             self.take_bound()             # <<<<<<<<<<<<<<
  *         except BaseException:
  *             self.release()
 */
-      __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_bound(__pyx_v_self); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 248, __pyx_L4_error)
+      __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_bound(__pyx_v_self); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 247, __pyx_L4_error)
 
 
-      /* "fastopt/_plan.pyx":238
+      /* "fastopt/_plan.pyx":237
  *             self.bound = None
  *             return
  *         try:             # <<<<<<<<<<<<<<
@@ -27855,7 +27704,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
     __Pyx_XDECREF(__pyx_t_11); __pyx_t_11 = 0;
     __Pyx_XDECREF(__pyx_t_12); __pyx_t_12 = 0;
 
-    /* "fastopt/_plan.pyx":249
+    /* "fastopt/_plan.pyx":248
  *             self.bound = bound
  *             self.take_bound()
  *         except BaseException:             # <<<<<<<<<<<<<<
@@ -27865,12 +27714,12 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
     __pyx_t_6 = __Pyx_PyErr_ExceptionMatches(((PyObject *)(((PyTypeObject*)PyExc_BaseException))));
     if (__pyx_t_6) {
       __Pyx_AddTraceback("fastopt._plan.Plan.bind", __pyx_clineno, __pyx_lineno, __pyx_filename);
-      if (__Pyx_GetException(&__pyx_t_1, &__pyx_t_11, &__pyx_t_12) < 0) __PYX_ERR(0, 249, __pyx_L6_except_error)
+      if (__Pyx_GetException(&__pyx_t_1, &__pyx_t_11, &__pyx_t_12) < 0) __PYX_ERR(0, 248, __pyx_L6_except_error)
       __Pyx_XGOTREF(__pyx_t_1);
       __Pyx_XGOTREF(__pyx_t_11);
       __Pyx_XGOTREF(__pyx_t_12);
 
-      /* "fastopt/_plan.pyx":250
+      /* "fastopt/_plan.pyx":249
  *             self.take_bound()
  *         except BaseException:
  *             self.release()             # <<<<<<<<<<<<<<
@@ -27879,7 +27728,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
 */
       ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->release(__pyx_v_self);
 
-      /* "fastopt/_plan.pyx":251
+      /* "fastopt/_plan.pyx":250
  *         except BaseException:
  *             self.release()
  *             self.bound = before             # <<<<<<<<<<<<<<
@@ -27891,7 +27740,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
       __Pyx_GOTREF(__pyx_v_self->bound);
       __Pyx_DECREF_SET(__pyx_v_self->bound, __pyx_v_before);
 
-      /* "fastopt/_plan.pyx":252
+      /* "fastopt/_plan.pyx":251
  *             self.release()
  *             self.bound = before
  *             if before is not None:             # <<<<<<<<<<<<<<
@@ -27902,17 +27751,17 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
       if (__pyx_t_2) {
 
 
-        /* "fastopt/_plan.pyx":253
+        /* "fastopt/_plan.pyx":252
  *             self.bound = before
  *             if before is not None:
  *                 self.take_bound()             # <<<<<<<<<<<<<<
  *             raise
  * 
 */
-        __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_bound(__pyx_v_self); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 253, __pyx_L6_except_error)
+        __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_bound(__pyx_v_self); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 252, __pyx_L6_except_error)
 
 
-        /* "fastopt/_plan.pyx":252
+        /* "fastopt/_plan.pyx":251
  *             self.release()
  *             self.bound = before
  *             if before is not None:             # <<<<<<<<<<<<<<
@@ -27921,7 +27770,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
 */
       }
 
-      /* "fastopt/_plan.pyx":254
+      /* "fastopt/_plan.pyx":253
  *             if before is not None:
  *                 self.take_bound()
  *             raise             # <<<<<<<<<<<<<<
@@ -27933,11 +27782,11 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
       __Pyx_XGIVEREF(__pyx_t_12);
       __Pyx_ErrRestoreWithState(__pyx_t_1, __pyx_t_11, __pyx_t_12);
       __pyx_t_1 = 0;  __pyx_t_11 = 0;  __pyx_t_12 = 0; 
-      __PYX_ERR(0, 254, __pyx_L6_except_error)
+      __PYX_ERR(0, 253, __pyx_L6_except_error)
     }
     goto __pyx_L6_except_error;
 
-    /* "fastopt/_plan.pyx":238
+    /* "fastopt/_plan.pyx":237
  *             self.bound = None
  *             return
  *         try:             # <<<<<<<<<<<<<<
@@ -27953,7 +27802,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
     __pyx_L9_try_end:;
   }
 
-  /* "fastopt/_plan.pyx":229
+  /* "fastopt/_plan.pyx":228
  *             tensor.gradient = None
  * 
  *     def bind(self, grads):             # <<<<<<<<<<<<<<
@@ -27981,7 +27830,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_8bind(struct __pyx_obj_7fastopt_
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":258
+/* "fastopt/_plan.pyx":257
  *     # -- Preparing a step --
  * 
  *     cdef int assign(self, int isa, list moves=None) except -1:             # <<<<<<<<<<<<<<
@@ -28026,7 +27875,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
     }
   }
 
-  /* "fastopt/_plan.pyx":261
+  /* "fastopt/_plan.pyx":260
  *         """Finds out which tensors share coefficients and the kernel of each, and cuts the work into tasks."""
  *         cdef Py_ssize_t i, place
  *         cdef size_t subset = 0             # <<<<<<<<<<<<<<
@@ -28035,7 +27884,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
   __pyx_v_subset = 0;
 
-  /* "fastopt/_plan.pyx":263
+  /* "fastopt/_plan.pyx":262
  *         cdef size_t subset = 0
  *         cdef int format
  *         cdef const fastopt_kernel *const *kernels = NULL  # stays so for the NumPy twin             # <<<<<<<<<<<<<<
@@ -28044,7 +27893,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
   __pyx_v_kernels = NULL;
 
-  /* "fastopt/_plan.pyx":266
+  /* "fastopt/_plan.pyx":265
  *         cdef Tensor tensor
  *         cdef Move move
  *         cdef Shared *shared = NULL             # <<<<<<<<<<<<<<
@@ -28053,7 +27902,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
   __pyx_v_shared = NULL;
 
-  /* "fastopt/_plan.pyx":267
+  /* "fastopt/_plan.pyx":266
  *         cdef Move move
  *         cdef Shared *shared = NULL
  *         cdef dict places = None             # <<<<<<<<<<<<<<
@@ -28063,7 +27912,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
   __Pyx_INCREF(Py_None);
   __pyx_v_places = ((PyObject*)Py_None);
 
-  /* "fastopt/_plan.pyx":268
+  /* "fastopt/_plan.pyx":267
  *         cdef Shared *shared = NULL
  *         cdef dict places = None
  *         self.is_assigned = False             # <<<<<<<<<<<<<<
@@ -28072,7 +27921,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
   __pyx_v_self->is_assigned = 0;
 
-  /* "fastopt/_plan.pyx":269
+  /* "fastopt/_plan.pyx":268
  *         cdef dict places = None
  *         self.is_assigned = False
  *         self.work.begin(len(self.selected) + (len(moves) if moves is not None else 0))             # <<<<<<<<<<<<<<
@@ -28083,29 +27932,29 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
   __Pyx_INCREF(__pyx_t_1);
   if (unlikely(__pyx_t_1 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(0, 269, __pyx_L1_error)
+    __PYX_ERR(0, 268, __pyx_L1_error)
   }
-  __pyx_t_2 = __Pyx_PyList_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_2 == ((Py_ssize_t)-1))) __PYX_ERR(0, 269, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyList_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_2 == ((Py_ssize_t)-1))) __PYX_ERR(0, 268, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   __pyx_t_4 = (__pyx_v_moves != ((PyObject*)Py_None));
   if (__pyx_t_4) {
     if (unlikely(__pyx_v_moves == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-      __PYX_ERR(0, 269, __pyx_L1_error)
+      __PYX_ERR(0, 268, __pyx_L1_error)
     }
-    __pyx_t_5 = __Pyx_PyList_GET_SIZE(__pyx_v_moves); if (unlikely(__pyx_t_5 == ((Py_ssize_t)-1))) __PYX_ERR(0, 269, __pyx_L1_error)
+    __pyx_t_5 = __Pyx_PyList_GET_SIZE(__pyx_v_moves); if (unlikely(__pyx_t_5 == ((Py_ssize_t)-1))) __PYX_ERR(0, 268, __pyx_L1_error)
     __pyx_t_3 = __pyx_t_5;
   } else {
 
     __pyx_t_3 = 0;
   }
 
-  __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Work *)__pyx_v_self->work->__pyx_vtab)->begin(__pyx_v_self->work, (__pyx_t_2 + __pyx_t_3)); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 269, __pyx_L1_error)
+  __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Work *)__pyx_v_self->work->__pyx_vtab)->begin(__pyx_v_self->work, (__pyx_t_2 + __pyx_t_3)); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 268, __pyx_L1_error)
 
 
 
 
-  /* "fastopt/_plan.pyx":270
+  /* "fastopt/_plan.pyx":269
  *         self.is_assigned = False
  *         self.work.begin(len(self.selected) + (len(moves) if moves is not None else 0))
  *         if table().isas[isa].name != NULL:             # <<<<<<<<<<<<<<
@@ -28117,7 +27966,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
   if (__pyx_t_4) {
 
 
-    /* "fastopt/_plan.pyx":271
+    /* "fastopt/_plan.pyx":270
  *         self.work.begin(len(self.selected) + (len(moves) if moves is not None else 0))
  *         if table().isas[isa].name != NULL:
  *             kernels = table().isas[isa].optimizers[self.row].kernels             # <<<<<<<<<<<<<<
@@ -28128,7 +27977,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 
     __pyx_v_kernels = __pyx_t_7;
 
-    /* "fastopt/_plan.pyx":270
+    /* "fastopt/_plan.pyx":269
  *         self.is_assigned = False
  *         self.work.begin(len(self.selected) + (len(moves) if moves is not None else 0))
  *         if table().isas[isa].name != NULL:             # <<<<<<<<<<<<<<
@@ -28137,7 +27986,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
   }
 
-  /* "fastopt/_plan.pyx":272
+  /* "fastopt/_plan.pyx":271
  *         if table().isas[isa].name != NULL:
  *             kernels = table().isas[isa].optimizers[self.row].kernels
  *         self.shared_count = 0             # <<<<<<<<<<<<<<
@@ -28146,7 +27995,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
   __pyx_v_self->shared_count = 0;
 
-  /* "fastopt/_plan.pyx":273
+  /* "fastopt/_plan.pyx":272
  *             kernels = table().isas[isa].optimizers[self.row].kernels
  *         self.shared_count = 0
  *         for i in range(len(self.selected)):             # <<<<<<<<<<<<<<
@@ -28157,16 +28006,16 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
   __Pyx_INCREF(__pyx_t_1);
   if (unlikely(__pyx_t_1 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(0, 273, __pyx_L1_error)
+    __PYX_ERR(0, 272, __pyx_L1_error)
   }
-  __pyx_t_3 = __Pyx_PyList_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(0, 273, __pyx_L1_error)
+  __pyx_t_3 = __Pyx_PyList_GET_SIZE(__pyx_t_1); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(0, 272, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
   __pyx_t_2 = __pyx_t_3;
 
   for (__pyx_t_5 = 0; __pyx_t_5 < __pyx_t_2; __pyx_t_5+=1) {
     __pyx_v_i = __pyx_t_5;
 
-    /* "fastopt/_plan.pyx":274
+    /* "fastopt/_plan.pyx":273
  *         self.shared_count = 0
  *         for i in range(len(self.selected)):
  *             if not self.has_gradient[i]:             # <<<<<<<<<<<<<<
@@ -28178,7 +28027,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
     if (__pyx_t_4) {
 
 
-      /* "fastopt/_plan.pyx":275
+      /* "fastopt/_plan.pyx":274
  *         for i in range(len(self.selected)):
  *             if not self.has_gradient[i]:
  *                 continue             # <<<<<<<<<<<<<<
@@ -28187,7 +28036,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
       goto __pyx_L4_continue;
 
-      /* "fastopt/_plan.pyx":274
+      /* "fastopt/_plan.pyx":273
  *         self.shared_count = 0
  *         for i in range(len(self.selected)):
  *             if not self.has_gradient[i]:             # <<<<<<<<<<<<<<
@@ -28196,7 +28045,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
     }
 
-    /* "fastopt/_plan.pyx":276
+    /* "fastopt/_plan.pyx":275
  *             if not self.has_gradient[i]:
  *                 continue
  *             tensor = <Tensor>self.selected[i]             # <<<<<<<<<<<<<<
@@ -28205,14 +28054,14 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
     if (unlikely(__pyx_v_self->selected == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-      __PYX_ERR(0, 276, __pyx_L1_error)
+      __PYX_ERR(0, 275, __pyx_L1_error)
     }
     __pyx_t_1 = __Pyx_PyList_GET_ITEM(__pyx_v_self->selected, __pyx_v_i);
     __Pyx_INCREF(__pyx_t_1);
     __Pyx_XDECREF_SET(__pyx_v_tensor, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_1));
     __pyx_t_1 = 0;
 
-    /* "fastopt/_plan.pyx":277
+    /* "fastopt/_plan.pyx":276
  *                 continue
  *             tensor = <Tensor>self.selected[i]
  *             if shared == NULL or shared.group != tensor.group or shared.steps != tensor.steps:             # <<<<<<<<<<<<<<
@@ -28248,7 +28097,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
     if (__pyx_t_4) {
 
 
-      /* "fastopt/_plan.pyx":278
+      /* "fastopt/_plan.pyx":277
  *             tensor = <Tensor>self.selected[i]
  *             if shared == NULL or shared.group != tensor.group or shared.steps != tensor.steps:
  *                 place = self.shared_count             # <<<<<<<<<<<<<<
@@ -28259,7 +28108,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 
       __pyx_v_place = __pyx_t_9;
 
-      /* "fastopt/_plan.pyx":279
+      /* "fastopt/_plan.pyx":278
  *             if shared == NULL or shared.group != tensor.group or shared.steps != tensor.steps:
  *                 place = self.shared_count
  *                 if place:  # a model of one group whose parameters all have gradients needs no dict             # <<<<<<<<<<<<<<
@@ -28271,7 +28120,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
       if (__pyx_t_4) {
 
 
-        /* "fastopt/_plan.pyx":280
+        /* "fastopt/_plan.pyx":279
  *                 place = self.shared_count
  *                 if place:  # a model of one group whose parameters all have gradients needs no dict
  *                     if places is None:             # <<<<<<<<<<<<<<
@@ -28282,33 +28131,33 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
         if (__pyx_t_4) {
 
 
-          /* "fastopt/_plan.pyx":281
+          /* "fastopt/_plan.pyx":280
  *                 if place:  # a model of one group whose parameters all have gradients needs no dict
  *                     if places is None:
  *                         places = {(shared.group, shared.steps): 0}             # <<<<<<<<<<<<<<
  *                     place = places.setdefault((tensor.group, tensor.steps), place)
  *                 shared = &self.shared[place]
 */
-          __pyx_t_1 = __Pyx_PyDict_NewPresized(1); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 281, __pyx_L1_error)
+          __pyx_t_1 = __Pyx_PyDict_NewPresized(1); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 280, __pyx_L1_error)
           __Pyx_GOTREF(__pyx_t_1);
-          __pyx_t_10 = __Pyx_PyLong_From_int64_t(__pyx_v_shared->group); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 281, __pyx_L1_error)
+          __pyx_t_10 = __Pyx_PyLong_From_int64_t(__pyx_v_shared->group); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 280, __pyx_L1_error)
           __Pyx_GOTREF(__pyx_t_10);
-          __pyx_t_11 = __Pyx_PyLong_From_int64_t(__pyx_v_shared->steps); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 281, __pyx_L1_error)
+          __pyx_t_11 = __Pyx_PyLong_From_int64_t(__pyx_v_shared->steps); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 280, __pyx_L1_error)
           __Pyx_GOTREF(__pyx_t_11);
-          __pyx_t_12 = PyTuple_New(2); if (unlikely(!__pyx_t_12)) __PYX_ERR(0, 281, __pyx_L1_error)
+          __pyx_t_12 = PyTuple_New(2); if (unlikely(!__pyx_t_12)) __PYX_ERR(0, 280, __pyx_L1_error)
           __Pyx_GOTREF(__pyx_t_12);
           __Pyx_GIVEREF(__pyx_t_10);
-          if (__Pyx_PyTuple_SET_ITEM(__pyx_t_12, 0, __pyx_t_10) != (0)) __PYX_ERR(0, 281, __pyx_L1_error);
+          if (__Pyx_PyTuple_SET_ITEM(__pyx_t_12, 0, __pyx_t_10) != (0)) __PYX_ERR(0, 280, __pyx_L1_error);
           __Pyx_GIVEREF(__pyx_t_11);
-          if (__Pyx_PyTuple_SET_ITEM(__pyx_t_12, 1, __pyx_t_11) != (0)) __PYX_ERR(0, 281, __pyx_L1_error);
+          if (__Pyx_PyTuple_SET_ITEM(__pyx_t_12, 1, __pyx_t_11) != (0)) __PYX_ERR(0, 280, __pyx_L1_error);
           __pyx_t_10 = 0;
           __pyx_t_11 = 0;
-          if (PyDict_SetItem(__pyx_t_1, __pyx_t_12, __pyx_mstate_global->__pyx_int_0) < (0)) __PYX_ERR(0, 281, __pyx_L1_error)
+          if (PyDict_SetItem(__pyx_t_1, __pyx_t_12, __pyx_mstate_global->__pyx_int_0) < (0)) __PYX_ERR(0, 280, __pyx_L1_error)
           __Pyx_DECREF(__pyx_t_12); __pyx_t_12 = 0;
           __Pyx_DECREF_SET(__pyx_v_places, ((PyObject*)__pyx_t_1));
           __pyx_t_1 = 0;
 
-          /* "fastopt/_plan.pyx":280
+          /* "fastopt/_plan.pyx":279
  *                 place = self.shared_count
  *                 if place:  # a model of one group whose parameters all have gradients needs no dict
  *                     if places is None:             # <<<<<<<<<<<<<<
@@ -28317,7 +28166,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
         }
 
-        /* "fastopt/_plan.pyx":282
+        /* "fastopt/_plan.pyx":281
  *                     if places is None:
  *                         places = {(shared.group, shared.steps): 0}
  *                     place = places.setdefault((tensor.group, tensor.steps), place)             # <<<<<<<<<<<<<<
@@ -28326,31 +28175,31 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
         if (unlikely(__pyx_v_places == Py_None)) {
           PyErr_Format(PyExc_AttributeError, "\047NoneType\047 object has no attribute \047%.30s\047", "setdefault");
-          __PYX_ERR(0, 282, __pyx_L1_error)
+          __PYX_ERR(0, 281, __pyx_L1_error)
         }
-        __pyx_t_1 = PyLong_FromSsize_t(__pyx_v_tensor->group); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 282, __pyx_L1_error)
+        __pyx_t_1 = PyLong_FromSsize_t(__pyx_v_tensor->group); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 281, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_1);
-        __pyx_t_12 = __Pyx_PyLong_From_int64_t(__pyx_v_tensor->steps); if (unlikely(!__pyx_t_12)) __PYX_ERR(0, 282, __pyx_L1_error)
+        __pyx_t_12 = __Pyx_PyLong_From_int64_t(__pyx_v_tensor->steps); if (unlikely(!__pyx_t_12)) __PYX_ERR(0, 281, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_12);
-        __pyx_t_11 = PyTuple_New(2); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 282, __pyx_L1_error)
+        __pyx_t_11 = PyTuple_New(2); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 281, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_11);
         __Pyx_GIVEREF(__pyx_t_1);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_11, 0, __pyx_t_1) != (0)) __PYX_ERR(0, 282, __pyx_L1_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_11, 0, __pyx_t_1) != (0)) __PYX_ERR(0, 281, __pyx_L1_error);
         __Pyx_GIVEREF(__pyx_t_12);
-        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_11, 1, __pyx_t_12) != (0)) __PYX_ERR(0, 282, __pyx_L1_error);
+        if (__Pyx_PyTuple_SET_ITEM(__pyx_t_11, 1, __pyx_t_12) != (0)) __PYX_ERR(0, 281, __pyx_L1_error);
         __pyx_t_1 = 0;
         __pyx_t_12 = 0;
-        __pyx_t_12 = PyLong_FromSsize_t(__pyx_v_place); if (unlikely(!__pyx_t_12)) __PYX_ERR(0, 282, __pyx_L1_error)
+        __pyx_t_12 = PyLong_FromSsize_t(__pyx_v_place); if (unlikely(!__pyx_t_12)) __PYX_ERR(0, 281, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_12);
-        __pyx_t_1 = __Pyx_PyDict_SetDefault(__pyx_v_places, __pyx_t_11, __pyx_t_12); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 282, __pyx_L1_error)
+        __pyx_t_1 = __Pyx_PyDict_SetDefault(__pyx_v_places, __pyx_t_11, __pyx_t_12); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 281, __pyx_L1_error)
         __Pyx_GOTREF(__pyx_t_1);
         __Pyx_DECREF(__pyx_t_11); __pyx_t_11 = 0;
         __Pyx_DECREF(__pyx_t_12); __pyx_t_12 = 0;
-        __pyx_t_9 = __Pyx_PyIndex_AsSsize_t(__pyx_t_1); if (unlikely((__pyx_t_9 == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(0, 282, __pyx_L1_error)
+        __pyx_t_9 = __Pyx_PyIndex_AsSsize_t(__pyx_t_1); if (unlikely((__pyx_t_9 == (Py_ssize_t)-1) && PyErr_Occurred())) __PYX_ERR(0, 281, __pyx_L1_error)
         __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
         __pyx_v_place = __pyx_t_9;
 
-        /* "fastopt/_plan.pyx":279
+        /* "fastopt/_plan.pyx":278
  *             if shared == NULL or shared.group != tensor.group or shared.steps != tensor.steps:
  *                 place = self.shared_count
  *                 if place:  # a model of one group whose parameters all have gradients needs no dict             # <<<<<<<<<<<<<<
@@ -28359,7 +28208,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
       }
 
-      /* "fastopt/_plan.pyx":283
+      /* "fastopt/_plan.pyx":282
  *                         places = {(shared.group, shared.steps): 0}
  *                     place = places.setdefault((tensor.group, tensor.steps), place)
  *                 shared = &self.shared[place]             # <<<<<<<<<<<<<<
@@ -28368,7 +28217,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
       __pyx_v_shared = (&(__pyx_v_self->shared[__pyx_v_place]));
 
-      /* "fastopt/_plan.pyx":284
+      /* "fastopt/_plan.pyx":283
  *                     place = places.setdefault((tensor.group, tensor.steps), place)
  *                 shared = &self.shared[place]
  *                 if place == self.shared_count:             # <<<<<<<<<<<<<<
@@ -28380,7 +28229,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
       if (__pyx_t_4) {
 
 
-        /* "fastopt/_plan.pyx":285
+        /* "fastopt/_plan.pyx":284
  *                 shared = &self.shared[place]
  *                 if place == self.shared_count:
  *                     self.shared_count += 1             # <<<<<<<<<<<<<<
@@ -28389,7 +28238,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
         __pyx_v_self->shared_count = (__pyx_v_self->shared_count + 1);
 
-        /* "fastopt/_plan.pyx":286
+        /* "fastopt/_plan.pyx":285
  *                 if place == self.shared_count:
  *                     self.shared_count += 1
  *                     shared.group, shared.steps = tensor.group, tensor.steps             # <<<<<<<<<<<<<<
@@ -28403,7 +28252,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
         __pyx_v_shared->group = __pyx_t_9;
         __pyx_v_shared->steps = __pyx_t_13;
 
-        /* "fastopt/_plan.pyx":284
+        /* "fastopt/_plan.pyx":283
  *                     place = places.setdefault((tensor.group, tensor.steps), place)
  *                 shared = &self.shared[place]
  *                 if place == self.shared_count:             # <<<<<<<<<<<<<<
@@ -28412,7 +28261,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
       }
 
-      /* "fastopt/_plan.pyx":287
+      /* "fastopt/_plan.pyx":286
  *                     self.shared_count += 1
  *                     shared.group, shared.steps = tensor.group, tensor.steps
  *                 subset = (<Group>self.groups[tensor.group]).subset             # <<<<<<<<<<<<<<
@@ -28421,13 +28270,13 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
       if (unlikely(__pyx_v_self->groups == Py_None)) {
         PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-        __PYX_ERR(0, 287, __pyx_L1_error)
+        __PYX_ERR(0, 286, __pyx_L1_error)
       }
       __pyx_t_14 = ((struct __pyx_obj_7fastopt_5_plan_Group *)__Pyx_PyList_GET_ITEM(__pyx_v_self->groups, __pyx_v_tensor->group))->subset;
 
       __pyx_v_subset = __pyx_t_14;
 
-      /* "fastopt/_plan.pyx":277
+      /* "fastopt/_plan.pyx":276
  *                 continue
  *             tensor = <Tensor>self.selected[i]
  *             if shared == NULL or shared.group != tensor.group or shared.steps != tensor.steps:             # <<<<<<<<<<<<<<
@@ -28436,7 +28285,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
     }
 
-    /* "fastopt/_plan.pyx":288
+    /* "fastopt/_plan.pyx":287
  *                     shared.group, shared.steps = tensor.group, tensor.steps
  *                 subset = (<Group>self.groups[tensor.group]).subset
  *             tensor.c.call.coefficients = &shared.coefficients             # <<<<<<<<<<<<<<
@@ -28445,7 +28294,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
     __pyx_v_tensor->c.call.coefficients = (&__pyx_v_shared->coefficients);
 
-    /* "fastopt/_plan.pyx":289
+    /* "fastopt/_plan.pyx":288
  *                 subset = (<Group>self.groups[tensor.group]).subset
  *             tensor.c.call.coefficients = &shared.coefficients
  *             tensor.c.kernel = NULL             # <<<<<<<<<<<<<<
@@ -28454,7 +28303,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
     __pyx_v_tensor->c.kernel = NULL;
 
-    /* "fastopt/_plan.pyx":290
+    /* "fastopt/_plan.pyx":289
  *             tensor.c.call.coefficients = &shared.coefficients
  *             tensor.c.kernel = NULL
  *             if kernels != NULL:             # <<<<<<<<<<<<<<
@@ -28466,7 +28315,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
     if (__pyx_t_4) {
 
 
-      /* "fastopt/_plan.pyx":291
+      /* "fastopt/_plan.pyx":290
  *             tensor.c.kernel = NULL
  *             if kernels != NULL:
  *                 tensor.c.kernel = kernels[tensor.format][subset]             # <<<<<<<<<<<<<<
@@ -28475,7 +28324,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
       __pyx_v_tensor->c.kernel = ((__pyx_v_kernels[__pyx_v_tensor->format])[__pyx_v_subset]);
 
-      /* "fastopt/_plan.pyx":292
+      /* "fastopt/_plan.pyx":291
  *             if kernels != NULL:
  *                 tensor.c.kernel = kernels[tensor.format][subset]
  *                 if tensor.c.kernel == NULL:  # its states are not in use: their storage does not matter             # <<<<<<<<<<<<<<
@@ -28487,25 +28336,25 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
       if (__pyx_t_4) {
 
 
-        /* "fastopt/_plan.pyx":293
+        /* "fastopt/_plan.pyx":292
  *                 tensor.c.kernel = kernels[tensor.format][subset]
  *                 if tensor.c.kernel == NULL:  # its states are not in use: their storage does not matter
  *                     format = format_of[tensor.storage][tensor.gradient_storage][tensor.storage]             # <<<<<<<<<<<<<<
  *                     tensor.c.kernel = kernels[format][subset]
- *                 stage_gradient(&tensor.c, isa, tensor.format, tensor.gradient_storage)
+ *             self.work.add(&tensor.c)
 */
         __pyx_v_format = (((__pyx_v_7fastopt_5_plan_format_of[__pyx_v_tensor->storage])[__pyx_v_tensor->gradient_storage])[__pyx_v_tensor->storage]);
 
-        /* "fastopt/_plan.pyx":294
+        /* "fastopt/_plan.pyx":293
  *                 if tensor.c.kernel == NULL:  # its states are not in use: their storage does not matter
  *                     format = format_of[tensor.storage][tensor.gradient_storage][tensor.storage]
  *                     tensor.c.kernel = kernels[format][subset]             # <<<<<<<<<<<<<<
- *                 stage_gradient(&tensor.c, isa, tensor.format, tensor.gradient_storage)
  *             self.work.add(&tensor.c)
+ *         if moves is not None:
 */
         __pyx_v_tensor->c.kernel = ((__pyx_v_kernels[__pyx_v_format])[__pyx_v_subset]);
 
-        /* "fastopt/_plan.pyx":292
+        /* "fastopt/_plan.pyx":291
  *             if kernels != NULL:
  *                 tensor.c.kernel = kernels[tensor.format][subset]
  *                 if tensor.c.kernel == NULL:  # its states are not in use: their storage does not matter             # <<<<<<<<<<<<<<
@@ -28514,16 +28363,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
       }
 
-      /* "fastopt/_plan.pyx":295
- *                     format = format_of[tensor.storage][tensor.gradient_storage][tensor.storage]
- *                     tensor.c.kernel = kernels[format][subset]
- *                 stage_gradient(&tensor.c, isa, tensor.format, tensor.gradient_storage)             # <<<<<<<<<<<<<<
- *             self.work.add(&tensor.c)
- *         if moves is not None:
-*/
-      __pyx_f_7fastopt_5_plan_stage_gradient((&__pyx_v_tensor->c), __pyx_v_isa, __pyx_v_tensor->format, __pyx_v_tensor->gradient_storage);
-
-      /* "fastopt/_plan.pyx":290
+      /* "fastopt/_plan.pyx":289
  *             tensor.c.call.coefficients = &shared.coefficients
  *             tensor.c.kernel = NULL
  *             if kernels != NULL:             # <<<<<<<<<<<<<<
@@ -28532,9 +28372,9 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
     }
 
-    /* "fastopt/_plan.pyx":296
+    /* "fastopt/_plan.pyx":294
+ *                     format = format_of[tensor.storage][tensor.gradient_storage][tensor.storage]
  *                     tensor.c.kernel = kernels[format][subset]
- *                 stage_gradient(&tensor.c, isa, tensor.format, tensor.gradient_storage)
  *             self.work.add(&tensor.c)             # <<<<<<<<<<<<<<
  *         if moves is not None:
  *             for move in moves:
@@ -28545,8 +28385,8 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 
 
 
-  /* "fastopt/_plan.pyx":297
- *                 stage_gradient(&tensor.c, isa, tensor.format, tensor.gradient_storage)
+  /* "fastopt/_plan.pyx":295
+ *                     tensor.c.kernel = kernels[format][subset]
  *             self.work.add(&tensor.c)
  *         if moves is not None:             # <<<<<<<<<<<<<<
  *             for move in moves:
@@ -28556,7 +28396,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
   if (__pyx_t_4) {
 
 
-    /* "fastopt/_plan.pyx":298
+    /* "fastopt/_plan.pyx":296
  *             self.work.add(&tensor.c)
  *         if moves is not None:
  *             for move in moves:             # <<<<<<<<<<<<<<
@@ -28565,7 +28405,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
     if (unlikely(__pyx_v_moves == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-      __PYX_ERR(0, 298, __pyx_L1_error)
+      __PYX_ERR(0, 296, __pyx_L1_error)
     }
     __pyx_t_1 = __pyx_v_moves; __Pyx_INCREF(__pyx_t_1);
     __pyx_t_3 = 0;
@@ -28573,19 +28413,19 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
       {
         Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_1);
         #if !CYTHON_ASSUME_SAFE_SIZE
-        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 298, __pyx_L1_error)
+        if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 296, __pyx_L1_error)
         #endif
         if (__pyx_t_3 >= __pyx_temp) break;
       }
       __pyx_t_12 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_1, __pyx_t_3, __Pyx_ReferenceSharing_OwnStrongReference);
       ++__pyx_t_3;
-      if (unlikely(!__pyx_t_12)) __PYX_ERR(0, 298, __pyx_L1_error)
+      if (unlikely(!__pyx_t_12)) __PYX_ERR(0, 296, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_12);
-      if (!(likely(((__pyx_t_12) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_12, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Move))))) __PYX_ERR(0, 298, __pyx_L1_error)
+      if (!(likely(((__pyx_t_12) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_12, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Move))))) __PYX_ERR(0, 296, __pyx_L1_error)
       __Pyx_XDECREF_SET(__pyx_v_move, ((struct __pyx_obj_7fastopt_5_plan_Move *)__pyx_t_12));
       __pyx_t_12 = 0;
 
-      /* "fastopt/_plan.pyx":299
+      /* "fastopt/_plan.pyx":297
  *         if moves is not None:
  *             for move in moves:
  *                 move.find_kernel(isa)             # <<<<<<<<<<<<<<
@@ -28594,7 +28434,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
       ((struct __pyx_vtabstruct_7fastopt_5_plan_Move *)__pyx_v_move->__pyx_vtab)->find_kernel(__pyx_v_move, __pyx_v_isa);
 
-      /* "fastopt/_plan.pyx":300
+      /* "fastopt/_plan.pyx":298
  *             for move in moves:
  *                 move.find_kernel(isa)
  *                 self.work.add(&move.c)             # <<<<<<<<<<<<<<
@@ -28603,7 +28443,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
       ((struct __pyx_vtabstruct_7fastopt_5_plan_Work *)__pyx_v_self->work->__pyx_vtab)->add(__pyx_v_self->work, (&__pyx_v_move->c));
 
-      /* "fastopt/_plan.pyx":298
+      /* "fastopt/_plan.pyx":296
  *             self.work.add(&tensor.c)
  *         if moves is not None:
  *             for move in moves:             # <<<<<<<<<<<<<<
@@ -28613,8 +28453,8 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
     }
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-    /* "fastopt/_plan.pyx":297
- *                 stage_gradient(&tensor.c, isa, tensor.format, tensor.gradient_storage)
+    /* "fastopt/_plan.pyx":295
+ *                     tensor.c.kernel = kernels[format][subset]
  *             self.work.add(&tensor.c)
  *         if moves is not None:             # <<<<<<<<<<<<<<
  *             for move in moves:
@@ -28622,17 +28462,17 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
 */
   }
 
-  /* "fastopt/_plan.pyx":301
+  /* "fastopt/_plan.pyx":299
  *                 move.find_kernel(isa)
  *                 self.work.add(&move.c)
  *         self.work.cut()             # <<<<<<<<<<<<<<
  *         self.is_assigned, self.assigned_isa = moves is None, isa
  *         return 0
 */
-  __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Work *)__pyx_v_self->work->__pyx_vtab)->cut(__pyx_v_self->work); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 301, __pyx_L1_error)
+  __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Work *)__pyx_v_self->work->__pyx_vtab)->cut(__pyx_v_self->work); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 299, __pyx_L1_error)
 
 
-  /* "fastopt/_plan.pyx":302
+  /* "fastopt/_plan.pyx":300
  *                 self.work.add(&move.c)
  *         self.work.cut()
  *         self.is_assigned, self.assigned_isa = moves is None, isa             # <<<<<<<<<<<<<<
@@ -28645,7 +28485,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
   __pyx_v_self->is_assigned = __pyx_t_4;
   __pyx_v_self->assigned_isa = __pyx_t_6;
 
-  /* "fastopt/_plan.pyx":303
+  /* "fastopt/_plan.pyx":301
  *         self.work.cut()
  *         self.is_assigned, self.assigned_isa = moves is None, isa
  *         return 0             # <<<<<<<<<<<<<<
@@ -28658,7 +28498,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
   }
   goto __pyx_L0;
 
-  /* "fastopt/_plan.pyx":258
+  /* "fastopt/_plan.pyx":257
  *     # -- Preparing a step --
  * 
  *     cdef int assign(self, int isa, list moves=None) except -1:             # <<<<<<<<<<<<<<
@@ -28689,7 +28529,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_assign(struct __pyx_obj_7fastopt_5_plan
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":305
+/* "fastopt/_plan.pyx":303
  *         return 0
  * 
  *     cdef int fill_coefficients(self, double grad_scale) except -1:             # <<<<<<<<<<<<<<
@@ -28722,7 +28562,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_fill_coefficients(struct __pyx_obj_7fas
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("fill_coefficients", 0);
 
-  /* "fastopt/_plan.pyx":309
+  /* "fastopt/_plan.pyx":307
  *         cdef Shared *shared
  *         cdef Group group
  *         cdef int64_t clock = -1             # <<<<<<<<<<<<<<
@@ -28731,7 +28571,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_fill_coefficients(struct __pyx_obj_7fas
 */
   __pyx_v_clock = -1L;
 
-  /* "fastopt/_plan.pyx":310
+  /* "fastopt/_plan.pyx":308
  *         cdef Group group
  *         cdef int64_t clock = -1
  *         self.calls += 1             # <<<<<<<<<<<<<<
@@ -28740,7 +28580,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_fill_coefficients(struct __pyx_obj_7fas
 */
   __pyx_v_self->calls = (__pyx_v_self->calls + 1);
 
-  /* "fastopt/_plan.pyx":311
+  /* "fastopt/_plan.pyx":309
  *         cdef int64_t clock = -1
  *         self.calls += 1
  *         for k in range(self.shared_count):             # <<<<<<<<<<<<<<
@@ -28754,7 +28594,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_fill_coefficients(struct __pyx_obj_7fas
   for (__pyx_t_3 = 0; __pyx_t_3 < __pyx_t_2; __pyx_t_3+=1) {
     __pyx_v_k = __pyx_t_3;
 
-    /* "fastopt/_plan.pyx":312
+    /* "fastopt/_plan.pyx":310
  *         self.calls += 1
  *         for k in range(self.shared_count):
  *             shared = &self.shared[k]             # <<<<<<<<<<<<<<
@@ -28763,7 +28603,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_fill_coefficients(struct __pyx_obj_7fas
 */
     __pyx_v_shared = (&(__pyx_v_self->shared[__pyx_v_k]));
 
-    /* "fastopt/_plan.pyx":313
+    /* "fastopt/_plan.pyx":311
  *         for k in range(self.shared_count):
  *             shared = &self.shared[k]
  *             group = <Group>self.groups[shared.group]             # <<<<<<<<<<<<<<
@@ -28772,14 +28612,14 @@ static int __pyx_f_7fastopt_5_plan_4Plan_fill_coefficients(struct __pyx_obj_7fas
 */
     if (unlikely(__pyx_v_self->groups == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-      __PYX_ERR(0, 313, __pyx_L1_error)
+      __PYX_ERR(0, 311, __pyx_L1_error)
     }
     __pyx_t_4 = __Pyx_PyList_GET_ITEM(__pyx_v_self->groups, __pyx_v_shared->group);
     __Pyx_INCREF(__pyx_t_4);
     __Pyx_XDECREF_SET(__pyx_v_group, ((struct __pyx_obj_7fastopt_5_plan_Group *)__pyx_t_4));
     __pyx_t_4 = 0;
 
-    /* "fastopt/_plan.pyx":314
+    /* "fastopt/_plan.pyx":312
  *             shared = &self.shared[k]
  *             group = <Group>self.groups[shared.group]
  *             if group.callables:             # <<<<<<<<<<<<<<
@@ -28790,14 +28630,14 @@ static int __pyx_f_7fastopt_5_plan_4Plan_fill_coefficients(struct __pyx_obj_7fas
     else
     {
       Py_ssize_t __pyx_temp = __Pyx_PyTuple_GET_SIZE(__pyx_v_group->callables);
-      if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 314, __pyx_L1_error)
+      if (unlikely(((!CYTHON_ASSUME_SAFE_SIZE) && __pyx_temp < 0))) __PYX_ERR(0, 312, __pyx_L1_error)
       __pyx_t_5 = (__pyx_temp != 0);
     }
 
     if (__pyx_t_5) {
 
 
-      /* "fastopt/_plan.pyx":315
+      /* "fastopt/_plan.pyx":313
  *             group = <Group>self.groups[shared.group]
  *             if group.callables:
  *                 if clock < 0:             # <<<<<<<<<<<<<<
@@ -28809,7 +28649,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_fill_coefficients(struct __pyx_obj_7fas
       if (__pyx_t_5) {
 
 
-        /* "fastopt/_plan.pyx":317
+        /* "fastopt/_plan.pyx":315
  *                 if clock < 0:
  *                     # the most steps that any of the parameters has made: a schedule needs no counter of its own
  *                     for i in range(self.shared_count):             # <<<<<<<<<<<<<<
@@ -28823,7 +28663,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_fill_coefficients(struct __pyx_obj_7fas
         for (__pyx_t_8 = 0; __pyx_t_8 < __pyx_t_7; __pyx_t_8+=1) {
           __pyx_v_i = __pyx_t_8;
 
-          /* "fastopt/_plan.pyx":318
+          /* "fastopt/_plan.pyx":316
  *                     # the most steps that any of the parameters has made: a schedule needs no counter of its own
  *                     for i in range(self.shared_count):
  *                         clock = max(clock, self.shared[i].steps)             # <<<<<<<<<<<<<<
@@ -28849,7 +28689,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_fill_coefficients(struct __pyx_obj_7fas
         }
 
 
-        /* "fastopt/_plan.pyx":315
+        /* "fastopt/_plan.pyx":313
  *             group = <Group>self.groups[shared.group]
  *             if group.callables:
  *                 if clock < 0:             # <<<<<<<<<<<<<<
@@ -28858,17 +28698,17 @@ static int __pyx_f_7fastopt_5_plan_4Plan_fill_coefficients(struct __pyx_obj_7fas
 */
       }
 
-      /* "fastopt/_plan.pyx":319
+      /* "fastopt/_plan.pyx":317
  *                     for i in range(self.shared_count):
  *                         clock = max(clock, self.shared[i].steps)
  *                 group.ask(self.calls, clock)             # <<<<<<<<<<<<<<
  *             group.fill(&shared.coefficients, shared.steps + 1, grad_scale)
  *         return 0
 */
-      __pyx_t_12 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Group *)__pyx_v_group->__pyx_vtab)->ask(__pyx_v_group, __pyx_v_self->calls, __pyx_v_clock); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 319, __pyx_L1_error)
+      __pyx_t_12 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Group *)__pyx_v_group->__pyx_vtab)->ask(__pyx_v_group, __pyx_v_self->calls, __pyx_v_clock); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 317, __pyx_L1_error)
 
 
-      /* "fastopt/_plan.pyx":314
+      /* "fastopt/_plan.pyx":312
  *             shared = &self.shared[k]
  *             group = <Group>self.groups[shared.group]
  *             if group.callables:             # <<<<<<<<<<<<<<
@@ -28877,19 +28717,19 @@ static int __pyx_f_7fastopt_5_plan_4Plan_fill_coefficients(struct __pyx_obj_7fas
 */
     }
 
-    /* "fastopt/_plan.pyx":320
+    /* "fastopt/_plan.pyx":318
  *                         clock = max(clock, self.shared[i].steps)
  *                 group.ask(self.calls, clock)
  *             group.fill(&shared.coefficients, shared.steps + 1, grad_scale)             # <<<<<<<<<<<<<<
  *         return 0
  * 
 */
-    __pyx_t_12 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Group *)__pyx_v_group->__pyx_vtab)->fill(__pyx_v_group, (&__pyx_v_shared->coefficients), (__pyx_v_shared->steps + 1), __pyx_v_grad_scale); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 320, __pyx_L1_error)
+    __pyx_t_12 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Group *)__pyx_v_group->__pyx_vtab)->fill(__pyx_v_group, (&__pyx_v_shared->coefficients), (__pyx_v_shared->steps + 1), __pyx_v_grad_scale); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 318, __pyx_L1_error)
 
   }
 
 
-  /* "fastopt/_plan.pyx":321
+  /* "fastopt/_plan.pyx":319
  *                 group.ask(self.calls, clock)
  *             group.fill(&shared.coefficients, shared.steps + 1, grad_scale)
  *         return 0             # <<<<<<<<<<<<<<
@@ -28902,7 +28742,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_fill_coefficients(struct __pyx_obj_7fas
   }
   goto __pyx_L0;
 
-  /* "fastopt/_plan.pyx":305
+  /* "fastopt/_plan.pyx":303
  *         return 0
  * 
  *     cdef int fill_coefficients(self, double grad_scale) except -1:             # <<<<<<<<<<<<<<
@@ -28926,7 +28766,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_fill_coefficients(struct __pyx_obj_7fas
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":325
+/* "fastopt/_plan.pyx":323
  *     # -- A step --
  * 
  *     def step(self, optimizer, object grads, double grad_scale):             # <<<<<<<<<<<<<<
@@ -28976,46 +28816,46 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_optimizer,&__pyx_mstate_global->__pyx_n_u_grads,&__pyx_mstate_global->__pyx_n_u_grad_scale,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 325, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 323, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  3:
         values[2] = __Pyx_ArgRef_FASTCALL(__pyx_args, 2);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 325, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 323, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 325, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 323, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 325, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 323, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "step", 0) < (0)) __PYX_ERR(0, 325, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "step", 0) < (0)) __PYX_ERR(0, 323, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 3; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("step", 1, 3, 3, i); __PYX_ERR(0, 325, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("step", 1, 3, 3, i); __PYX_ERR(0, 323, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 3)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 325, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 323, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 325, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 323, __pyx_L3_error)
       values[2] = __Pyx_ArgRef_FASTCALL(__pyx_args, 2);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 325, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[2])) __PYX_ERR(0, 323, __pyx_L3_error)
     }
     __pyx_v_optimizer = values[0];
     __pyx_v_grads = values[1];
-    __pyx_v_grad_scale = __Pyx_PyFloat_AsDouble(values[2]); if (unlikely((__pyx_v_grad_scale == (double)-1) && PyErr_Occurred())) __PYX_ERR(0, 325, __pyx_L3_error)
+    __pyx_v_grad_scale = __Pyx_PyFloat_AsDouble(values[2]); if (unlikely((__pyx_v_grad_scale == (double)-1) && PyErr_Occurred())) __PYX_ERR(0, 323, __pyx_L3_error)
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("step", 1, 3, 3, __pyx_nargs); __PYX_ERR(0, 325, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("step", 1, 3, 3, __pyx_nargs); __PYX_ERR(0, 323, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -29058,17 +28898,17 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_10step(struct __pyx_obj_7fastopt
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("step", 0);
 
-  /* "fastopt/_plan.pyx":327
+  /* "fastopt/_plan.pyx":325
  *     def step(self, optimizer, object grads, double grad_scale):
  *         """One update of every parameter that has a gradient; grads: a list or dict, or None for the bound ones."""
  *         self.turns.enter()             # <<<<<<<<<<<<<<
  *         try:
  *             if not is_unchanged(optimizer.param_groups, self.items):
 */
-  __pyx_t_1 = ((struct __pyx_vtabstruct_7fastopt_6_turns_Turns *)__pyx_v_self->turns->__pyx_vtab)->enter(__pyx_v_self->turns); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(0, 327, __pyx_L1_error)
+  __pyx_t_1 = ((struct __pyx_vtabstruct_7fastopt_6_turns_Turns *)__pyx_v_self->turns->__pyx_vtab)->enter(__pyx_v_self->turns); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(0, 325, __pyx_L1_error)
 
 
-  /* "fastopt/_plan.pyx":328
+  /* "fastopt/_plan.pyx":326
  *         """One update of every parameter that has a gradient; grads: a list or dict, or None for the bound ones."""
  *         self.turns.enter()
  *         try:             # <<<<<<<<<<<<<<
@@ -29077,14 +28917,14 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_10step(struct __pyx_obj_7fastopt
 */
   /*try:*/ {
 
-    /* "fastopt/_plan.pyx":329
+    /* "fastopt/_plan.pyx":327
  *         self.turns.enter()
  *         try:
  *             if not is_unchanged(optimizer.param_groups, self.items):             # <<<<<<<<<<<<<<
  *                 optimizer._take_edits()
  *             self.make_step(optimizer, grads, grad_scale)
 */
-    __pyx_t_2 = __Pyx_PyObject_GetAttrStr(__pyx_v_optimizer, __pyx_mstate_global->__pyx_n_u_param_groups); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 329, __pyx_L4_error)
+    __pyx_t_2 = __Pyx_PyObject_GetAttrStr(__pyx_v_optimizer, __pyx_mstate_global->__pyx_n_u_param_groups); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 327, __pyx_L4_error)
     __Pyx_GOTREF(__pyx_t_2);
     __pyx_t_3 = __pyx_v_self->items;
     __Pyx_INCREF(__pyx_t_3);
@@ -29095,7 +28935,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_10step(struct __pyx_obj_7fastopt
     if (__pyx_t_4) {
 
 
-      /* "fastopt/_plan.pyx":330
+      /* "fastopt/_plan.pyx":328
  *         try:
  *             if not is_unchanged(optimizer.param_groups, self.items):
  *                 optimizer._take_edits()             # <<<<<<<<<<<<<<
@@ -29109,12 +28949,12 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_10step(struct __pyx_obj_7fastopt
         PyObject *__pyx_callargs[2] = {__pyx_t_2, NULL};
         __pyx_t_3 = __Pyx_PyObject_FastCallMethod((PyObject*)__pyx_mstate_global->__pyx_n_u_take_edits, __pyx_callargs+__pyx_t_5, (1-__pyx_t_5) | (1*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
         __Pyx_XDECREF(__pyx_t_2); __pyx_t_2 = 0;
-        if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 330, __pyx_L4_error)
+        if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 328, __pyx_L4_error)
         __Pyx_GOTREF(__pyx_t_3);
       }
       __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
-      /* "fastopt/_plan.pyx":329
+      /* "fastopt/_plan.pyx":327
  *         self.turns.enter()
  *         try:
  *             if not is_unchanged(optimizer.param_groups, self.items):             # <<<<<<<<<<<<<<
@@ -29123,18 +28963,18 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_10step(struct __pyx_obj_7fastopt
 */
     }
 
-    /* "fastopt/_plan.pyx":331
+    /* "fastopt/_plan.pyx":329
  *             if not is_unchanged(optimizer.param_groups, self.items):
  *                 optimizer._take_edits()
  *             self.make_step(optimizer, grads, grad_scale)             # <<<<<<<<<<<<<<
  *         finally:
  *             self.turns.leave()
 */
-    __pyx_t_1 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->make_step(__pyx_v_self, __pyx_v_optimizer, __pyx_v_grads, __pyx_v_grad_scale); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(0, 331, __pyx_L4_error)
+    __pyx_t_1 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->make_step(__pyx_v_self, __pyx_v_optimizer, __pyx_v_grads, __pyx_v_grad_scale); if (unlikely(__pyx_t_1 == ((int)-1))) __PYX_ERR(0, 329, __pyx_L4_error)
 
   }
 
-  /* "fastopt/_plan.pyx":333
+  /* "fastopt/_plan.pyx":331
  *             self.make_step(optimizer, grads, grad_scale)
  *         finally:
  *             self.turns.leave()             # <<<<<<<<<<<<<<
@@ -29180,7 +29020,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_10step(struct __pyx_obj_7fastopt
     __pyx_L5:;
   }
 
-  /* "fastopt/_plan.pyx":325
+  /* "fastopt/_plan.pyx":323
  *     # -- A step --
  * 
  *     def step(self, optimizer, object grads, double grad_scale):             # <<<<<<<<<<<<<<
@@ -29202,7 +29042,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_10step(struct __pyx_obj_7fastopt
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":335
+/* "fastopt/_plan.pyx":333
  *             self.turns.leave()
  * 
  *     cdef int make_step(self, optimizer, object grads, double grad_scale) except -1:             # <<<<<<<<<<<<<<
@@ -29244,7 +29084,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
   __Pyx_RefNannySetupContext("make_step", 0);
   __Pyx_INCREF(__pyx_v_grads);
 
-  /* "fastopt/_plan.pyx":336
+  /* "fastopt/_plan.pyx":334
  * 
  *     cdef int make_step(self, optimizer, object grads, double grad_scale) except -1:
  *         cdef Change change = None             # <<<<<<<<<<<<<<
@@ -29254,7 +29094,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
   __Pyx_INCREF(Py_None);
   __pyx_v_change = ((struct __pyx_obj_7fastopt_5_plan_Change *)Py_None);
 
-  /* "fastopt/_plan.pyx":337
+  /* "fastopt/_plan.pyx":335
  *     cdef int make_step(self, optimizer, object grads, double grad_scale) except -1:
  *         cdef Change change = None
  *         cdef int team, isa = selected()             # <<<<<<<<<<<<<<
@@ -29263,7 +29103,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
 */
   __pyx_v_isa = __pyx_f_7fastopt_8_kernels_selected();
 
-  /* "fastopt/_plan.pyx":338
+  /* "fastopt/_plan.pyx":336
  *         cdef Change change = None
  *         cdef int team, isa = selected()
  *         cdef bint is_made = False             # <<<<<<<<<<<<<<
@@ -29272,7 +29112,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
 */
   __pyx_v_is_made = 0;
 
-  /* "fastopt/_plan.pyx":339
+  /* "fastopt/_plan.pyx":337
  *         cdef int team, isa = selected()
  *         cdef bint is_made = False
  *         try:             # <<<<<<<<<<<<<<
@@ -29289,7 +29129,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
       __Pyx_XGOTREF(__pyx_t_3);
       /*try:*/ {
 
-        /* "fastopt/_plan.pyx":340
+        /* "fastopt/_plan.pyx":338
  *         cdef bint is_made = False
  *         try:
  *             if grads is not None:             # <<<<<<<<<<<<<<
@@ -29300,19 +29140,19 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
         if (__pyx_t_4) {
 
 
-          /* "fastopt/_plan.pyx":341
+          /* "fastopt/_plan.pyx":339
  *         try:
  *             if grads is not None:
  *                 grads = self.listed(grads)             # <<<<<<<<<<<<<<
  *                 self.select(self.tensors)
  *                 self.take_gradients(grads)
 */
-          __pyx_t_5 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->listed(__pyx_v_self, __pyx_v_grads); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 341, __pyx_L6_error)
+          __pyx_t_5 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->listed(__pyx_v_self, __pyx_v_grads); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 339, __pyx_L6_error)
           __Pyx_GOTREF(__pyx_t_5);
           __Pyx_DECREF_SET(__pyx_v_grads, __pyx_t_5);
           __pyx_t_5 = 0;
 
-          /* "fastopt/_plan.pyx":342
+          /* "fastopt/_plan.pyx":340
  *             if grads is not None:
  *                 grads = self.listed(grads)
  *                 self.select(self.tensors)             # <<<<<<<<<<<<<<
@@ -29321,11 +29161,11 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
 */
           __pyx_t_5 = __pyx_v_self->tensors;
           __Pyx_INCREF(__pyx_t_5);
-          __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->select(__pyx_v_self, ((PyObject*)__pyx_t_5)); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 342, __pyx_L6_error)
+          __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->select(__pyx_v_self, ((PyObject*)__pyx_t_5)); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 340, __pyx_L6_error)
           __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
 
 
-          /* "fastopt/_plan.pyx":343
+          /* "fastopt/_plan.pyx":341
  *                 grads = self.listed(grads)
  *                 self.select(self.tensors)
  *                 self.take_gradients(grads)             # <<<<<<<<<<<<<<
@@ -29334,12 +29174,12 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
 */
           __pyx_t_5 = __pyx_v_grads;
           __Pyx_INCREF(__pyx_t_5);
-          if (!(likely(PyList_CheckExact(__pyx_t_5))||((__pyx_t_5) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_5))) __PYX_ERR(0, 343, __pyx_L6_error)
-          __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_gradients(__pyx_v_self, ((PyObject*)__pyx_t_5), NULL); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 343, __pyx_L6_error)
+          if (!(likely(PyList_CheckExact(__pyx_t_5))||((__pyx_t_5) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_5))) __PYX_ERR(0, 341, __pyx_L6_error)
+          __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_gradients(__pyx_v_self, ((PyObject*)__pyx_t_5), NULL); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 341, __pyx_L6_error)
           __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
 
 
-          /* "fastopt/_plan.pyx":340
+          /* "fastopt/_plan.pyx":338
  *         cdef bint is_made = False
  *         try:
  *             if grads is not None:             # <<<<<<<<<<<<<<
@@ -29349,7 +29189,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
           goto __pyx_L12;
         }
 
-        /* "fastopt/_plan.pyx":344
+        /* "fastopt/_plan.pyx":342
  *                 self.select(self.tensors)
  *                 self.take_gradients(grads)
  *             elif self.bound is None:             # <<<<<<<<<<<<<<
@@ -29360,7 +29200,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
         if (unlikely(__pyx_t_4)) {
 
 
-          /* "fastopt/_plan.pyx":345
+          /* "fastopt/_plan.pyx":343
  *                 self.take_gradients(grads)
  *             elif self.bound is None:
  *                 raise TypeError("step() needs gradients: pass a list or a dict, or name buffers with bind()")             # <<<<<<<<<<<<<<
@@ -29373,14 +29213,14 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
             PyObject *__pyx_callargs[2] = {__pyx_t_7, __pyx_mstate_global->__pyx_kp_u_step_needs_gradients_pass_a_list};
             __pyx_t_5 = __Pyx_PyObject_FastCall((PyObject*)(((PyTypeObject*)PyExc_TypeError)), __pyx_callargs+__pyx_t_8, (2-__pyx_t_8) | (__pyx_t_8*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
             __Pyx_XDECREF(__pyx_t_7); __pyx_t_7 = 0;
-            if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 345, __pyx_L6_error)
+            if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 343, __pyx_L6_error)
             __Pyx_GOTREF(__pyx_t_5);
           }
           __Pyx_Raise(__pyx_t_5, 0, 0, 0);
           __Pyx_DECREF(__pyx_t_5); __pyx_t_5 = 0;
-          __PYX_ERR(0, 345, __pyx_L6_error)
+          __PYX_ERR(0, 343, __pyx_L6_error)
 
-          /* "fastopt/_plan.pyx":344
+          /* "fastopt/_plan.pyx":342
  *                 self.select(self.tensors)
  *                 self.take_gradients(grads)
  *             elif self.bound is None:             # <<<<<<<<<<<<<<
@@ -29390,7 +29230,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
         }
         __pyx_L12:;
 
-        /* "fastopt/_plan.pyx":346
+        /* "fastopt/_plan.pyx":344
  *             elif self.bound is None:
  *                 raise TypeError("step() needs gradients: pass a list or a dict, or name buffers with bind()")
  *             if self.has_flags:             # <<<<<<<<<<<<<<
@@ -29399,7 +29239,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
 */
         if (__pyx_v_self->has_flags) {
 
-          /* "fastopt/_plan.pyx":347
+          /* "fastopt/_plan.pyx":345
  *                 raise TypeError("step() needs gradients: pass a list or a dict, or name buffers with bind()")
  *             if self.has_flags:
  *                 change = optimizer._change_in_step(             # <<<<<<<<<<<<<<
@@ -29410,31 +29250,31 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
           __Pyx_INCREF(__pyx_t_7);
           { /* enter inner scope */
 
-            /* "fastopt/_plan.pyx":348
+            /* "fastopt/_plan.pyx":346
  *             if self.has_flags:
  *                 change = optimizer._change_in_step(
  *                     [self.has_gradient[i] != 0 for i in range(len(self.tensors))]             # <<<<<<<<<<<<<<
  *                 )
  *             team = self.prepare(isa, grad_scale, change)
 */
-            __pyx_t_9 = PyList_New(0); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 348, __pyx_L6_error)
+            __pyx_t_9 = PyList_New(0); if (unlikely(!__pyx_t_9)) __PYX_ERR(0, 346, __pyx_L6_error)
             __Pyx_GOTREF(__pyx_t_9);
             __pyx_t_10 = __pyx_v_self->tensors;
             __Pyx_INCREF(__pyx_t_10);
             if (unlikely(__pyx_t_10 == Py_None)) {
               PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-              __PYX_ERR(0, 348, __pyx_L6_error)
+              __PYX_ERR(0, 346, __pyx_L6_error)
             }
-            __pyx_t_11 = __Pyx_PyList_GET_SIZE(__pyx_t_10); if (unlikely(__pyx_t_11 == ((Py_ssize_t)-1))) __PYX_ERR(0, 348, __pyx_L6_error)
+            __pyx_t_11 = __Pyx_PyList_GET_SIZE(__pyx_t_10); if (unlikely(__pyx_t_11 == ((Py_ssize_t)-1))) __PYX_ERR(0, 346, __pyx_L6_error)
             __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
             __pyx_t_12 = __pyx_t_11;
 
             for (__pyx_t_13 = 0; __pyx_t_13 < __pyx_t_12; __pyx_t_13+=1) {
               __pyx_8genexpr7__pyx_v_i = __pyx_t_13;
-              __pyx_t_10 = __Pyx_PyBool_FromLong(((__pyx_v_self->has_gradient[__pyx_8genexpr7__pyx_v_i]) != 0)); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 348, __pyx_L6_error)
+              __pyx_t_10 = __Pyx_PyBool_FromLong(((__pyx_v_self->has_gradient[__pyx_8genexpr7__pyx_v_i]) != 0)); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 346, __pyx_L6_error)
               __Pyx_GOTREF(__pyx_t_10);
               __Pyx_GIVEREF(__pyx_t_10);
-              if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_9, __pyx_t_10))) __PYX_ERR(0, 348, __pyx_L6_error)
+              if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_9, __pyx_t_10))) __PYX_ERR(0, 346, __pyx_L6_error)
               __pyx_t_10 = 0;
             }
 
@@ -29446,22 +29286,22 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
             __pyx_t_5 = __Pyx_PyObject_FastCallMethod((PyObject*)__pyx_mstate_global->__pyx_n_u_change_in_step, __pyx_callargs+__pyx_t_8, (2-__pyx_t_8) | (1*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
             __Pyx_XDECREF(__pyx_t_7); __pyx_t_7 = 0;
             __Pyx_DECREF(__pyx_t_9); __pyx_t_9 = 0;
-            if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 347, __pyx_L6_error)
+            if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 345, __pyx_L6_error)
             __Pyx_GOTREF(__pyx_t_5);
           }
 
-          /* "fastopt/_plan.pyx":347
+          /* "fastopt/_plan.pyx":345
  *                 raise TypeError("step() needs gradients: pass a list or a dict, or name buffers with bind()")
  *             if self.has_flags:
  *                 change = optimizer._change_in_step(             # <<<<<<<<<<<<<<
  *                     [self.has_gradient[i] != 0 for i in range(len(self.tensors))]
  *                 )
 */
-          if (!(likely(((__pyx_t_5) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_5, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Change))))) __PYX_ERR(0, 347, __pyx_L6_error)
+          if (!(likely(((__pyx_t_5) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_5, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Change))))) __PYX_ERR(0, 345, __pyx_L6_error)
           __Pyx_DECREF_SET(__pyx_v_change, ((struct __pyx_obj_7fastopt_5_plan_Change *)__pyx_t_5));
           __pyx_t_5 = 0;
 
-          /* "fastopt/_plan.pyx":346
+          /* "fastopt/_plan.pyx":344
  *             elif self.bound is None:
  *                 raise TypeError("step() needs gradients: pass a list or a dict, or name buffers with bind()")
  *             if self.has_flags:             # <<<<<<<<<<<<<<
@@ -29470,29 +29310,29 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
 */
         }
 
-        /* "fastopt/_plan.pyx":350
+        /* "fastopt/_plan.pyx":348
  *                     [self.has_gradient[i] != 0 for i in range(len(self.tensors))]
  *                 )
  *             team = self.prepare(isa, grad_scale, change)             # <<<<<<<<<<<<<<
  *             param_groups = optimizer.param_groups
  *             is_made = True
 */
-        __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->prepare(__pyx_v_self, __pyx_v_isa, __pyx_v_grad_scale, __pyx_v_change); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 350, __pyx_L6_error)
+        __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->prepare(__pyx_v_self, __pyx_v_isa, __pyx_v_grad_scale, __pyx_v_change); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 348, __pyx_L6_error)
         __pyx_v_team = __pyx_t_6;
 
-        /* "fastopt/_plan.pyx":351
+        /* "fastopt/_plan.pyx":349
  *                 )
  *             team = self.prepare(isa, grad_scale, change)
  *             param_groups = optimizer.param_groups             # <<<<<<<<<<<<<<
  *             is_made = True
  *             self.write(param_groups, change, isa, team)
 */
-        __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_v_optimizer, __pyx_mstate_global->__pyx_n_u_param_groups); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 351, __pyx_L6_error)
+        __pyx_t_5 = __Pyx_PyObject_GetAttrStr(__pyx_v_optimizer, __pyx_mstate_global->__pyx_n_u_param_groups); if (unlikely(!__pyx_t_5)) __PYX_ERR(0, 349, __pyx_L6_error)
         __Pyx_GOTREF(__pyx_t_5);
         __pyx_v_param_groups = __pyx_t_5;
         __pyx_t_5 = 0;
 
-        /* "fastopt/_plan.pyx":352
+        /* "fastopt/_plan.pyx":350
  *             team = self.prepare(isa, grad_scale, change)
  *             param_groups = optimizer.param_groups
  *             is_made = True             # <<<<<<<<<<<<<<
@@ -29501,17 +29341,17 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
 */
         __pyx_v_is_made = 1;
 
-        /* "fastopt/_plan.pyx":353
+        /* "fastopt/_plan.pyx":351
  *             param_groups = optimizer.param_groups
  *             is_made = True
  *             self.write(param_groups, change, isa, team)             # <<<<<<<<<<<<<<
  *             if grads is not None:
  *                 self.bound = None
 */
-        __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->write(__pyx_v_self, __pyx_v_param_groups, __pyx_v_change, __pyx_v_isa, __pyx_v_team); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 353, __pyx_L6_error)
+        __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->write(__pyx_v_self, __pyx_v_param_groups, __pyx_v_change, __pyx_v_isa, __pyx_v_team); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 351, __pyx_L6_error)
 
 
-        /* "fastopt/_plan.pyx":354
+        /* "fastopt/_plan.pyx":352
  *             is_made = True
  *             self.write(param_groups, change, isa, team)
  *             if grads is not None:             # <<<<<<<<<<<<<<
@@ -29522,7 +29362,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
         if (__pyx_t_4) {
 
 
-          /* "fastopt/_plan.pyx":355
+          /* "fastopt/_plan.pyx":353
  *             self.write(param_groups, change, isa, team)
  *             if grads is not None:
  *                 self.bound = None             # <<<<<<<<<<<<<<
@@ -29534,7 +29374,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
           __Pyx_GOTREF(__pyx_v_self->bound);
           __Pyx_DECREF_SET(__pyx_v_self->bound, ((PyObject*)Py_None));
 
-          /* "fastopt/_plan.pyx":354
+          /* "fastopt/_plan.pyx":352
  *             is_made = True
  *             self.write(param_groups, change, isa, team)
  *             if grads is not None:             # <<<<<<<<<<<<<<
@@ -29543,17 +29383,17 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
 */
         }
 
-        /* "fastopt/_plan.pyx":356
+        /* "fastopt/_plan.pyx":354
  *             if grads is not None:
  *                 self.bound = None
  *             self.work.end()             # <<<<<<<<<<<<<<
  *         except BaseException:
  *             if not is_made and grads is not None and self.bound is not None:
 */
-        __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Work *)__pyx_v_self->work->__pyx_vtab)->end(__pyx_v_self->work); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 356, __pyx_L6_error)
+        __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Work *)__pyx_v_self->work->__pyx_vtab)->end(__pyx_v_self->work); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 354, __pyx_L6_error)
 
 
-        /* "fastopt/_plan.pyx":339
+        /* "fastopt/_plan.pyx":337
  *         cdef int team, isa = selected()
  *         cdef bint is_made = False
  *         try:             # <<<<<<<<<<<<<<
@@ -29571,7 +29411,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
       __Pyx_XDECREF(__pyx_t_7); __pyx_t_7 = 0;
       __Pyx_XDECREF(__pyx_t_9); __pyx_t_9 = 0;
 
-      /* "fastopt/_plan.pyx":357
+      /* "fastopt/_plan.pyx":355
  *                 self.bound = None
  *             self.work.end()
  *         except BaseException:             # <<<<<<<<<<<<<<
@@ -29581,12 +29421,12 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
       __pyx_t_6 = __Pyx_PyErr_ExceptionMatches(((PyObject *)(((PyTypeObject*)PyExc_BaseException))));
       if (__pyx_t_6) {
         __Pyx_AddTraceback("fastopt._plan.Plan.make_step", __pyx_clineno, __pyx_lineno, __pyx_filename);
-        if (__Pyx_GetException(&__pyx_t_5, &__pyx_t_9, &__pyx_t_7) < 0) __PYX_ERR(0, 357, __pyx_L8_except_error)
+        if (__Pyx_GetException(&__pyx_t_5, &__pyx_t_9, &__pyx_t_7) < 0) __PYX_ERR(0, 355, __pyx_L8_except_error)
         __Pyx_XGOTREF(__pyx_t_5);
         __Pyx_XGOTREF(__pyx_t_9);
         __Pyx_XGOTREF(__pyx_t_7);
 
-        /* "fastopt/_plan.pyx":358
+        /* "fastopt/_plan.pyx":356
  *             self.work.end()
  *         except BaseException:
  *             if not is_made and grads is not None and self.bound is not None:             # <<<<<<<<<<<<<<
@@ -29620,17 +29460,17 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
         if (__pyx_t_4) {
 
 
-          /* "fastopt/_plan.pyx":359
+          /* "fastopt/_plan.pyx":357
  *         except BaseException:
  *             if not is_made and grads is not None and self.bound is not None:
  *                 self.take_bound()             # <<<<<<<<<<<<<<
  *             raise
  *         finally:
 */
-          __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_bound(__pyx_v_self); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 359, __pyx_L8_except_error)
+          __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_bound(__pyx_v_self); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 357, __pyx_L8_except_error)
 
 
-          /* "fastopt/_plan.pyx":358
+          /* "fastopt/_plan.pyx":356
  *             self.work.end()
  *         except BaseException:
  *             if not is_made and grads is not None and self.bound is not None:             # <<<<<<<<<<<<<<
@@ -29639,7 +29479,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
 */
         }
 
-        /* "fastopt/_plan.pyx":360
+        /* "fastopt/_plan.pyx":358
  *             if not is_made and grads is not None and self.bound is not None:
  *                 self.take_bound()
  *             raise             # <<<<<<<<<<<<<<
@@ -29651,11 +29491,11 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
         __Pyx_XGIVEREF(__pyx_t_7);
         __Pyx_ErrRestoreWithState(__pyx_t_5, __pyx_t_9, __pyx_t_7);
         __pyx_t_5 = 0;  __pyx_t_9 = 0;  __pyx_t_7 = 0; 
-        __PYX_ERR(0, 360, __pyx_L8_except_error)
+        __PYX_ERR(0, 358, __pyx_L8_except_error)
       }
       goto __pyx_L8_except_error;
 
-      /* "fastopt/_plan.pyx":339
+      /* "fastopt/_plan.pyx":337
  *         cdef int team, isa = selected()
  *         cdef bint is_made = False
  *         try:             # <<<<<<<<<<<<<<
@@ -29672,7 +29512,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
     }
   }
 
-  /* "fastopt/_plan.pyx":362
+  /* "fastopt/_plan.pyx":360
  *             raise
  *         finally:
  *             if self.bound is None:             # <<<<<<<<<<<<<<
@@ -29685,7 +29525,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
       if (__pyx_t_4) {
 
 
-        /* "fastopt/_plan.pyx":363
+        /* "fastopt/_plan.pyx":361
  *         finally:
  *             if self.bound is None:
  *                 self.release()             # <<<<<<<<<<<<<<
@@ -29694,7 +29534,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
 */
         ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->release(__pyx_v_self);
 
-        /* "fastopt/_plan.pyx":362
+        /* "fastopt/_plan.pyx":360
  *             raise
  *         finally:
  *             if self.bound is None:             # <<<<<<<<<<<<<<
@@ -29727,7 +29567,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
         if (__pyx_t_4) {
 
 
-          /* "fastopt/_plan.pyx":363
+          /* "fastopt/_plan.pyx":361
  *         finally:
  *             if self.bound is None:
  *                 self.release()             # <<<<<<<<<<<<<<
@@ -29736,7 +29576,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
 */
           ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->release(__pyx_v_self);
 
-          /* "fastopt/_plan.pyx":362
+          /* "fastopt/_plan.pyx":360
  *             raise
  *         finally:
  *             if self.bound is None:             # <<<<<<<<<<<<<<
@@ -29760,7 +29600,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
     __pyx_L5:;
   }
 
-  /* "fastopt/_plan.pyx":364
+  /* "fastopt/_plan.pyx":362
  *             if self.bound is None:
  *                 self.release()
  *         return 0             # <<<<<<<<<<<<<<
@@ -29773,7 +29613,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
   }
   goto __pyx_L0;
 
-  /* "fastopt/_plan.pyx":335
+  /* "fastopt/_plan.pyx":333
  *             self.turns.leave()
  * 
  *     cdef int make_step(self, optimizer, object grads, double grad_scale) except -1:             # <<<<<<<<<<<<<<
@@ -29802,7 +29642,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_make_step(struct __pyx_obj_7fastopt_5_p
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":366
+/* "fastopt/_plan.pyx":364
  *         return 0
  * 
  *     cdef int prepare(self, int isa, double grad_scale, Change change) except -1:             # <<<<<<<<<<<<<<
@@ -29824,7 +29664,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_prepare(struct __pyx_obj_7fastopt_5_pla
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("prepare", 0);
 
-  /* "fastopt/_plan.pyx":368
+  /* "fastopt/_plan.pyx":366
  *     cdef int prepare(self, int isa, double grad_scale, Change change) except -1:
  *         """Everything that may still be refused; returns the number of threads."""
  *         if change is not None or not self.is_assigned or self.assigned_isa != isa:             # <<<<<<<<<<<<<<
@@ -29859,7 +29699,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_prepare(struct __pyx_obj_7fastopt_5_pla
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_plan.pyx":369
+    /* "fastopt/_plan.pyx":367
  *         """Everything that may still be refused; returns the number of threads."""
  *         if change is not None or not self.is_assigned or self.assigned_isa != isa:
  *             self.assign(isa, None if change is None else change.moves)             # <<<<<<<<<<<<<<
@@ -29875,14 +29715,14 @@ static int __pyx_f_7fastopt_5_plan_4Plan_prepare(struct __pyx_obj_7fastopt_5_pla
       __pyx_t_3 = __pyx_v_change->moves;
     }
 
-    if (!(likely(PyList_CheckExact(__pyx_t_3))||((__pyx_t_3) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_3))) __PYX_ERR(0, 369, __pyx_L1_error)
+    if (!(likely(PyList_CheckExact(__pyx_t_3))||((__pyx_t_3) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_3))) __PYX_ERR(0, 367, __pyx_L1_error)
     __pyx_t_5.__pyx_n = 1;
     __pyx_t_5.moves = ((PyObject*)__pyx_t_3);
-    __pyx_t_4 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->assign(__pyx_v_self, __pyx_v_isa, &__pyx_t_5); if (unlikely(__pyx_t_4 == ((int)-1))) __PYX_ERR(0, 369, __pyx_L1_error)
+    __pyx_t_4 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->assign(__pyx_v_self, __pyx_v_isa, &__pyx_t_5); if (unlikely(__pyx_t_4 == ((int)-1))) __PYX_ERR(0, 367, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
 
-    /* "fastopt/_plan.pyx":368
+    /* "fastopt/_plan.pyx":366
  *     cdef int prepare(self, int isa, double grad_scale, Change change) except -1:
  *         """Everything that may still be refused; returns the number of threads."""
  *         if change is not None or not self.is_assigned or self.assigned_isa != isa:             # <<<<<<<<<<<<<<
@@ -29891,17 +29731,17 @@ static int __pyx_f_7fastopt_5_plan_4Plan_prepare(struct __pyx_obj_7fastopt_5_pla
 */
   }
 
-  /* "fastopt/_plan.pyx":370
+  /* "fastopt/_plan.pyx":368
  *         if change is not None or not self.is_assigned or self.assigned_isa != isa:
  *             self.assign(isa, None if change is None else change.moves)
  *         self.fill_coefficients(grad_scale)             # <<<<<<<<<<<<<<
  *         return 0 if table().isas[isa].name == NULL else self.work.choose_team()
  * 
 */
-  __pyx_t_4 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->fill_coefficients(__pyx_v_self, __pyx_v_grad_scale); if (unlikely(__pyx_t_4 == ((int)-1))) __PYX_ERR(0, 370, __pyx_L1_error)
+  __pyx_t_4 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->fill_coefficients(__pyx_v_self, __pyx_v_grad_scale); if (unlikely(__pyx_t_4 == ((int)-1))) __PYX_ERR(0, 368, __pyx_L1_error)
 
 
-  /* "fastopt/_plan.pyx":371
+  /* "fastopt/_plan.pyx":369
  *             self.assign(isa, None if change is None else change.moves)
  *         self.fill_coefficients(grad_scale)
  *         return 0 if table().isas[isa].name == NULL else self.work.choose_team()             # <<<<<<<<<<<<<<
@@ -29914,7 +29754,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_prepare(struct __pyx_obj_7fastopt_5_pla
 
     __pyx_t_4 = 0;
   } else {
-    __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Work *)__pyx_v_self->work->__pyx_vtab)->choose_team(__pyx_v_self->work); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 371, __pyx_L1_error)
+    __pyx_t_6 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Work *)__pyx_v_self->work->__pyx_vtab)->choose_team(__pyx_v_self->work); if (unlikely(__pyx_t_6 == ((int)-1))) __PYX_ERR(0, 369, __pyx_L1_error)
     __pyx_t_4 = __pyx_t_6;
   }
 
@@ -29923,7 +29763,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_prepare(struct __pyx_obj_7fastopt_5_pla
   }
   goto __pyx_L0;
 
-  /* "fastopt/_plan.pyx":366
+  /* "fastopt/_plan.pyx":364
  *         return 0
  * 
  *     cdef int prepare(self, int isa, double grad_scale, Change change) except -1:             # <<<<<<<<<<<<<<
@@ -29942,7 +29782,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_prepare(struct __pyx_obj_7fastopt_5_pla
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":373
+/* "fastopt/_plan.pyx":371
  *         return 0 if table().isas[isa].name == NULL else self.work.choose_team()
  * 
  *     cdef int write(self, object param_groups, Change change, int isa, int team) except -1:             # <<<<<<<<<<<<<<
@@ -29967,7 +29807,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_write(struct __pyx_obj_7fastopt_5_plan_
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("write", 0);
 
-  /* "fastopt/_plan.pyx":376
+  /* "fastopt/_plan.pyx":374
  *         """Makes the prepared step. No Python code runs in here, but for the twins'."""
  *         cdef Py_ssize_t i
  *         if change is not None:             # <<<<<<<<<<<<<<
@@ -29978,17 +29818,17 @@ static int __pyx_f_7fastopt_5_plan_4Plan_write(struct __pyx_obj_7fastopt_5_plan_
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_plan.pyx":377
+    /* "fastopt/_plan.pyx":375
  *         cdef Py_ssize_t i
  *         if change is not None:
  *             self._commit(param_groups, change)             # <<<<<<<<<<<<<<
  *         for i in range(len(self.selected)):
  *             if self.has_gradient[i]:
 */
-    __pyx_t_2 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->_commit(__pyx_v_self, __pyx_v_param_groups, __pyx_v_change); if (unlikely(__pyx_t_2 == ((int)-1))) __PYX_ERR(0, 377, __pyx_L1_error)
+    __pyx_t_2 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->_commit(__pyx_v_self, __pyx_v_param_groups, __pyx_v_change); if (unlikely(__pyx_t_2 == ((int)-1))) __PYX_ERR(0, 375, __pyx_L1_error)
 
 
-    /* "fastopt/_plan.pyx":376
+    /* "fastopt/_plan.pyx":374
  *         """Makes the prepared step. No Python code runs in here, but for the twins'."""
  *         cdef Py_ssize_t i
  *         if change is not None:             # <<<<<<<<<<<<<<
@@ -29997,7 +29837,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_write(struct __pyx_obj_7fastopt_5_plan_
 */
   }
 
-  /* "fastopt/_plan.pyx":378
+  /* "fastopt/_plan.pyx":376
  *         if change is not None:
  *             self._commit(param_groups, change)
  *         for i in range(len(self.selected)):             # <<<<<<<<<<<<<<
@@ -30008,16 +29848,16 @@ static int __pyx_f_7fastopt_5_plan_4Plan_write(struct __pyx_obj_7fastopt_5_plan_
   __Pyx_INCREF(__pyx_t_3);
   if (unlikely(__pyx_t_3 == Py_None)) {
     PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-    __PYX_ERR(0, 378, __pyx_L1_error)
+    __PYX_ERR(0, 376, __pyx_L1_error)
   }
-  __pyx_t_4 = __Pyx_PyList_GET_SIZE(__pyx_t_3); if (unlikely(__pyx_t_4 == ((Py_ssize_t)-1))) __PYX_ERR(0, 378, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyList_GET_SIZE(__pyx_t_3); if (unlikely(__pyx_t_4 == ((Py_ssize_t)-1))) __PYX_ERR(0, 376, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
   __pyx_t_5 = __pyx_t_4;
 
   for (__pyx_t_6 = 0; __pyx_t_6 < __pyx_t_5; __pyx_t_6+=1) {
     __pyx_v_i = __pyx_t_6;
 
-    /* "fastopt/_plan.pyx":379
+    /* "fastopt/_plan.pyx":377
  *             self._commit(param_groups, change)
  *         for i in range(len(self.selected)):
  *             if self.has_gradient[i]:             # <<<<<<<<<<<<<<
@@ -30029,7 +29869,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_write(struct __pyx_obj_7fastopt_5_plan_
     if (__pyx_t_1) {
 
 
-      /* "fastopt/_plan.pyx":380
+      /* "fastopt/_plan.pyx":378
  *         for i in range(len(self.selected)):
  *             if self.has_gradient[i]:
  *                 (<Tensor>self.selected[i]).steps += 1             # <<<<<<<<<<<<<<
@@ -30038,14 +29878,14 @@ static int __pyx_f_7fastopt_5_plan_4Plan_write(struct __pyx_obj_7fastopt_5_plan_
 */
       if (unlikely(__pyx_v_self->selected == Py_None)) {
         PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-        __PYX_ERR(0, 380, __pyx_L1_error)
+        __PYX_ERR(0, 378, __pyx_L1_error)
       }
       __Pyx_INCREF((PyObject *)((struct __pyx_obj_7fastopt_5_plan_Tensor *)__Pyx_PyList_GET_ITEM(__pyx_v_self->selected, __pyx_v_i)));
       __pyx_t_7 = ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__Pyx_PyList_GET_ITEM(__pyx_v_self->selected, __pyx_v_i));
       __pyx_t_7->steps = (__pyx_t_7->steps + 1);
       __Pyx_DECREF((PyObject *)__pyx_t_7); __pyx_t_7 = 0;
 
-      /* "fastopt/_plan.pyx":379
+      /* "fastopt/_plan.pyx":377
  *             self._commit(param_groups, change)
  *         for i in range(len(self.selected)):
  *             if self.has_gradient[i]:             # <<<<<<<<<<<<<<
@@ -30057,7 +29897,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_write(struct __pyx_obj_7fastopt_5_plan_
 
 
 
-  /* "fastopt/_plan.pyx":381
+  /* "fastopt/_plan.pyx":379
  *             if self.has_gradient[i]:
  *                 (<Tensor>self.selected[i]).steps += 1
  *         for i in range(self.shared_count):             # <<<<<<<<<<<<<<
@@ -30071,7 +29911,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_write(struct __pyx_obj_7fastopt_5_plan_
   for (__pyx_t_6 = 0; __pyx_t_6 < __pyx_t_5; __pyx_t_6+=1) {
     __pyx_v_i = __pyx_t_6;
 
-    /* "fastopt/_plan.pyx":382
+    /* "fastopt/_plan.pyx":380
  *                 (<Tensor>self.selected[i]).steps += 1
  *         for i in range(self.shared_count):
  *             self.shared[i].steps += 1             # <<<<<<<<<<<<<<
@@ -30084,7 +29924,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_write(struct __pyx_obj_7fastopt_5_plan_
   }
 
 
-  /* "fastopt/_plan.pyx":383
+  /* "fastopt/_plan.pyx":381
  *         for i in range(self.shared_count):
  *             self.shared[i].steps += 1
  *         if table().isas[isa].name == NULL:             # <<<<<<<<<<<<<<
@@ -30096,7 +29936,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_write(struct __pyx_obj_7fastopt_5_plan_
   if (__pyx_t_1) {
 
 
-    /* "fastopt/_plan.pyx":384
+    /* "fastopt/_plan.pyx":382
  *             self.shared[i].steps += 1
  *         if table().isas[isa].name == NULL:
  *             self.run_twins(None if change is None else change.moves)             # <<<<<<<<<<<<<<
@@ -30112,12 +29952,12 @@ static int __pyx_f_7fastopt_5_plan_4Plan_write(struct __pyx_obj_7fastopt_5_plan_
       __pyx_t_3 = __pyx_v_change->moves;
     }
 
-    if (!(likely(PyList_CheckExact(__pyx_t_3))||((__pyx_t_3) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_3))) __PYX_ERR(0, 384, __pyx_L1_error)
-    __pyx_t_2 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->run_twins(__pyx_v_self, ((PyObject*)__pyx_t_3)); if (unlikely(__pyx_t_2 == ((int)-1))) __PYX_ERR(0, 384, __pyx_L1_error)
+    if (!(likely(PyList_CheckExact(__pyx_t_3))||((__pyx_t_3) == Py_None) || __Pyx_RaiseUnexpectedTypeError("list", __pyx_t_3))) __PYX_ERR(0, 382, __pyx_L1_error)
+    __pyx_t_2 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->run_twins(__pyx_v_self, ((PyObject*)__pyx_t_3)); if (unlikely(__pyx_t_2 == ((int)-1))) __PYX_ERR(0, 382, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
 
 
-    /* "fastopt/_plan.pyx":383
+    /* "fastopt/_plan.pyx":381
  *         for i in range(self.shared_count):
  *             self.shared[i].steps += 1
  *         if table().isas[isa].name == NULL:             # <<<<<<<<<<<<<<
@@ -30127,7 +29967,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_write(struct __pyx_obj_7fastopt_5_plan_
     goto __pyx_L9;
   }
 
-  /* "fastopt/_plan.pyx":386
+  /* "fastopt/_plan.pyx":384
  *             self.run_twins(None if change is None else change.moves)
  *         else:
  *             self.work.run(team)             # <<<<<<<<<<<<<<
@@ -30139,7 +29979,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_write(struct __pyx_obj_7fastopt_5_plan_
   }
   __pyx_L9:;
 
-  /* "fastopt/_plan.pyx":387
+  /* "fastopt/_plan.pyx":385
  *         else:
  *             self.work.run(team)
  *         return 0             # <<<<<<<<<<<<<<
@@ -30152,7 +29992,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_write(struct __pyx_obj_7fastopt_5_plan_
   }
   goto __pyx_L0;
 
-  /* "fastopt/_plan.pyx":373
+  /* "fastopt/_plan.pyx":371
  *         return 0 if table().isas[isa].name == NULL else self.work.choose_team()
  * 
  *     cdef int write(self, object param_groups, Change change, int isa, int team) except -1:             # <<<<<<<<<<<<<<
@@ -30173,7 +30013,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_write(struct __pyx_obj_7fastopt_5_plan_
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":389
+/* "fastopt/_plan.pyx":387
  *         return 0
  * 
  *     def move(self, optimizer, Change change):             # <<<<<<<<<<<<<<
@@ -30222,39 +30062,39 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   {
     PyObject ** const __pyx_pyargnames[] = {&__pyx_mstate_global->__pyx_n_u_optimizer,&__pyx_mstate_global->__pyx_n_u_change,0};
     const Py_ssize_t __pyx_kwds_len = (__pyx_kwds) ? __Pyx_NumKwargs_FASTCALL(__pyx_kwds) : 0;
-    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 389, __pyx_L3_error)
+    if (unlikely(__pyx_kwds_len < 0)) __PYX_ERR(0, 387, __pyx_L3_error)
     if (__pyx_kwds_len > 0) {
       switch (__pyx_nargs) {
         case  2:
         values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 389, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 387, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  1:
         values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 389, __pyx_L3_error)
+        if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 387, __pyx_L3_error)
         CYTHON_FALLTHROUGH;
         case  0: break;
         default: goto __pyx_L5_argtuple_error;
       }
       const Py_ssize_t kwd_pos_args = __pyx_nargs;
-      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "move", 0) < (0)) __PYX_ERR(0, 389, __pyx_L3_error)
+      if (__Pyx_ParseKeywords(__pyx_kwds, __pyx_kwvalues, __pyx_pyargnames, 0, values, kwd_pos_args, __pyx_kwds_len, "move", 0) < (0)) __PYX_ERR(0, 387, __pyx_L3_error)
       for (Py_ssize_t i = __pyx_nargs; i < 2; i++) {
-        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("move", 1, 2, 2, i); __PYX_ERR(0, 389, __pyx_L3_error) }
+        if (unlikely(!values[i])) { __Pyx_RaiseArgtupleInvalid("move", 1, 2, 2, i); __PYX_ERR(0, 387, __pyx_L3_error) }
       }
     } else if (unlikely(__pyx_nargs != 2)) {
       goto __pyx_L5_argtuple_error;
     } else {
       values[0] = __Pyx_ArgRef_FASTCALL(__pyx_args, 0);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 389, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[0])) __PYX_ERR(0, 387, __pyx_L3_error)
       values[1] = __Pyx_ArgRef_FASTCALL(__pyx_args, 1);
-      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 389, __pyx_L3_error)
+      if (!CYTHON_ASSUME_SAFE_MACROS && unlikely(!values[1])) __PYX_ERR(0, 387, __pyx_L3_error)
     }
     __pyx_v_optimizer = values[0];
     __pyx_v_change = ((struct __pyx_obj_7fastopt_5_plan_Change *)values[1]);
   }
   goto __pyx_L6_skip;
   __pyx_L5_argtuple_error:;
-  __Pyx_RaiseArgtupleInvalid("move", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 389, __pyx_L3_error)
+  __Pyx_RaiseArgtupleInvalid("move", 1, 2, 2, __pyx_nargs); __PYX_ERR(0, 387, __pyx_L3_error)
   __pyx_L6_skip:;
   goto __pyx_L4_argument_unpacking_done;
   __pyx_L3_error:;
@@ -30265,7 +30105,7 @@ PyObject *__pyx_args, PyObject *__pyx_kwds
   __Pyx_RefNannyFinishContext();
   return NULL;
   __pyx_L4_argument_unpacking_done:;
-  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_change), __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Change, 1, "change", 0))) __PYX_ERR(0, 389, __pyx_L1_error)
+  if (unlikely(!__Pyx_ArgTypeTest(((PyObject *)__pyx_v_change), __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Change, 1, "change", 0))) __PYX_ERR(0, 387, __pyx_L1_error)
   __pyx_r = __pyx_pf_7fastopt_5_plan_4Plan_12move(((struct __pyx_obj_7fastopt_5_plan_Plan *)__pyx_v_self), __pyx_v_optimizer, __pyx_v_change);
 
   /* function exit code */
@@ -30307,7 +30147,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_12move(struct __pyx_obj_7fastopt
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("move", 0);
 
-  /* "fastopt/_plan.pyx":391
+  /* "fastopt/_plan.pyx":389
  *     def move(self, optimizer, Change change):
  *         """Makes the moves of a change, and the change, as a step that no parameter has a gradient in."""
  *         cdef int team, isa = selected()             # <<<<<<<<<<<<<<
@@ -30316,7 +30156,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_12move(struct __pyx_obj_7fastopt
 */
   __pyx_v_isa = __pyx_f_7fastopt_8_kernels_selected();
 
-  /* "fastopt/_plan.pyx":392
+  /* "fastopt/_plan.pyx":390
  *         """Makes the moves of a change, and the change, as a step that no parameter has a gradient in."""
  *         cdef int team, isa = selected()
  *         self.select(self.tensors)             # <<<<<<<<<<<<<<
@@ -30325,11 +30165,11 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_12move(struct __pyx_obj_7fastopt
 */
   __pyx_t_1 = __pyx_v_self->tensors;
   __Pyx_INCREF(__pyx_t_1);
-  __pyx_t_2 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->select(__pyx_v_self, ((PyObject*)__pyx_t_1)); if (unlikely(__pyx_t_2 == ((int)-1))) __PYX_ERR(0, 392, __pyx_L1_error)
+  __pyx_t_2 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->select(__pyx_v_self, ((PyObject*)__pyx_t_1)); if (unlikely(__pyx_t_2 == ((int)-1))) __PYX_ERR(0, 390, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
 
-  /* "fastopt/_plan.pyx":393
+  /* "fastopt/_plan.pyx":391
  *         cdef int team, isa = selected()
  *         self.select(self.tensors)
  *         memset(self.has_gradient, 0, self.capacity)             # <<<<<<<<<<<<<<
@@ -30338,7 +30178,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_12move(struct __pyx_obj_7fastopt
 */
   (void)(memset(__pyx_v_self->has_gradient, 0, __pyx_v_self->capacity));
 
-  /* "fastopt/_plan.pyx":394
+  /* "fastopt/_plan.pyx":392
  *         self.select(self.tensors)
  *         memset(self.has_gradient, 0, self.capacity)
  *         try:             # <<<<<<<<<<<<<<
@@ -30347,41 +30187,41 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_12move(struct __pyx_obj_7fastopt
 */
   /*try:*/ {
 
-    /* "fastopt/_plan.pyx":395
+    /* "fastopt/_plan.pyx":393
  *         memset(self.has_gradient, 0, self.capacity)
  *         try:
  *             team = self.prepare(isa, 1.0, change)             # <<<<<<<<<<<<<<
  *             self.write(optimizer.param_groups, change, isa, team)
  *             self.work.end()
 */
-    __pyx_t_2 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->prepare(__pyx_v_self, __pyx_v_isa, 1.0, __pyx_v_change); if (unlikely(__pyx_t_2 == ((int)-1))) __PYX_ERR(0, 395, __pyx_L4_error)
+    __pyx_t_2 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->prepare(__pyx_v_self, __pyx_v_isa, 1.0, __pyx_v_change); if (unlikely(__pyx_t_2 == ((int)-1))) __PYX_ERR(0, 393, __pyx_L4_error)
     __pyx_v_team = __pyx_t_2;
 
-    /* "fastopt/_plan.pyx":396
+    /* "fastopt/_plan.pyx":394
  *         try:
  *             team = self.prepare(isa, 1.0, change)
  *             self.write(optimizer.param_groups, change, isa, team)             # <<<<<<<<<<<<<<
  *             self.work.end()
  *         finally:
 */
-    __pyx_t_1 = __Pyx_PyObject_GetAttrStr(__pyx_v_optimizer, __pyx_mstate_global->__pyx_n_u_param_groups); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 396, __pyx_L4_error)
+    __pyx_t_1 = __Pyx_PyObject_GetAttrStr(__pyx_v_optimizer, __pyx_mstate_global->__pyx_n_u_param_groups); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 394, __pyx_L4_error)
     __Pyx_GOTREF(__pyx_t_1);
-    __pyx_t_2 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->write(__pyx_v_self, __pyx_t_1, __pyx_v_change, __pyx_v_isa, __pyx_v_team); if (unlikely(__pyx_t_2 == ((int)-1))) __PYX_ERR(0, 396, __pyx_L4_error)
+    __pyx_t_2 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->write(__pyx_v_self, __pyx_t_1, __pyx_v_change, __pyx_v_isa, __pyx_v_team); if (unlikely(__pyx_t_2 == ((int)-1))) __PYX_ERR(0, 394, __pyx_L4_error)
     __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
 
-    /* "fastopt/_plan.pyx":397
+    /* "fastopt/_plan.pyx":395
  *             team = self.prepare(isa, 1.0, change)
  *             self.write(optimizer.param_groups, change, isa, team)
  *             self.work.end()             # <<<<<<<<<<<<<<
  *         finally:
  *             self.is_assigned = False
 */
-    __pyx_t_2 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Work *)__pyx_v_self->work->__pyx_vtab)->end(__pyx_v_self->work); if (unlikely(__pyx_t_2 == ((int)-1))) __PYX_ERR(0, 397, __pyx_L4_error)
+    __pyx_t_2 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Work *)__pyx_v_self->work->__pyx_vtab)->end(__pyx_v_self->work); if (unlikely(__pyx_t_2 == ((int)-1))) __PYX_ERR(0, 395, __pyx_L4_error)
 
   }
 
-  /* "fastopt/_plan.pyx":399
+  /* "fastopt/_plan.pyx":397
  *             self.work.end()
  *         finally:
  *             self.is_assigned = False             # <<<<<<<<<<<<<<
@@ -30392,7 +30232,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_12move(struct __pyx_obj_7fastopt
     /*normal exit:*/{
       __pyx_v_self->is_assigned = 0;
 
-      /* "fastopt/_plan.pyx":400
+      /* "fastopt/_plan.pyx":398
  *         finally:
  *             self.is_assigned = False
  *             if self.bound is not None:             # <<<<<<<<<<<<<<
@@ -30403,17 +30243,17 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_12move(struct __pyx_obj_7fastopt
       if (__pyx_t_3) {
 
 
-        /* "fastopt/_plan.pyx":401
+        /* "fastopt/_plan.pyx":399
  *             self.is_assigned = False
  *             if self.bound is not None:
  *                 self.take_bound()             # <<<<<<<<<<<<<<
  * 
  *     cdef int run_twins(self, list moves) except -1:
 */
-        __pyx_t_2 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_bound(__pyx_v_self); if (unlikely(__pyx_t_2 == ((int)-1))) __PYX_ERR(0, 401, __pyx_L1_error)
+        __pyx_t_2 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_bound(__pyx_v_self); if (unlikely(__pyx_t_2 == ((int)-1))) __PYX_ERR(0, 399, __pyx_L1_error)
 
 
-        /* "fastopt/_plan.pyx":400
+        /* "fastopt/_plan.pyx":398
  *         finally:
  *             self.is_assigned = False
  *             if self.bound is not None:             # <<<<<<<<<<<<<<
@@ -30440,7 +30280,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_12move(struct __pyx_obj_7fastopt
       __pyx_t_2 = __pyx_lineno; __pyx_t_4 = __pyx_clineno; __pyx_t_5 = __pyx_filename;
       {
 
-        /* "fastopt/_plan.pyx":399
+        /* "fastopt/_plan.pyx":397
  *             self.work.end()
  *         finally:
  *             self.is_assigned = False             # <<<<<<<<<<<<<<
@@ -30449,7 +30289,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_12move(struct __pyx_obj_7fastopt
 */
         __pyx_v_self->is_assigned = 0;
 
-        /* "fastopt/_plan.pyx":400
+        /* "fastopt/_plan.pyx":398
  *         finally:
  *             self.is_assigned = False
  *             if self.bound is not None:             # <<<<<<<<<<<<<<
@@ -30460,17 +30300,17 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_12move(struct __pyx_obj_7fastopt
         if (__pyx_t_3) {
 
 
-          /* "fastopt/_plan.pyx":401
+          /* "fastopt/_plan.pyx":399
  *             self.is_assigned = False
  *             if self.bound is not None:
  *                 self.take_bound()             # <<<<<<<<<<<<<<
  * 
  *     cdef int run_twins(self, list moves) except -1:
 */
-          __pyx_t_12 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_bound(__pyx_v_self); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 401, __pyx_L8_error)
+          __pyx_t_12 = ((struct __pyx_vtabstruct_7fastopt_5_plan_Plan *)__pyx_v_self->__pyx_vtab)->take_bound(__pyx_v_self); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 399, __pyx_L8_error)
 
 
-          /* "fastopt/_plan.pyx":400
+          /* "fastopt/_plan.pyx":398
  *         finally:
  *             self.is_assigned = False
  *             if self.bound is not None:             # <<<<<<<<<<<<<<
@@ -30504,7 +30344,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_12move(struct __pyx_obj_7fastopt
     __pyx_L5:;
   }
 
-  /* "fastopt/_plan.pyx":389
+  /* "fastopt/_plan.pyx":387
  *         return 0
  * 
  *     def move(self, optimizer, Change change):             # <<<<<<<<<<<<<<
@@ -30527,7 +30367,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_12move(struct __pyx_obj_7fastopt
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":403
+/* "fastopt/_plan.pyx":401
  *                 self.take_bound()
  * 
  *     cdef int run_twins(self, list moves) except -1:             # <<<<<<<<<<<<<<
@@ -30574,7 +30414,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("run_twins", 0);
 
-  /* "fastopt/_plan.pyx":408
+  /* "fastopt/_plan.pyx":406
  *         cdef Move move
  *         cdef Py_ssize_t i
  *         cdef bint flushes = flushes_denormal()             # <<<<<<<<<<<<<<
@@ -30583,7 +30423,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
 */
   __pyx_v_flushes = __pyx_f_7fastopt_8_kernels_flushes_denormal();
 
-  /* "fastopt/_plan.pyx":409
+  /* "fastopt/_plan.pyx":407
  *         cdef Py_ssize_t i
  *         cdef bint flushes = flushes_denormal()
  *         cdef uint64_t mode = fastopt_flush_subnormals() if flushes else 0             # <<<<<<<<<<<<<<
@@ -30599,7 +30439,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
   }
   __pyx_v_mode = __pyx_t_1;
 
-  /* "fastopt/_plan.pyx":410
+  /* "fastopt/_plan.pyx":408
  *         cdef bint flushes = flushes_denormal()
  *         cdef uint64_t mode = fastopt_flush_subnormals() if flushes else 0
  *         try:             # <<<<<<<<<<<<<<
@@ -30608,7 +30448,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
 */
   /*try:*/ {
 
-    /* "fastopt/_plan.pyx":411
+    /* "fastopt/_plan.pyx":409
  *         cdef uint64_t mode = fastopt_flush_subnormals() if flushes else 0
  *         try:
  *             for i in range(len(self.selected)):             # <<<<<<<<<<<<<<
@@ -30619,16 +30459,16 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
     __Pyx_INCREF(__pyx_t_2);
     if (unlikely(__pyx_t_2 == Py_None)) {
       PyErr_SetString(PyExc_TypeError, "object of type \047NoneType\047 has no len()");
-      __PYX_ERR(0, 411, __pyx_L4_error)
+      __PYX_ERR(0, 409, __pyx_L4_error)
     }
-    __pyx_t_3 = __Pyx_PyList_GET_SIZE(__pyx_t_2); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(0, 411, __pyx_L4_error)
+    __pyx_t_3 = __Pyx_PyList_GET_SIZE(__pyx_t_2); if (unlikely(__pyx_t_3 == ((Py_ssize_t)-1))) __PYX_ERR(0, 409, __pyx_L4_error)
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
     __pyx_t_4 = __pyx_t_3;
 
     for (__pyx_t_5 = 0; __pyx_t_5 < __pyx_t_4; __pyx_t_5+=1) {
       __pyx_v_i = __pyx_t_5;
 
-      /* "fastopt/_plan.pyx":412
+      /* "fastopt/_plan.pyx":410
  *         try:
  *             for i in range(len(self.selected)):
  *                 if self.has_gradient[i]:             # <<<<<<<<<<<<<<
@@ -30640,7 +30480,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
       if (__pyx_t_6) {
 
 
-        /* "fastopt/_plan.pyx":413
+        /* "fastopt/_plan.pyx":411
  *             for i in range(len(self.selected)):
  *                 if self.has_gradient[i]:
  *                     tensor = <Tensor>self.selected[i]             # <<<<<<<<<<<<<<
@@ -30649,14 +30489,14 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
 */
         if (unlikely(__pyx_v_self->selected == Py_None)) {
           PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-          __PYX_ERR(0, 413, __pyx_L4_error)
+          __PYX_ERR(0, 411, __pyx_L4_error)
         }
         __pyx_t_2 = __Pyx_PyList_GET_ITEM(__pyx_v_self->selected, __pyx_v_i);
         __Pyx_INCREF(__pyx_t_2);
         __Pyx_XDECREF_SET(__pyx_v_tensor, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_2));
         __pyx_t_2 = 0;
 
-        /* "fastopt/_plan.pyx":414
+        /* "fastopt/_plan.pyx":412
  *                 if self.has_gradient[i]:
  *                     tensor = <Tensor>self.selected[i]
  *                     used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)             # <<<<<<<<<<<<<<
@@ -30667,20 +30507,20 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
         __Pyx_INCREF(__pyx_t_7);
         if (unlikely(__pyx_v_self->groups == Py_None)) {
           PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-          __PYX_ERR(0, 414, __pyx_L4_error)
+          __PYX_ERR(0, 412, __pyx_L4_error)
         }
         __pyx_t_8 = 0;
         {
           PyObject *__pyx_callargs[2] = {__pyx_t_7, ((struct __pyx_obj_7fastopt_5_plan_Group *)__Pyx_PyList_GET_ITEM(__pyx_v_self->groups, __pyx_v_tensor->group))->h};
           __pyx_t_2 = __Pyx_PyObject_FastCallMethod((PyObject*)__pyx_mstate_global->__pyx_n_u_letters, __pyx_callargs+__pyx_t_8, (2-__pyx_t_8) | (1*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
           __Pyx_XDECREF(__pyx_t_7); __pyx_t_7 = 0;
-          if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 414, __pyx_L4_error)
+          if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 412, __pyx_L4_error)
           __Pyx_GOTREF(__pyx_t_2);
         }
         __Pyx_XDECREF_SET(__pyx_v_used, __pyx_t_2);
         __pyx_t_2 = 0;
 
-        /* "fastopt/_plan.pyx":415
+        /* "fastopt/_plan.pyx":413
  *                     tensor = <Tensor>self.selected[i]
  *                     used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)
  *                     states = [tensor.states[x] if x in used else None for x in tensor.letters]             # <<<<<<<<<<<<<<
@@ -30688,11 +30528,11 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
  *                     grad = tensor.gradient.reshape(tensor.param.shape)
 */
         { /* enter inner scope */
-          __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 415, __pyx_L11_error)
+          __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 413, __pyx_L11_error)
           __Pyx_GOTREF(__pyx_t_2);
           if (unlikely(__pyx_v_tensor->letters == Py_None)) {
             PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not iterable");
-            __PYX_ERR(0, 415, __pyx_L11_error)
+            __PYX_ERR(0, 413, __pyx_L11_error)
           }
           __pyx_t_7 = __pyx_v_tensor->letters; __Pyx_INCREF(__pyx_t_7);
           __pyx_t_9 = 0;
@@ -30700,23 +30540,23 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
             {
               Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_7);
               #if !CYTHON_ASSUME_SAFE_SIZE
-              if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 415, __pyx_L11_error)
+              if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 413, __pyx_L11_error)
               #endif
               if (__pyx_t_9 >= __pyx_temp) break;
             }
             __pyx_t_10 = __Pyx_PyList_GET_ITEM_REF(__pyx_t_7, __pyx_t_9, __Pyx_ReferenceSharing_OwnStrongReference);
             ++__pyx_t_9;
-            if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 415, __pyx_L11_error)
+            if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 413, __pyx_L11_error)
             __Pyx_GOTREF(__pyx_t_10);
             __Pyx_XDECREF_SET(__pyx_8genexpr8__pyx_v_x, __pyx_t_10);
             __pyx_t_10 = 0;
-            __pyx_t_6 = (__Pyx_PySequence_ContainsTF(__pyx_8genexpr8__pyx_v_x, __pyx_v_used, Py_EQ)); if (unlikely((__pyx_t_6 < 0))) __PYX_ERR(0, 415, __pyx_L11_error)
+            __pyx_t_6 = (__Pyx_PySequence_ContainsTF(__pyx_8genexpr8__pyx_v_x, __pyx_v_used, Py_EQ)); if (unlikely((__pyx_t_6 < 0))) __PYX_ERR(0, 413, __pyx_L11_error)
             if (__pyx_t_6) {
               if (unlikely(__pyx_v_tensor->states == Py_None)) {
                 PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-                __PYX_ERR(0, 415, __pyx_L11_error)
+                __PYX_ERR(0, 413, __pyx_L11_error)
               }
-              __pyx_t_11 = __Pyx_PyDict_GetItem(__pyx_v_tensor->states, __pyx_8genexpr8__pyx_v_x); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 415, __pyx_L11_error)
+              __pyx_t_11 = __Pyx_PyDict_GetItem(__pyx_v_tensor->states, __pyx_8genexpr8__pyx_v_x); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 413, __pyx_L11_error)
               __Pyx_GOTREF(__pyx_t_11);
               __pyx_t_10 = __pyx_t_11;
               __pyx_t_11 = 0;
@@ -30726,7 +30566,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
             }
 
             __Pyx_GIVEREF(__pyx_t_10);
-            if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_2, __pyx_t_10))) __PYX_ERR(0, 415, __pyx_L11_error)
+            if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_2, __pyx_t_10))) __PYX_ERR(0, 413, __pyx_L11_error)
             __pyx_t_10 = 0;
           }
           __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
@@ -30740,7 +30580,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
         __Pyx_XDECREF_SET(__pyx_v_states, ((PyObject*)__pyx_t_2));
         __pyx_t_2 = 0;
 
-        /* "fastopt/_plan.pyx":417
+        /* "fastopt/_plan.pyx":415
  *                     states = [tensor.states[x] if x in used else None for x in tensor.letters]
  *                     # a callable may have given it another shape since it was checked
  *                     grad = tensor.gradient.reshape(tensor.param.shape)             # <<<<<<<<<<<<<<
@@ -30749,7 +30589,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
 */
         __pyx_t_7 = ((PyObject *)__pyx_v_tensor->gradient);
         __Pyx_INCREF(__pyx_t_7);
-        __pyx_t_10 = __Pyx_PyObject_GetAttrStr(__pyx_v_tensor->param, __pyx_mstate_global->__pyx_n_u_shape); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 417, __pyx_L4_error)
+        __pyx_t_10 = __Pyx_PyObject_GetAttrStr(__pyx_v_tensor->param, __pyx_mstate_global->__pyx_n_u_shape); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 415, __pyx_L4_error)
         __Pyx_GOTREF(__pyx_t_10);
         __pyx_t_8 = 0;
         {
@@ -30757,13 +30597,13 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
           __pyx_t_2 = __Pyx_PyObject_FastCallMethod((PyObject*)__pyx_mstate_global->__pyx_n_u_reshape, __pyx_callargs+__pyx_t_8, (2-__pyx_t_8) | (1*__Pyx_PY_VECTORCALL_ARGUMENTS_OFFSET));
           __Pyx_XDECREF(__pyx_t_7); __pyx_t_7 = 0;
           __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
-          if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 417, __pyx_L4_error)
+          if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 415, __pyx_L4_error)
           __Pyx_GOTREF(__pyx_t_2);
         }
         __Pyx_XDECREF_SET(__pyx_v_grad, __pyx_t_2);
         __pyx_t_2 = 0;
 
-        /* "fastopt/_plan.pyx":418
+        /* "fastopt/_plan.pyx":416
  *                     # a callable may have given it another shape since it was checked
  *                     grad = tensor.gradient.reshape(tensor.param.shape)
  *                     run_twin(self.algorithm, tensor, grad, states, tensor.c.call.coefficients)             # <<<<<<<<<<<<<<
@@ -30772,11 +30612,11 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
 */
         __pyx_t_2 = __pyx_v_self->algorithm;
         __Pyx_INCREF(__pyx_t_2);
-        __pyx_t_12 = __pyx_f_7fastopt_5_plan_run_twin(__pyx_t_2, __pyx_v_tensor, __pyx_v_grad, __pyx_v_states, __pyx_v_tensor->c.call.coefficients); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 418, __pyx_L4_error)
+        __pyx_t_12 = __pyx_f_7fastopt_5_plan_run_twin(__pyx_t_2, __pyx_v_tensor, __pyx_v_grad, __pyx_v_states, __pyx_v_tensor->c.call.coefficients); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 416, __pyx_L4_error)
         __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
 
-        /* "fastopt/_plan.pyx":412
+        /* "fastopt/_plan.pyx":410
  *         try:
  *             for i in range(len(self.selected)):
  *                 if self.has_gradient[i]:             # <<<<<<<<<<<<<<
@@ -30788,14 +30628,14 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
 
 
 
-    /* "fastopt/_plan.pyx":419
+    /* "fastopt/_plan.pyx":417
  *                     grad = tensor.gradient.reshape(tensor.param.shape)
  *                     run_twin(self.algorithm, tensor, grad, states, tensor.c.call.coefficients)
  *             for move in moves or ():             # <<<<<<<<<<<<<<
  *                 run_twin(move.algorithm, move.tensor, move.tensor.states[move.letter], [None], &move.coefficients)
  *         finally:
 */
-    __pyx_t_6 = __Pyx_PyObject_IsTrue(__pyx_v_moves); if (unlikely((__pyx_t_6 < 0))) __PYX_ERR(0, 419, __pyx_L4_error)
+    __pyx_t_6 = __Pyx_PyObject_IsTrue(__pyx_v_moves); if (unlikely((__pyx_t_6 < 0))) __PYX_ERR(0, 417, __pyx_L4_error)
     if (!__pyx_t_6) {
     } else {
       __Pyx_INCREF(__pyx_v_moves);
@@ -30810,9 +30650,9 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
       __pyx_t_3 = 0;
       __pyx_t_13 = NULL;
     } else {
-      __pyx_t_3 = -1; __pyx_t_10 = PyObject_GetIter(__pyx_t_2); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 419, __pyx_L4_error)
+      __pyx_t_3 = -1; __pyx_t_10 = PyObject_GetIter(__pyx_t_2); if (unlikely(!__pyx_t_10)) __PYX_ERR(0, 417, __pyx_L4_error)
       __Pyx_GOTREF(__pyx_t_10);
-      __pyx_t_13 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_10); if (unlikely(!__pyx_t_13)) __PYX_ERR(0, 419, __pyx_L4_error)
+      __pyx_t_13 = (CYTHON_COMPILING_IN_LIMITED_API) ? PyIter_Next : __Pyx_PyObject_GetIterNextFunc(__pyx_t_10); if (unlikely(!__pyx_t_13)) __PYX_ERR(0, 417, __pyx_L4_error)
     }
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
     for (;;) {
@@ -30821,7 +30661,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
           {
             Py_ssize_t __pyx_temp = __Pyx_PyList_GET_SIZE(__pyx_t_10);
             #if !CYTHON_ASSUME_SAFE_SIZE
-            if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 419, __pyx_L4_error)
+            if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 417, __pyx_L4_error)
             #endif
             if (__pyx_t_3 >= __pyx_temp) break;
           }
@@ -30831,7 +30671,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
           {
             Py_ssize_t __pyx_temp = __Pyx_PyTuple_GET_SIZE(__pyx_t_10);
             #if !CYTHON_ASSUME_SAFE_SIZE
-            if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 419, __pyx_L4_error)
+            if (unlikely((__pyx_temp < 0))) __PYX_ERR(0, 417, __pyx_L4_error)
             #endif
             if (__pyx_t_3 >= __pyx_temp) break;
           }
@@ -30842,24 +30682,24 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
           #endif
           ++__pyx_t_3;
         }
-        if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 419, __pyx_L4_error)
+        if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 417, __pyx_L4_error)
       } else {
         __pyx_t_2 = __pyx_t_13(__pyx_t_10);
         if (unlikely(!__pyx_t_2)) {
           PyObject* exc_type = PyErr_Occurred();
           if (exc_type) {
-            if (unlikely(!__Pyx_PyErr_GivenExceptionMatches(exc_type, PyExc_StopIteration))) __PYX_ERR(0, 419, __pyx_L4_error)
+            if (unlikely(!__Pyx_PyErr_GivenExceptionMatches(exc_type, PyExc_StopIteration))) __PYX_ERR(0, 417, __pyx_L4_error)
             PyErr_Clear();
           }
           break;
         }
       }
       __Pyx_GOTREF(__pyx_t_2);
-      if (!(likely(((__pyx_t_2) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_2, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Move))))) __PYX_ERR(0, 419, __pyx_L4_error)
+      if (!(likely(((__pyx_t_2) == Py_None) || likely(__Pyx_TypeTest(__pyx_t_2, __pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Move))))) __PYX_ERR(0, 417, __pyx_L4_error)
       __Pyx_XDECREF_SET(__pyx_v_move, ((struct __pyx_obj_7fastopt_5_plan_Move *)__pyx_t_2));
       __pyx_t_2 = 0;
 
-      /* "fastopt/_plan.pyx":420
+      /* "fastopt/_plan.pyx":418
  *                     run_twin(self.algorithm, tensor, grad, states, tensor.c.call.coefficients)
  *             for move in moves or ():
  *                 run_twin(move.algorithm, move.tensor, move.tensor.states[move.letter], [None], &move.coefficients)             # <<<<<<<<<<<<<<
@@ -30872,23 +30712,23 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
       __Pyx_INCREF(__pyx_t_7);
       if (unlikely(__pyx_v_move->tensor->states == Py_None)) {
         PyErr_SetString(PyExc_TypeError, "\047NoneType\047 object is not subscriptable");
-        __PYX_ERR(0, 420, __pyx_L4_error)
+        __PYX_ERR(0, 418, __pyx_L4_error)
       }
-      __pyx_t_11 = __Pyx_PyDict_GetItem(__pyx_v_move->tensor->states, __pyx_v_move->letter); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 420, __pyx_L4_error)
+      __pyx_t_11 = __Pyx_PyDict_GetItem(__pyx_v_move->tensor->states, __pyx_v_move->letter); if (unlikely(!__pyx_t_11)) __PYX_ERR(0, 418, __pyx_L4_error)
       __Pyx_GOTREF(__pyx_t_11);
-      __pyx_t_14 = PyList_New(1); if (unlikely(!__pyx_t_14)) __PYX_ERR(0, 420, __pyx_L4_error)
+      __pyx_t_14 = PyList_New(1); if (unlikely(!__pyx_t_14)) __PYX_ERR(0, 418, __pyx_L4_error)
       __Pyx_GOTREF(__pyx_t_14);
       __Pyx_INCREF(Py_None);
       __Pyx_GIVEREF(Py_None);
-      if (__Pyx_PyList_SET_ITEM(__pyx_t_14, 0, Py_None) != (0)) __PYX_ERR(0, 420, __pyx_L4_error);
-      __pyx_t_12 = __pyx_f_7fastopt_5_plan_run_twin(__pyx_t_2, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_7), __pyx_t_11, ((PyObject*)__pyx_t_14), (&__pyx_v_move->coefficients)); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 420, __pyx_L4_error)
+      if (__Pyx_PyList_SET_ITEM(__pyx_t_14, 0, Py_None) != (0)) __PYX_ERR(0, 418, __pyx_L4_error);
+      __pyx_t_12 = __pyx_f_7fastopt_5_plan_run_twin(__pyx_t_2, ((struct __pyx_obj_7fastopt_5_plan_Tensor *)__pyx_t_7), __pyx_t_11, ((PyObject*)__pyx_t_14), (&__pyx_v_move->coefficients)); if (unlikely(__pyx_t_12 == ((int)-1))) __PYX_ERR(0, 418, __pyx_L4_error)
       __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
       __Pyx_DECREF(__pyx_t_7); __pyx_t_7 = 0;
       __Pyx_DECREF(__pyx_t_11); __pyx_t_11 = 0;
       __Pyx_DECREF(__pyx_t_14); __pyx_t_14 = 0;
 
 
-      /* "fastopt/_plan.pyx":419
+      /* "fastopt/_plan.pyx":417
  *                     grad = tensor.gradient.reshape(tensor.param.shape)
  *                     run_twin(self.algorithm, tensor, grad, states, tensor.c.call.coefficients)
  *             for move in moves or ():             # <<<<<<<<<<<<<<
@@ -30899,7 +30739,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
     __Pyx_DECREF(__pyx_t_10); __pyx_t_10 = 0;
   }
 
-  /* "fastopt/_plan.pyx":422
+  /* "fastopt/_plan.pyx":420
  *                 run_twin(move.algorithm, move.tensor, move.tensor.states[move.letter], [None], &move.coefficients)
  *         finally:
  *             if flushes:             # <<<<<<<<<<<<<<
@@ -30910,7 +30750,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
     /*normal exit:*/{
       if (__pyx_v_flushes) {
 
-        /* "fastopt/_plan.pyx":423
+        /* "fastopt/_plan.pyx":421
  *         finally:
  *             if flushes:
  *                 fastopt_set_floating_mode(mode)             # <<<<<<<<<<<<<<
@@ -30919,7 +30759,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
 */
         fastopt_set_floating_mode(__pyx_v_mode);
 
-        /* "fastopt/_plan.pyx":422
+        /* "fastopt/_plan.pyx":420
  *                 run_twin(move.algorithm, move.tensor, move.tensor.states[move.letter], [None], &move.coefficients)
  *         finally:
  *             if flushes:             # <<<<<<<<<<<<<<
@@ -30951,7 +30791,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
       {
         if (__pyx_v_flushes) {
 
-          /* "fastopt/_plan.pyx":423
+          /* "fastopt/_plan.pyx":421
  *         finally:
  *             if flushes:
  *                 fastopt_set_floating_mode(mode)             # <<<<<<<<<<<<<<
@@ -30960,7 +30800,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
 */
           fastopt_set_floating_mode(__pyx_v_mode);
 
-          /* "fastopt/_plan.pyx":422
+          /* "fastopt/_plan.pyx":420
  *                 run_twin(move.algorithm, move.tensor, move.tensor.states[move.letter], [None], &move.coefficients)
  *         finally:
  *             if flushes:             # <<<<<<<<<<<<<<
@@ -30984,7 +30824,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
     __pyx_L5:;
   }
 
-  /* "fastopt/_plan.pyx":424
+  /* "fastopt/_plan.pyx":422
  *             if flushes:
  *                 fastopt_set_floating_mode(mode)
  *         return 0             # <<<<<<<<<<<<<<
@@ -30997,7 +30837,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
   }
   goto __pyx_L0;
 
-  /* "fastopt/_plan.pyx":403
+  /* "fastopt/_plan.pyx":401
  *                 self.take_bound()
  * 
  *     cdef int run_twins(self, list moves) except -1:             # <<<<<<<<<<<<<<
@@ -31029,7 +30869,7 @@ static int __pyx_f_7fastopt_5_plan_4Plan_run_twins(struct __pyx_obj_7fastopt_5_p
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":50
+/* "fastopt/_plan.pyx":49
  * 
  *     cdef:
  *         readonly object algorithm             # <<<<<<<<<<<<<<
@@ -31096,7 +30936,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_9algorithm___get__(struct __pyx_
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":51
+/* "fastopt/_plan.pyx":50
  *     cdef:
  *         readonly object algorithm
  *         readonly list groups, tensors             # <<<<<<<<<<<<<<
@@ -31222,7 +31062,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_7tensors___get__(struct __pyx_ob
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":52
+/* "fastopt/_plan.pyx":51
  *         readonly object algorithm
  *         readonly list groups, tensors
  *         readonly dict place  # of each key among the tensors             # <<<<<<<<<<<<<<
@@ -31289,7 +31129,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_5place___get__(struct __pyx_obj_
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":53
+/* "fastopt/_plan.pyx":52
  *         readonly list groups, tensors
  *         readonly dict place  # of each key among the tensors
  *         readonly list bound  # the gradients that `bind` was given, or None             # <<<<<<<<<<<<<<
@@ -31356,7 +31196,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_5bound___get__(struct __pyx_obj_
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":54
+/* "fastopt/_plan.pyx":53
  *         readonly dict place  # of each key among the tensors
  *         readonly list bound  # the gradients that `bind` was given, or None
  *         readonly Intervals intervals             # <<<<<<<<<<<<<<
@@ -31423,7 +31263,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_9intervals___get__(struct __pyx_
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":55
+/* "fastopt/_plan.pyx":54
  *         readonly list bound  # the gradients that `bind` was given, or None
  *         readonly Intervals intervals
  *         readonly bint keeps_params  # else they are handed over at each call of `update`             # <<<<<<<<<<<<<<
@@ -31462,7 +31302,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_12keeps_params___get__(struct __
       __Pyx_INCREF(__pyx_t_1);
       __Pyx_PyCriticalSection_Begin(&__pyx_cs, (PyObject*)__pyx_t_1);
       /*try:*/ {
-        __pyx_t_2 = __Pyx_PyBool_FromLong(__pyx_v_self->keeps_params); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 55, __pyx_L4_error)
+        __pyx_t_2 = __Pyx_PyBool_FromLong(__pyx_v_self->keeps_params); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 54, __pyx_L4_error)
         __Pyx_GOTREF(__pyx_t_2);
         {
           PyObject *__pyx_temp;
@@ -31505,7 +31345,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_12keeps_params___get__(struct __
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":56
+/* "fastopt/_plan.pyx":55
  *         readonly Intervals intervals
  *         readonly bint keeps_params  # else they are handed over at each call of `update`
  *         readonly Change last_move  # what `move` made, until a step or a state that is loaded takes its place             # <<<<<<<<<<<<<<
@@ -31572,7 +31412,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_9last_move___get__(struct __pyx_
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":57
+/* "fastopt/_plan.pyx":56
  *         readonly bint keeps_params  # else they are handed over at each call of `update`
  *         readonly Change last_move  # what `move` made, until a step or a state that is loaded takes its place
  *         readonly Work work             # <<<<<<<<<<<<<<
@@ -31843,7 +31683,7 @@ static PyObject *__pyx_pf_7fastopt_5_plan_4Plan_16__setstate_cython__(CYTHON_UNU
   return __pyx_r;
 }
 
-/* "fastopt/_plan.pyx":427
+/* "fastopt/_plan.pyx":425
  * 
  * 
  * cdef int run_twin(algorithm, Tensor tensor, grad, list states, const fastopt_coefficients *coefficients) except -1:             # <<<<<<<<<<<<<<
@@ -31870,7 +31710,7 @@ static int __pyx_f_7fastopt_5_plan_run_twin(PyObject *__pyx_v_algorithm, struct 
   int __pyx_clineno = 0;
   __Pyx_RefNannySetupContext("run_twin", 0);
 
-  /* "fastopt/_plan.pyx":428
+  /* "fastopt/_plan.pyx":426
  * 
  * cdef int run_twin(algorithm, Tensor tensor, grad, list states, const fastopt_coefficients *coefficients) except -1:
  *     scalars = [coefficients.scalars[k] for k in range(len(TABLE[algorithm.formula]["scalars"]))]             # <<<<<<<<<<<<<<
@@ -31878,29 +31718,29 @@ static int __pyx_f_7fastopt_5_plan_run_twin(PyObject *__pyx_v_algorithm, struct 
  *         algorithm, tensor.param, grad, states, scalars, coefficients.random_key, tensor.c.call.first_element
 */
   { /* enter inner scope */
-    __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 428, __pyx_L1_error)
+    __pyx_t_1 = PyList_New(0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 426, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
-    __Pyx_GetModuleGlobalName(__pyx_t_2, __pyx_mstate_global->__pyx_n_u_TABLE); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 428, __pyx_L1_error)
+    __Pyx_GetModuleGlobalName(__pyx_t_2, __pyx_mstate_global->__pyx_n_u_TABLE); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 426, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_2);
-    __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_algorithm, __pyx_mstate_global->__pyx_n_u_formula); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 428, __pyx_L1_error)
+    __pyx_t_3 = __Pyx_PyObject_GetAttrStr(__pyx_v_algorithm, __pyx_mstate_global->__pyx_n_u_formula); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 426, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
-    __pyx_t_4 = __Pyx_PyObject_GetItem(__pyx_t_2, __pyx_t_3); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 428, __pyx_L1_error)
+    __pyx_t_4 = __Pyx_PyObject_GetItem(__pyx_t_2, __pyx_t_3); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 426, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_4);
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
-    __pyx_t_3 = __Pyx_PyObject_Dict_GetItem(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_scalars); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 428, __pyx_L1_error)
+    __pyx_t_3 = __Pyx_PyObject_Dict_GetItem(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_scalars); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 426, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_3);
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
-    __pyx_t_5 = PyObject_Length(__pyx_t_3); if (unlikely(__pyx_t_5 == ((Py_ssize_t)-1))) __PYX_ERR(0, 428, __pyx_L1_error)
+    __pyx_t_5 = PyObject_Length(__pyx_t_3); if (unlikely(__pyx_t_5 == ((Py_ssize_t)-1))) __PYX_ERR(0, 426, __pyx_L1_error)
     __Pyx_DECREF(__pyx_t_3); __pyx_t_3 = 0;
     __pyx_t_6 = __pyx_t_5;
 
     for (__pyx_t_7 = 0; __pyx_t_7 < __pyx_t_6; __pyx_t_7+=1) {
       __pyx_8genexpr9__pyx_v_k = __pyx_t_7;
-      __pyx_t_3 = PyFloat_FromDouble((__pyx_v_coefficients->scalars[__pyx_8genexpr9__pyx_v_k])); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 428, __pyx_L1_error)
+      __pyx_t_3 = PyFloat_FromDouble((__pyx_v_coefficients->scalars[__pyx_8genexpr9__pyx_v_k])); if (unlikely(!__pyx_t_3)) __PYX_ERR(0, 426, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_3);
       __Pyx_GIVEREF(__pyx_t_3);
-      if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_1, __pyx_t_3))) __PYX_ERR(0, 428, __pyx_L1_error)
+      if (unlikely(__Pyx_ListComp_AppendAndDecref(__pyx_t_1, __pyx_t_3))) __PYX_ERR(0, 426, __pyx_L1_error)
       __pyx_t_3 = 0;
     }
 
@@ -31909,7 +31749,7 @@ static int __pyx_f_7fastopt_5_plan_run_twin(PyObject *__pyx_v_algorithm, struct 
   __pyx_v_scalars = ((PyObject*)__pyx_t_1);
   __pyx_t_1 = 0;
 
-  /* "fastopt/_plan.pyx":429
+  /* "fastopt/_plan.pyx":427
  * cdef int run_twin(algorithm, Tensor tensor, grad, list states, const fastopt_coefficients *coefficients) except -1:
  *     scalars = [coefficients.scalars[k] for k in range(len(TABLE[algorithm.formula]["scalars"]))]
  *     storage.update(             # <<<<<<<<<<<<<<
@@ -31917,22 +31757,22 @@ static int __pyx_f_7fastopt_5_plan_run_twin(PyObject *__pyx_v_algorithm, struct 
  *     )
 */
   __pyx_t_3 = NULL;
-  __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_storage); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 429, __pyx_L1_error)
+  __Pyx_GetModuleGlobalName(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_storage); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 427, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
-  __pyx_t_2 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_update); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 429, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_PyObject_GetAttrStr(__pyx_t_4, __pyx_mstate_global->__pyx_n_u_update); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 427, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
 
-  /* "fastopt/_plan.pyx":430
+  /* "fastopt/_plan.pyx":428
  *     scalars = [coefficients.scalars[k] for k in range(len(TABLE[algorithm.formula]["scalars"]))]
  *     storage.update(
  *         algorithm, tensor.param, grad, states, scalars, coefficients.random_key, tensor.c.call.first_element             # <<<<<<<<<<<<<<
  *     )
  *     return 0
 */
-  __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_coefficients->random_key); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 430, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyLong_From_uint64_t(__pyx_v_coefficients->random_key); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 428, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
-  __pyx_t_8 = __Pyx_PyLong_From_uint64_t(__pyx_v_tensor->c.call.first_element); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 430, __pyx_L1_error)
+  __pyx_t_8 = __Pyx_PyLong_From_uint64_t(__pyx_v_tensor->c.call.first_element); if (unlikely(!__pyx_t_8)) __PYX_ERR(0, 428, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_8);
   __pyx_t_9 = 1;
   #if CYTHON_UNPACK_METHODS
@@ -31953,12 +31793,12 @@ static int __pyx_f_7fastopt_5_plan_run_twin(PyObject *__pyx_v_algorithm, struct 
     __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
     __Pyx_DECREF(__pyx_t_8); __pyx_t_8 = 0;
     __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
-    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 429, __pyx_L1_error)
+    if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 427, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_t_1);
   }
   __Pyx_DECREF(__pyx_t_1); __pyx_t_1 = 0;
 
-  /* "fastopt/_plan.pyx":432
+  /* "fastopt/_plan.pyx":430
  *         algorithm, tensor.param, grad, states, scalars, coefficients.random_key, tensor.c.call.first_element
  *     )
  *     return 0             # <<<<<<<<<<<<<<
@@ -31969,7 +31809,7 @@ static int __pyx_f_7fastopt_5_plan_run_twin(PyObject *__pyx_v_algorithm, struct 
   }
   goto __pyx_L0;
 
-  /* "fastopt/_plan.pyx":427
+  /* "fastopt/_plan.pyx":425
  * 
  * 
  * cdef int run_twin(algorithm, Tensor tensor, grad, list states, const fastopt_coefficients *coefficients) except -1:             # <<<<<<<<<<<<<<
@@ -35680,14 +35520,14 @@ static int __Pyx_modinit_Exttype___pyx_obj_7fastopt_5_plan_Work(__pyx_mstatetype
   __pyx_vtable_7fastopt_5_plan_Work.run = (void (*)(struct __pyx_obj_7fastopt_5_plan_Work *, int))__pyx_f_7fastopt_5_plan_4Work_run;
   __pyx_vtable_7fastopt_5_plan_Work.end = (int (*)(struct __pyx_obj_7fastopt_5_plan_Work *))__pyx_f_7fastopt_5_plan_4Work_end;
   #if CYTHON_USE_TYPE_SPECS
-  __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Work = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_7fastopt_5_plan_Work_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Work)) __PYX_ERR(3, 53, __pyx_L1_error)
+  __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Work = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_7fastopt_5_plan_Work_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Work)) __PYX_ERR(3, 50, __pyx_L1_error)
   #else
   __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Work = &__pyx_type_7fastopt_5_plan_Work;
   #endif
   #if !CYTHON_COMPILING_IN_LIMITED_API
   #endif
   #if !CYTHON_USE_TYPE_SPECS
-  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Work) < (0)) __PYX_ERR(3, 53, __pyx_L1_error)
+  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Work) < (0)) __PYX_ERR(3, 50, __pyx_L1_error)
   #endif
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount((PyObject*)__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Work);
@@ -35697,9 +35537,9 @@ static int __Pyx_modinit_Exttype___pyx_obj_7fastopt_5_plan_Work(__pyx_mstatetype
     __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Work->tp_getattro = PyObject_GenericGetAttr;
   }
   #endif
-  if (__Pyx_SetVtable(__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Work, __pyx_vtabptr_7fastopt_5_plan_Work) < (0)) __PYX_ERR(3, 53, __pyx_L1_error)
-  if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_Work, (PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Work) < (0)) __PYX_ERR(3, 53, __pyx_L1_error)
-  if (__Pyx_setup_reduce((PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Work) < (0)) __PYX_ERR(3, 53, __pyx_L1_error)
+  if (__Pyx_SetVtable(__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Work, __pyx_vtabptr_7fastopt_5_plan_Work) < (0)) __PYX_ERR(3, 50, __pyx_L1_error)
+  if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_Work, (PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Work) < (0)) __PYX_ERR(3, 50, __pyx_L1_error)
+  if (__Pyx_setup_reduce((PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Work) < (0)) __PYX_ERR(3, 50, __pyx_L1_error)
   __Pyx_RefNannyFinishContext();
   return 0;
   __pyx_L1_error:;
@@ -35721,14 +35561,14 @@ static int __Pyx_modinit_Exttype___pyx_obj_7fastopt_5_plan_Intervals(__pyx_mstat
   __pyx_vtable_7fastopt_5_plan_Intervals.shared_with = (struct __pyx_t_7fastopt_5_plan_Interval *(*)(struct __pyx_obj_7fastopt_5_plan_Intervals *, PyArrayObject *))__pyx_f_7fastopt_5_plan_9Intervals_shared_with;
   __pyx_vtable_7fastopt_5_plan_Intervals.refuse_gradient = (int (*)(struct __pyx_obj_7fastopt_5_plan_Intervals *, struct __pyx_obj_7fastopt_5_plan_Tensor *, PyArrayObject *))__pyx_f_7fastopt_5_plan_9Intervals_refuse_gradient;
   #if CYTHON_USE_TYPE_SPECS
-  __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Intervals = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_7fastopt_5_plan_Intervals_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Intervals)) __PYX_ERR(1, 60, __pyx_L1_error)
+  __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Intervals = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_7fastopt_5_plan_Intervals_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Intervals)) __PYX_ERR(1, 51, __pyx_L1_error)
   #else
   __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Intervals = &__pyx_type_7fastopt_5_plan_Intervals;
   #endif
   #if !CYTHON_COMPILING_IN_LIMITED_API
   #endif
   #if !CYTHON_USE_TYPE_SPECS
-  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Intervals) < (0)) __PYX_ERR(1, 60, __pyx_L1_error)
+  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Intervals) < (0)) __PYX_ERR(1, 51, __pyx_L1_error)
   #endif
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount((PyObject*)__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Intervals);
@@ -35738,9 +35578,9 @@ static int __Pyx_modinit_Exttype___pyx_obj_7fastopt_5_plan_Intervals(__pyx_mstat
     __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Intervals->tp_getattro = PyObject_GenericGetAttr;
   }
   #endif
-  if (__Pyx_SetVtable(__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Intervals, __pyx_vtabptr_7fastopt_5_plan_Intervals) < (0)) __PYX_ERR(1, 60, __pyx_L1_error)
-  if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_Intervals, (PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Intervals) < (0)) __PYX_ERR(1, 60, __pyx_L1_error)
-  if (__Pyx_setup_reduce((PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Intervals) < (0)) __PYX_ERR(1, 60, __pyx_L1_error)
+  if (__Pyx_SetVtable(__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Intervals, __pyx_vtabptr_7fastopt_5_plan_Intervals) < (0)) __PYX_ERR(1, 51, __pyx_L1_error)
+  if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_Intervals, (PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Intervals) < (0)) __PYX_ERR(1, 51, __pyx_L1_error)
+  if (__Pyx_setup_reduce((PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Intervals) < (0)) __PYX_ERR(1, 51, __pyx_L1_error)
   __Pyx_RefNannyFinishContext();
   return 0;
   __pyx_L1_error:;
@@ -35763,14 +35603,14 @@ static int __Pyx_modinit_Exttype___pyx_obj_7fastopt_5_plan_Tensor(__pyx_mstatety
   __pyx_vtable_7fastopt_5_plan_Tensor.take_gradient_storage = (int (*)(struct __pyx_obj_7fastopt_5_plan_Tensor *, PyObject *, PyArrayObject *, int))__pyx_f_7fastopt_5_plan_6Tensor_take_gradient_storage;
   __pyx_vtable_7fastopt_5_plan_Tensor.take_source = (int (*)(struct __pyx_obj_7fastopt_5_plan_Tensor *, PyArrayObject *))__pyx_f_7fastopt_5_plan_6Tensor_take_source;
   #if CYTHON_USE_TYPE_SPECS
-  __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Tensor = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_7fastopt_5_plan_Tensor_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Tensor)) __PYX_ERR(1, 163, __pyx_L1_error)
+  __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Tensor = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_7fastopt_5_plan_Tensor_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Tensor)) __PYX_ERR(1, 154, __pyx_L1_error)
   #else
   __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Tensor = &__pyx_type_7fastopt_5_plan_Tensor;
   #endif
   #if !CYTHON_COMPILING_IN_LIMITED_API
   #endif
   #if !CYTHON_USE_TYPE_SPECS
-  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Tensor) < (0)) __PYX_ERR(1, 163, __pyx_L1_error)
+  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Tensor) < (0)) __PYX_ERR(1, 154, __pyx_L1_error)
   #endif
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount((PyObject*)__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Tensor);
@@ -35780,9 +35620,9 @@ static int __Pyx_modinit_Exttype___pyx_obj_7fastopt_5_plan_Tensor(__pyx_mstatety
     __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Tensor->tp_getattro = PyObject_GenericGetAttr;
   }
   #endif
-  if (__Pyx_SetVtable(__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Tensor, __pyx_vtabptr_7fastopt_5_plan_Tensor) < (0)) __PYX_ERR(1, 163, __pyx_L1_error)
-  if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_Tensor, (PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Tensor) < (0)) __PYX_ERR(1, 163, __pyx_L1_error)
-  if (__Pyx_setup_reduce((PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Tensor) < (0)) __PYX_ERR(1, 163, __pyx_L1_error)
+  if (__Pyx_SetVtable(__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Tensor, __pyx_vtabptr_7fastopt_5_plan_Tensor) < (0)) __PYX_ERR(1, 154, __pyx_L1_error)
+  if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_Tensor, (PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Tensor) < (0)) __PYX_ERR(1, 154, __pyx_L1_error)
+  if (__Pyx_setup_reduce((PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Tensor) < (0)) __PYX_ERR(1, 154, __pyx_L1_error)
   __Pyx_RefNannyFinishContext();
   return 0;
   __pyx_L1_error:;
@@ -35877,14 +35717,14 @@ static int __Pyx_modinit_Exttype___pyx_obj_7fastopt_5_plan_Change(__pyx_mstatety
   __Pyx_RefNannySetupContext("__Pyx_modinit_Exttype___pyx_obj_7fastopt_5_plan_Change", 0);
   /*--- Exttype __pyx_obj_7fastopt_5_plan_Change ---*/
   #if CYTHON_USE_TYPE_SPECS
-  __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Change = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_7fastopt_5_plan_Change_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Change)) __PYX_ERR(5, 176, __pyx_L1_error)
+  __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Change = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_7fastopt_5_plan_Change_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Change)) __PYX_ERR(5, 172, __pyx_L1_error)
   #else
   __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Change = &__pyx_type_7fastopt_5_plan_Change;
   #endif
   #if !CYTHON_COMPILING_IN_LIMITED_API
   #endif
   #if !CYTHON_USE_TYPE_SPECS
-  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Change) < (0)) __PYX_ERR(5, 176, __pyx_L1_error)
+  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Change) < (0)) __PYX_ERR(5, 172, __pyx_L1_error)
   #endif
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount((PyObject*)__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Change);
@@ -35894,8 +35734,8 @@ static int __Pyx_modinit_Exttype___pyx_obj_7fastopt_5_plan_Change(__pyx_mstatety
     __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Change->tp_getattro = PyObject_GenericGetAttr;
   }
   #endif
-  if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_Change, (PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Change) < (0)) __PYX_ERR(5, 176, __pyx_L1_error)
-  if (__Pyx_setup_reduce((PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Change) < (0)) __PYX_ERR(5, 176, __pyx_L1_error)
+  if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_Change, (PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Change) < (0)) __PYX_ERR(5, 172, __pyx_L1_error)
+  if (__Pyx_setup_reduce((PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Change) < (0)) __PYX_ERR(5, 172, __pyx_L1_error)
   __Pyx_RefNannyFinishContext();
   return 0;
   __pyx_L1_error:;
@@ -35965,14 +35805,14 @@ static int __Pyx_modinit_Exttype___pyx_obj_7fastopt_5_plan_Plan(__pyx_mstatetype
   __pyx_vtable_7fastopt_5_plan_Plan.write = (int (*)(struct __pyx_obj_7fastopt_5_plan_Plan *, PyObject *, struct __pyx_obj_7fastopt_5_plan_Change *, int, int))__pyx_f_7fastopt_5_plan_4Plan_write;
   __pyx_vtable_7fastopt_5_plan_Plan.run_twins = (int (*)(struct __pyx_obj_7fastopt_5_plan_Plan *, PyObject *))__pyx_f_7fastopt_5_plan_4Plan_run_twins;
   #if CYTHON_USE_TYPE_SPECS
-  __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Plan = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_7fastopt_5_plan_Plan_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Plan)) __PYX_ERR(0, 46, __pyx_L1_error)
+  __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Plan = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_7fastopt_5_plan_Plan_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Plan)) __PYX_ERR(0, 45, __pyx_L1_error)
   #else
   __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Plan = &__pyx_type_7fastopt_5_plan_Plan;
   #endif
   #if !CYTHON_COMPILING_IN_LIMITED_API
   #endif
   #if !CYTHON_USE_TYPE_SPECS
-  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Plan) < (0)) __PYX_ERR(0, 46, __pyx_L1_error)
+  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Plan) < (0)) __PYX_ERR(0, 45, __pyx_L1_error)
   #endif
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount((PyObject*)__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Plan);
@@ -35982,9 +35822,9 @@ static int __Pyx_modinit_Exttype___pyx_obj_7fastopt_5_plan_Plan(__pyx_mstatetype
     __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Plan->tp_getattro = PyObject_GenericGetAttr;
   }
   #endif
-  if (__Pyx_SetVtable(__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Plan, __pyx_vtabptr_7fastopt_5_plan_Plan) < (0)) __PYX_ERR(0, 46, __pyx_L1_error)
-  if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_Plan, (PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Plan) < (0)) __PYX_ERR(0, 46, __pyx_L1_error)
-  if (__Pyx_setup_reduce((PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Plan) < (0)) __PYX_ERR(0, 46, __pyx_L1_error)
+  if (__Pyx_SetVtable(__pyx_mstate->__pyx_ptype_7fastopt_5_plan_Plan, __pyx_vtabptr_7fastopt_5_plan_Plan) < (0)) __PYX_ERR(0, 45, __pyx_L1_error)
+  if (PyObject_SetAttr(__pyx_m, __pyx_mstate_global->__pyx_n_u_Plan, (PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Plan) < (0)) __PYX_ERR(0, 45, __pyx_L1_error)
+  if (__Pyx_setup_reduce((PyObject *) __pyx_mstate->__pyx_ptype_7fastopt_5_plan_Plan) < (0)) __PYX_ERR(0, 45, __pyx_L1_error)
   __Pyx_RefNannyFinishContext();
   return 0;
   __pyx_L1_error:;
@@ -36001,14 +35841,14 @@ static int __Pyx_modinit_Exttype___pyx_obj_7fastopt_5_plan___pyx_scope_struct__a
   __Pyx_RefNannySetupContext("__Pyx_modinit_Exttype___pyx_obj_7fastopt_5_plan___pyx_scope_struct__as_function", 0);
   /*--- Exttype __pyx_obj_7fastopt_5_plan___pyx_scope_struct__as_function ---*/
   #if CYTHON_USE_TYPE_SPECS
-  __pyx_mstate->__pyx_ptype_7fastopt_5_plan___pyx_scope_struct__as_function = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_7fastopt_5_plan___pyx_scope_struct__as_function_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_7fastopt_5_plan___pyx_scope_struct__as_function)) __PYX_ERR(6, 138, __pyx_L1_error)
+  __pyx_mstate->__pyx_ptype_7fastopt_5_plan___pyx_scope_struct__as_function = (PyTypeObject *) __Pyx_PyType_FromModuleAndSpec(__pyx_m, &__pyx_type_7fastopt_5_plan___pyx_scope_struct__as_function_spec, NULL); if (unlikely(!__pyx_mstate->__pyx_ptype_7fastopt_5_plan___pyx_scope_struct__as_function)) __PYX_ERR(6, 137, __pyx_L1_error)
   #else
   __pyx_mstate->__pyx_ptype_7fastopt_5_plan___pyx_scope_struct__as_function = &__pyx_type_7fastopt_5_plan___pyx_scope_struct__as_function;
   #endif
   #if !CYTHON_COMPILING_IN_LIMITED_API
   #endif
   #if !CYTHON_USE_TYPE_SPECS
-  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_7fastopt_5_plan___pyx_scope_struct__as_function) < (0)) __PYX_ERR(6, 138, __pyx_L1_error)
+  if (__Pyx_PyType_Ready(__pyx_mstate->__pyx_ptype_7fastopt_5_plan___pyx_scope_struct__as_function) < (0)) __PYX_ERR(6, 137, __pyx_L1_error)
   #endif
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount((PyObject*)__pyx_mstate->__pyx_ptype_7fastopt_5_plan___pyx_scope_struct__as_function);
@@ -36546,33 +36386,33 @@ __Pyx_RefNannySetupContext("PyInit__plan", 0);
   if (__Pyx_InitAfterSharedUtility() < (0)) __PYX_ERR(0, 1, __pyx_L1_error)
   /*--- Execution code ---*/
 
-  /* "fastopt/_plan.pyx":21
+  /* "fastopt/_plan.pyx":20
  * cimport numpy as cnp
  * 
  * import sys             # <<<<<<<<<<<<<<
  * 
  * import numpy as np
 */
-  __pyx_t_1 = __Pyx_Import(__pyx_mstate_global->__pyx_n_u_sys, 0, 0, NULL, 0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 21, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_Import(__pyx_mstate_global->__pyx_n_u_sys, 0, 0, NULL, 0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 20, __pyx_L1_error)
   __pyx_t_2 = __pyx_t_1;
   __Pyx_GOTREF(__pyx_t_2);
-  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_sys, __pyx_t_2) < (0)) __PYX_ERR(0, 21, __pyx_L1_error)
+  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_sys, __pyx_t_2) < (0)) __PYX_ERR(0, 20, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-  /* "fastopt/_plan.pyx":23
+  /* "fastopt/_plan.pyx":22
  * import sys
  * 
  * import numpy as np             # <<<<<<<<<<<<<<
  * 
  * from fastopt import arrays, storage
 */
-  __pyx_t_1 = __Pyx_Import(__pyx_mstate_global->__pyx_n_u_numpy, 0, 0, NULL, 0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 23, __pyx_L1_error)
+  __pyx_t_1 = __Pyx_Import(__pyx_mstate_global->__pyx_n_u_numpy, 0, 0, NULL, 0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 22, __pyx_L1_error)
   __pyx_t_2 = __pyx_t_1;
   __Pyx_GOTREF(__pyx_t_2);
-  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_np, __pyx_t_2) < (0)) __PYX_ERR(0, 23, __pyx_L1_error)
+  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_np, __pyx_t_2) < (0)) __PYX_ERR(0, 22, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-  /* "fastopt/_plan.pyx":25
+  /* "fastopt/_plan.pyx":24
  * import numpy as np
  * 
  * from fastopt import arrays, storage             # <<<<<<<<<<<<<<
@@ -36581,22 +36421,22 @@ __Pyx_RefNannySetupContext("PyInit__plan", 0);
 */
   {
     PyObject* const __pyx_imported_names[] = {__pyx_mstate_global->__pyx_n_u_arrays,__pyx_mstate_global->__pyx_n_u_storage};
-    __pyx_t_1 = __Pyx_Import(__pyx_mstate_global->__pyx_n_u_fastopt, __pyx_imported_names, 2, NULL, 0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 25, __pyx_L1_error)
+    __pyx_t_1 = __Pyx_Import(__pyx_mstate_global->__pyx_n_u_fastopt, __pyx_imported_names, 2, NULL, 0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 24, __pyx_L1_error)
   }
   __pyx_t_2 = __pyx_t_1;
   __Pyx_GOTREF(__pyx_t_2);
   {
     PyObject* const __pyx_imported_names[] = {__pyx_mstate_global->__pyx_n_u_arrays,__pyx_mstate_global->__pyx_n_u_storage};
     for (__pyx_t_3=0; __pyx_t_3 < 2; __pyx_t_3++) {
-      __pyx_t_4 = __Pyx_ImportFrom(__pyx_t_2, __pyx_imported_names[__pyx_t_3]); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 25, __pyx_L1_error)
+      __pyx_t_4 = __Pyx_ImportFrom(__pyx_t_2, __pyx_imported_names[__pyx_t_3]); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 24, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_4);
-      if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_imported_names[__pyx_t_3], __pyx_t_4) < (0)) __PYX_ERR(0, 25, __pyx_L1_error)
+      if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_imported_names[__pyx_t_3], __pyx_t_4) < (0)) __PYX_ERR(0, 24, __pyx_L1_error)
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
     }
   }
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-  /* "fastopt/_plan.pyx":26
+  /* "fastopt/_plan.pyx":25
  * 
  * from fastopt import arrays, storage
  * from fastopt._kernels import COMMON_SCALARS, FORMATS, OPENMP, TABLE             # <<<<<<<<<<<<<<
@@ -36605,48 +36445,48 @@ __Pyx_RefNannySetupContext("PyInit__plan", 0);
 */
   {
     PyObject* const __pyx_imported_names[] = {__pyx_mstate_global->__pyx_n_u_COMMON_SCALARS,__pyx_mstate_global->__pyx_n_u_FORMATS,__pyx_mstate_global->__pyx_n_u_OPENMP,__pyx_mstate_global->__pyx_n_u_TABLE};
-    __pyx_t_1 = __Pyx_Import(__pyx_mstate_global->__pyx_n_u_fastopt__kernels, __pyx_imported_names, 4, NULL, 0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 26, __pyx_L1_error)
+    __pyx_t_1 = __Pyx_Import(__pyx_mstate_global->__pyx_n_u_fastopt__kernels, __pyx_imported_names, 4, NULL, 0); if (unlikely(!__pyx_t_1)) __PYX_ERR(0, 25, __pyx_L1_error)
   }
   __pyx_t_2 = __pyx_t_1;
   __Pyx_GOTREF(__pyx_t_2);
   {
     PyObject* const __pyx_imported_names[] = {__pyx_mstate_global->__pyx_n_u_COMMON_SCALARS,__pyx_mstate_global->__pyx_n_u_FORMATS,__pyx_mstate_global->__pyx_n_u_OPENMP,__pyx_mstate_global->__pyx_n_u_TABLE};
     for (__pyx_t_3=0; __pyx_t_3 < 4; __pyx_t_3++) {
-      __pyx_t_4 = __Pyx_ImportFrom(__pyx_t_2, __pyx_imported_names[__pyx_t_3]); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 26, __pyx_L1_error)
+      __pyx_t_4 = __Pyx_ImportFrom(__pyx_t_2, __pyx_imported_names[__pyx_t_3]); if (unlikely(!__pyx_t_4)) __PYX_ERR(0, 25, __pyx_L1_error)
       __Pyx_GOTREF(__pyx_t_4);
-      if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_imported_names[__pyx_t_3], __pyx_t_4) < (0)) __PYX_ERR(0, 26, __pyx_L1_error)
+      if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_imported_names[__pyx_t_3], __pyx_t_4) < (0)) __PYX_ERR(0, 25, __pyx_L1_error)
       __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
     }
   }
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-  /* "fastopt/_plan.pyx":33
+  /* "fastopt/_plan.pyx":32
  * from fastopt._turns cimport Turns
  * 
  * cnp.import_array()             # <<<<<<<<<<<<<<
  * 
  * include "_work.pxi"
 */
-  __pyx_t_5 = __pyx_f_5numpy_import_array(); if (unlikely(__pyx_t_5 == ((int)-1))) __PYX_ERR(0, 33, __pyx_L1_error)
+  __pyx_t_5 = __pyx_f_5numpy_import_array(); if (unlikely(__pyx_t_5 == ((int)-1))) __PYX_ERR(0, 32, __pyx_L1_error)
 
 
-  /* "fastopt/_work.pxi":47
+  /* "fastopt/_work.pxi":44
  *     int fastopt_last_team
  * 
  * cdef bint has_openmp = OPENMP != 0             # <<<<<<<<<<<<<<
  * cdef size_t PARALLEL_ELEMENTS = 65536  # fewer run on the calling thread, whatever was asked for
  * cdef size_t ELEMENTS_UNDER_THE_GIL = 4096  # fewer take some microseconds, for which the GIL is not given away
 */
-  __Pyx_GetModuleGlobalName(__pyx_t_2, __pyx_mstate_global->__pyx_n_u_OPENMP); if (unlikely(!__pyx_t_2)) __PYX_ERR(3, 47, __pyx_L1_error)
+  __Pyx_GetModuleGlobalName(__pyx_t_2, __pyx_mstate_global->__pyx_n_u_OPENMP); if (unlikely(!__pyx_t_2)) __PYX_ERR(3, 44, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
-  __pyx_t_4 = __Pyx_PyLong_NeObjC(__pyx_t_2, __pyx_mstate_global->__pyx_int_0, 0, 0); if (unlikely(!__pyx_t_4)) __PYX_ERR(3, 47, __pyx_L1_error)
+  __pyx_t_4 = __Pyx_PyLong_NeObjC(__pyx_t_2, __pyx_mstate_global->__pyx_int_0, 0, 0); if (unlikely(!__pyx_t_4)) __PYX_ERR(3, 44, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_4);
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
-  __pyx_t_6 = __Pyx_PyObject_IsTrue(__pyx_t_4); if (unlikely((__pyx_t_6 == (int)-1) && PyErr_Occurred())) __PYX_ERR(3, 47, __pyx_L1_error)
+  __pyx_t_6 = __Pyx_PyObject_IsTrue(__pyx_t_4); if (unlikely((__pyx_t_6 == (int)-1) && PyErr_Occurred())) __PYX_ERR(3, 44, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_4); __pyx_t_4 = 0;
   __pyx_v_7fastopt_5_plan_has_openmp = __pyx_t_6;
 
-  /* "fastopt/_work.pxi":48
+  /* "fastopt/_work.pxi":45
  * 
  * cdef bint has_openmp = OPENMP != 0
  * cdef size_t PARALLEL_ELEMENTS = 65536  # fewer run on the calling thread, whatever was asked for             # <<<<<<<<<<<<<<
@@ -36655,7 +36495,7 @@ __Pyx_RefNannySetupContext("PyInit__plan", 0);
 */
   __pyx_v_7fastopt_5_plan_PARALLEL_ELEMENTS = 0x10000;
 
-  /* "fastopt/_work.pxi":49
+  /* "fastopt/_work.pxi":46
  * cdef bint has_openmp = OPENMP != 0
  * cdef size_t PARALLEL_ELEMENTS = 65536  # fewer run on the calling thread, whatever was asked for
  * cdef size_t ELEMENTS_UNDER_THE_GIL = 4096  # fewer take some microseconds, for which the GIL is not given away             # <<<<<<<<<<<<<<
@@ -36664,7 +36504,7 @@ __Pyx_RefNannySetupContext("PyInit__plan", 0);
 */
   __pyx_v_7fastopt_5_plan_ELEMENTS_UNDER_THE_GIL = 0x1000;
 
-  /* "fastopt/_work.pxi":50
+  /* "fastopt/_work.pxi":47
  * cdef size_t PARALLEL_ELEMENTS = 65536  # fewer run on the calling thread, whatever was asked for
  * cdef size_t ELEMENTS_UNDER_THE_GIL = 4096  # fewer take some microseconds, for which the GIL is not given away
  * cdef size_t ELEMENTS_A_TENSOR = 64  # as long as so many elements takes what a tensor costs besides             # <<<<<<<<<<<<<<
@@ -36779,48 +36619,48 @@ __Pyx_RefNannySetupContext("PyInit__plan", 0);
   }
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-  /* "fastopt/_tensor.pxi":72
+  /* "fastopt/_tensor.pxi":63
  *     cdef readonly object names
  * 
  *     def __init__(self, list tensors, names, Intervals before=None, list added=[], set without=None):             # <<<<<<<<<<<<<<
  *         cdef Py_ssize_t i = 0, most = before_count(before) + len(added)
  *         cdef list pairs = []
 */
-  __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 72, __pyx_L1_error)
+  __pyx_t_2 = PyList_New(0); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 63, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   __pyx_mstate_global->__pyx_k_ = ((PyObject*)__pyx_t_2);
   __Pyx_GIVEREF(__pyx_t_2);
   __pyx_t_2 = 0;
 
-  /* "fastopt/_tensor.pxi":139
+  /* "fastopt/_tensor.pxi":130
  *         return &self.intervals[low - 1] if low and self.intervals[low - 1].end > begin else NULL
  * 
  *     def with_arrays(self, list tensors, list added, set without=None):             # <<<<<<<<<<<<<<
  *         """These and others; `added` and `without` as above."""
  *         return Intervals(tensors, self.names, self, added, without)
 */
-  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_9Intervals_5with_arrays, __Pyx_CYFUNCTION_CCLASS, __pyx_mstate_global->__pyx_n_u_Intervals_with_arrays, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[5])); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 139, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_9Intervals_5with_arrays, __Pyx_CYFUNCTION_CCLASS, __pyx_mstate_global->__pyx_n_u_Intervals_with_arrays, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[5])); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 130, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount(__pyx_t_2);
   #endif
   __Pyx_CyFunction_SetDefaultsTuple(__pyx_t_2, __pyx_mstate_global->__pyx_tuple[2]);
-  if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Intervals, __pyx_mstate_global->__pyx_n_u_with_arrays, __pyx_t_2) < (0)) __PYX_ERR(1, 139, __pyx_L1_error)
+  if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Intervals, __pyx_mstate_global->__pyx_n_u_with_arrays, __pyx_t_2) < (0)) __PYX_ERR(1, 130, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-  /* "fastopt/_tensor.pxi":143
+  /* "fastopt/_tensor.pxi":134
  *         return Intervals(tensors, self.names, self, added, without)
  * 
  *     def holds(self, array):             # <<<<<<<<<<<<<<
  *         """Whether an array shares memory with what steps write."""
  *         return self.shared_with(array) != NULL
 */
-  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_9Intervals_7holds, __Pyx_CYFUNCTION_CCLASS, __pyx_mstate_global->__pyx_n_u_Intervals_holds, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[6])); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 143, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_9Intervals_7holds, __Pyx_CYFUNCTION_CCLASS, __pyx_mstate_global->__pyx_n_u_Intervals_holds, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[6])); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 134, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount(__pyx_t_2);
   #endif
-  if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Intervals, __pyx_mstate_global->__pyx_n_u_holds, __pyx_t_2) < (0)) __PYX_ERR(1, 143, __pyx_L1_error)
+  if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Intervals, __pyx_mstate_global->__pyx_n_u_holds, __pyx_t_2) < (0)) __PYX_ERR(1, 134, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
   /* "(tree fragment)":1
@@ -36850,19 +36690,19 @@ __Pyx_RefNannySetupContext("PyInit__plan", 0);
   if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_setstate_cython, __pyx_t_2) < (0)) __PYX_ERR(4, 3, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-  /* "fastopt/_tensor.pxi":215
+  /* "fastopt/_tensor.pxi":206
  *         return self.c.call.first_element + self.c.count
  * 
  *     def name_of(self, Py_ssize_t buffer, names):             # <<<<<<<<<<<<<<
  *         """What a message calls the parameter (buffer 0) or one of its states; names: the states', by letter."""
  *         return f"the state {names[self.letters[buffer - 2]]!r} of {self.label}" if buffer else self.label
 */
-  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_6Tensor_5name_of, __Pyx_CYFUNCTION_CCLASS, __pyx_mstate_global->__pyx_n_u_Tensor_name_of, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[9])); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 215, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_6Tensor_5name_of, __Pyx_CYFUNCTION_CCLASS, __pyx_mstate_global->__pyx_n_u_Tensor_name_of, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[9])); if (unlikely(!__pyx_t_2)) __PYX_ERR(1, 206, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount(__pyx_t_2);
   #endif
-  if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor, __pyx_mstate_global->__pyx_n_u_name_of, __pyx_t_2) < (0)) __PYX_ERR(1, 215, __pyx_L1_error)
+  if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Tensor, __pyx_mstate_global->__pyx_n_u_name_of, __pyx_t_2) < (0)) __PYX_ERR(1, 206, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
   /* "(tree fragment)":1
@@ -37030,94 +36870,94 @@ __Pyx_RefNannySetupContext("PyInit__plan", 0);
   if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Function, __pyx_mstate_global->__pyx_n_u_setstate_cython, __pyx_t_2) < (0)) __PYX_ERR(4, 17, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-  /* "fastopt/_function.pxi":138
+  /* "fastopt/_function.pxi":137
  * 
  * 
  * def as_function(Function function):             # <<<<<<<<<<<<<<
  *     def call(*args, **kwargs):
  *         return function.call(args, kwargs)
 */
-  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_3as_function, 0, __pyx_mstate_global->__pyx_n_u_as_function, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[22])); if (unlikely(!__pyx_t_2)) __PYX_ERR(6, 138, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_3as_function, 0, __pyx_mstate_global->__pyx_n_u_as_function, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[22])); if (unlikely(!__pyx_t_2)) __PYX_ERR(6, 137, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount(__pyx_t_2);
   #endif
-  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_as_function, __pyx_t_2) < (0)) __PYX_ERR(6, 138, __pyx_L1_error)
+  if (PyDict_SetItem(__pyx_mstate_global->__pyx_d, __pyx_mstate_global->__pyx_n_u_as_function, __pyx_t_2) < (0)) __PYX_ERR(6, 137, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-  /* "fastopt/_plan.pyx":87
+  /* "fastopt/_plan.pyx":86
  *     # -- Changes: prepared in Python, made here --
  * 
  *     def edited(self, list param_groups):             # <<<<<<<<<<<<<<
  *         """The numbers of the groups that were edited since they were last checked."""
  *         return [
 */
-  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_4Plan_5edited, __Pyx_CYFUNCTION_CCLASS, __pyx_mstate_global->__pyx_n_u_Plan_edited, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[23])); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 87, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_4Plan_5edited, __Pyx_CYFUNCTION_CCLASS, __pyx_mstate_global->__pyx_n_u_Plan_edited, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[23])); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 86, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount(__pyx_t_2);
   #endif
-  if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Plan, __pyx_mstate_global->__pyx_n_u_edited, __pyx_t_2) < (0)) __PYX_ERR(0, 87, __pyx_L1_error)
+  if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Plan, __pyx_mstate_global->__pyx_n_u_edited, __pyx_t_2) < (0)) __PYX_ERR(0, 86, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-  /* "fastopt/_plan.pyx":93
+  /* "fastopt/_plan.pyx":92
  *         ]
  * 
  *     def commit(self, object param_groups, Change change):             # <<<<<<<<<<<<<<
  *         """Makes a change: no Python code runs in here, and nothing is refused.
  * 
 */
-  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_4Plan_7commit, __Pyx_CYFUNCTION_CCLASS, __pyx_mstate_global->__pyx_n_u_Plan_commit, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[24])); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 93, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_4Plan_7commit, __Pyx_CYFUNCTION_CCLASS, __pyx_mstate_global->__pyx_n_u_Plan_commit, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[24])); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 92, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount(__pyx_t_2);
   #endif
-  if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Plan, __pyx_mstate_global->__pyx_n_u_commit, __pyx_t_2) < (0)) __PYX_ERR(0, 93, __pyx_L1_error)
+  if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Plan, __pyx_mstate_global->__pyx_n_u_commit, __pyx_t_2) < (0)) __PYX_ERR(0, 92, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-  /* "fastopt/_plan.pyx":229
+  /* "fastopt/_plan.pyx":228
  *             tensor.gradient = None
  * 
  *     def bind(self, grads):             # <<<<<<<<<<<<<<
  *         """Takes gradients for every step to come; None lets go of them. On an error, what was bound stays."""
  *         cdef list before = self.bound, bound
 */
-  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_4Plan_9bind, __Pyx_CYFUNCTION_CCLASS, __pyx_mstate_global->__pyx_n_u_Plan_bind, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[25])); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 229, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_4Plan_9bind, __Pyx_CYFUNCTION_CCLASS, __pyx_mstate_global->__pyx_n_u_Plan_bind, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[25])); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 228, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount(__pyx_t_2);
   #endif
-  if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Plan, __pyx_mstate_global->__pyx_n_u_bind, __pyx_t_2) < (0)) __PYX_ERR(0, 229, __pyx_L1_error)
+  if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Plan, __pyx_mstate_global->__pyx_n_u_bind, __pyx_t_2) < (0)) __PYX_ERR(0, 228, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-  /* "fastopt/_plan.pyx":325
+  /* "fastopt/_plan.pyx":323
  *     # -- A step --
  * 
  *     def step(self, optimizer, object grads, double grad_scale):             # <<<<<<<<<<<<<<
  *         """One update of every parameter that has a gradient; grads: a list or dict, or None for the bound ones."""
  *         self.turns.enter()
 */
-  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_4Plan_11step, __Pyx_CYFUNCTION_CCLASS, __pyx_mstate_global->__pyx_n_u_Plan_step, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[26])); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 325, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_4Plan_11step, __Pyx_CYFUNCTION_CCLASS, __pyx_mstate_global->__pyx_n_u_Plan_step, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[26])); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 323, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount(__pyx_t_2);
   #endif
-  if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Plan, __pyx_mstate_global->__pyx_n_u_step, __pyx_t_2) < (0)) __PYX_ERR(0, 325, __pyx_L1_error)
+  if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Plan, __pyx_mstate_global->__pyx_n_u_step, __pyx_t_2) < (0)) __PYX_ERR(0, 323, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
-  /* "fastopt/_plan.pyx":389
+  /* "fastopt/_plan.pyx":387
  *         return 0
  * 
  *     def move(self, optimizer, Change change):             # <<<<<<<<<<<<<<
  *         """Makes the moves of a change, and the change, as a step that no parameter has a gradient in."""
  *         cdef int team, isa = selected()
 */
-  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_4Plan_13move, __Pyx_CYFUNCTION_CCLASS, __pyx_mstate_global->__pyx_n_u_Plan_move, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[27])); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 389, __pyx_L1_error)
+  __pyx_t_2 = __Pyx_CyFunction_New(&__pyx_mdef_7fastopt_5_plan_4Plan_13move, __Pyx_CYFUNCTION_CCLASS, __pyx_mstate_global->__pyx_n_u_Plan_move, NULL, __pyx_mstate_global->__pyx_n_u_fastopt__plan, __pyx_mstate_global->__pyx_d, ((PyObject *)__pyx_mstate_global->__pyx_codeobj_tab[27])); if (unlikely(!__pyx_t_2)) __PYX_ERR(0, 387, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_t_2);
   #if CYTHON_COMPILING_IN_CPYTHON && PY_VERSION_HEX >= 0x030E0000
   PyUnstable_Object_EnableDeferredRefcount(__pyx_t_2);
   #endif
-  if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Plan, __pyx_mstate_global->__pyx_n_u_move, __pyx_t_2) < (0)) __PYX_ERR(0, 389, __pyx_L1_error)
+  if (__Pyx_SetItemOnTypeDict(__pyx_mstate_global->__pyx_ptype_7fastopt_5_plan_Plan, __pyx_mstate_global->__pyx_n_u_move, __pyx_t_2) < (0)) __PYX_ERR(0, 387, __pyx_L1_error)
   __Pyx_DECREF(__pyx_t_2); __pyx_t_2 = 0;
 
   /* "(tree fragment)":1
@@ -37242,7 +37082,7 @@ static int __Pyx_InitCachedBuiltins(__pyx_mstatetype *__pyx_mstate) {
   int __pyx_clineno = 0;
   CYTHON_UNUSED_VAR(__pyx_mstate);
   __pyx_builtin_enumerate = __Pyx_GetBuiltinName(__pyx_mstate->__pyx_n_u_enumerate); if (!__pyx_builtin_enumerate) __PYX_ERR(1, 16, __pyx_L1_error)
-  __pyx_builtin_sorted = __Pyx_GetBuiltinName(__pyx_mstate->__pyx_n_u_sorted); if (!__pyx_builtin_sorted) __PYX_ERR(1, 79, __pyx_L1_error)
+  __pyx_builtin_sorted = __Pyx_GetBuiltinName(__pyx_mstate->__pyx_n_u_sorted); if (!__pyx_builtin_sorted) __PYX_ERR(1, 70, __pyx_L1_error)
 
   /* Cached unbound methods */
   __pyx_mstate->__pyx_umethod_PyDict_Type_get.type = (PyObject*)&PyDict_Type;
@@ -37267,18 +37107,18 @@ static int __Pyx_InitCachedConstants(__pyx_mstatetype *__pyx_mstate) {
   CYTHON_UNUSED_VAR(__pyx_mstate);
   __Pyx_RefNannySetupContext("__Pyx_InitCachedConstants", 0);
 
-  /* "fastopt/_tensor.pxi":82
+  /* "fastopt/_tensor.pxi":73
  *             [(address_of(array), tensor.index, buffer, tensor, array.nbytes)
  *              for tensor, buffer, array in added if array.size],
  *             key=lambda entry: entry[:3],             # <<<<<<<<<<<<<<
  *         )
  *         for address, _, buffer, tensor, nbytes in new:
 */
-  __pyx_mstate_global->__pyx_slice[0] = PySlice_New(Py_None, __pyx_mstate_global->__pyx_int_3, Py_None); if (unlikely(!__pyx_mstate_global->__pyx_slice[0])) __PYX_ERR(1, 82, __pyx_L1_error)
+  __pyx_mstate_global->__pyx_slice[0] = PySlice_New(Py_None, __pyx_mstate_global->__pyx_int_3, Py_None); if (unlikely(!__pyx_mstate_global->__pyx_slice[0])) __PYX_ERR(1, 73, __pyx_L1_error)
   __Pyx_GOTREF(__pyx_mstate_global->__pyx_slice[0]);
   __Pyx_GIVEREF(__pyx_mstate_global->__pyx_slice[0]);
 
-  /* "fastopt/_tensor.pxi":79
+  /* "fastopt/_tensor.pxi":70
  *         if self.intervals == NULL:
  *             raise MemoryError
  *         new = sorted(             # <<<<<<<<<<<<<<
@@ -37287,12 +37127,12 @@ static int __Pyx_InitCachedConstants(__pyx_mstatetype *__pyx_mstate) {
 */
   {
     PyObject* __pyx_temp[1] = {__pyx_mstate_global->__pyx_n_u_key};
-    __pyx_mstate_global->__pyx_tuple[0] = __Pyx_PyTuple_FromArray(__pyx_temp, 1); if (unlikely(!__pyx_mstate_global->__pyx_tuple[0])) __PYX_ERR(1, 79, __pyx_L1_error)
+    __pyx_mstate_global->__pyx_tuple[0] = __Pyx_PyTuple_FromArray(__pyx_temp, 1); if (unlikely(!__pyx_mstate_global->__pyx_tuple[0])) __PYX_ERR(1, 70, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_mstate_global->__pyx_tuple[0]);
   }
   __Pyx_GIVEREF(__pyx_mstate_global->__pyx_tuple[0]);
 
-  /* "fastopt/_plan.pyx":107
+  /* "fastopt/_plan.pyx":106
  *         cdef Py_ssize_t index
  *         for array, values in change.copies:
  *             np.copyto(array, values, casting="unsafe")             # <<<<<<<<<<<<<<
@@ -37301,12 +37141,12 @@ static int __Pyx_InitCachedConstants(__pyx_mstatetype *__pyx_mstate) {
 */
   {
     PyObject* __pyx_temp[1] = {__pyx_mstate_global->__pyx_n_u_casting};
-    __pyx_mstate_global->__pyx_tuple[1] = __Pyx_PyTuple_FromArray(__pyx_temp, 1); if (unlikely(!__pyx_mstate_global->__pyx_tuple[1])) __PYX_ERR(0, 107, __pyx_L1_error)
+    __pyx_mstate_global->__pyx_tuple[1] = __Pyx_PyTuple_FromArray(__pyx_temp, 1); if (unlikely(!__pyx_mstate_global->__pyx_tuple[1])) __PYX_ERR(0, 106, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_mstate_global->__pyx_tuple[1]);
   }
   __Pyx_GIVEREF(__pyx_mstate_global->__pyx_tuple[1]);
 
-  /* "fastopt/_tensor.pxi":139
+  /* "fastopt/_tensor.pxi":130
  *         return &self.intervals[low - 1] if low and self.intervals[low - 1].end > begin else NULL
  * 
  *     def with_arrays(self, list tensors, list added, set without=None):             # <<<<<<<<<<<<<<
@@ -37315,7 +37155,7 @@ static int __Pyx_InitCachedConstants(__pyx_mstatetype *__pyx_mstate) {
 */
   {
     PyObject* __pyx_temp[1] = {Py_None};
-    __pyx_mstate_global->__pyx_tuple[2] = __Pyx_PyTuple_FromArray(__pyx_temp, 1); if (unlikely(!__pyx_mstate_global->__pyx_tuple[2])) __PYX_ERR(1, 139, __pyx_L1_error)
+    __pyx_mstate_global->__pyx_tuple[2] = __Pyx_PyTuple_FromArray(__pyx_temp, 1); if (unlikely(!__pyx_mstate_global->__pyx_tuple[2])) __PYX_ERR(1, 130, __pyx_L1_error)
     __Pyx_GOTREF(__pyx_mstate_global->__pyx_tuple[2]);
   }
   __Pyx_GIVEREF(__pyx_mstate_global->__pyx_tuple[2]);
@@ -37528,12 +37368,12 @@ static int __Pyx_CreateCodeObjects(__pyx_mstatetype *__pyx_mstate) {
   PyObject* tuple_dedup_map = PyDict_New();
   if (unlikely(!tuple_dedup_map)) return -1;
   {
-    const __Pyx_PyCode_New_function_description descr = {1, 0, 0, 1, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 82};
+    const __Pyx_PyCode_New_function_description descr = {1, 0, 0, 1, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 73};
     PyObject* const varnames[] = {__pyx_mstate->__pyx_n_u_entry};
     __pyx_mstate_global->__pyx_codeobj_tab[0] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_fastopt__tensor_pxi, __pyx_mstate->__pyx_n_u_lambda, __pyx_mstate->__pyx_kp_b_iso88591_e2Q, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[0])) goto bad;
   }
   {
-    const __Pyx_PyCode_New_function_description descr = {0, 0, 0, 2, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS|CO_VARARGS|CO_VARKEYWORDS), 139};
+    const __Pyx_PyCode_New_function_description descr = {0, 0, 0, 2, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS|CO_VARARGS|CO_VARKEYWORDS), 138};
     PyObject* const varnames[] = {__pyx_mstate->__pyx_n_u_args, __pyx_mstate->__pyx_n_u_kwargs};
     __pyx_mstate_global->__pyx_codeobj_tab[1] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_fastopt__function_pxi, __pyx_mstate->__pyx_n_u_call, __pyx_mstate->__pyx_kp_b_iso88591_A_xuAV1, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[1])) goto bad;
   }
@@ -37553,12 +37393,12 @@ static int __Pyx_CreateCodeObjects(__pyx_mstatetype *__pyx_mstate) {
     __pyx_mstate_global->__pyx_codeobj_tab[4] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_fastopt__tensor_pxi, __pyx_mstate->__pyx_n_u_number_formats, __pyx_mstate->__pyx_kp_b_iso88591_QhfD_z_7_C_9AQ_Yaq_ARq_V4r_JjPQ, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[4])) goto bad;
   }
   {
-    const __Pyx_PyCode_New_function_description descr = {4, 0, 0, 4, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 139};
+    const __Pyx_PyCode_New_function_description descr = {4, 0, 0, 4, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 130};
     PyObject* const varnames[] = {__pyx_mstate->__pyx_n_u_self, __pyx_mstate->__pyx_n_u_tensors, __pyx_mstate->__pyx_n_u_added, __pyx_mstate->__pyx_n_u_without};
     __pyx_mstate_global->__pyx_codeobj_tab[5] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_fastopt__tensor_pxi, __pyx_mstate->__pyx_n_u_with_arrays, __pyx_mstate->__pyx_kp_b_iso88591_y_hfG1, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[5])) goto bad;
   }
   {
-    const __Pyx_PyCode_New_function_description descr = {2, 0, 0, 2, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 143};
+    const __Pyx_PyCode_New_function_description descr = {2, 0, 0, 2, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 134};
     PyObject* const varnames[] = {__pyx_mstate->__pyx_n_u_self, __pyx_mstate->__pyx_n_u_array};
     __pyx_mstate_global->__pyx_codeobj_tab[6] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_fastopt__tensor_pxi, __pyx_mstate->__pyx_n_u_holds, __pyx_mstate->__pyx_kp_b_iso88591_A_t_q_s, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[6])) goto bad;
   }
@@ -37573,7 +37413,7 @@ static int __Pyx_CreateCodeObjects(__pyx_mstatetype *__pyx_mstate) {
     __pyx_mstate_global->__pyx_codeobj_tab[8] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_tree_fragment, __pyx_mstate->__pyx_n_u_setstate_cython, __pyx_mstate->__pyx_kp_b_iso88591_Q, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[8])) goto bad;
   }
   {
-    const __Pyx_PyCode_New_function_description descr = {3, 0, 0, 3, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 215};
+    const __Pyx_PyCode_New_function_description descr = {3, 0, 0, 3, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 206};
     PyObject* const varnames[] = {__pyx_mstate->__pyx_n_u_self, __pyx_mstate->__pyx_n_u_buffer, __pyx_mstate->__pyx_n_u_names};
     __pyx_mstate_global->__pyx_codeobj_tab[9] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_fastopt__tensor_pxi, __pyx_mstate->__pyx_n_u_name_of, __pyx_mstate->__pyx_kp_b_iso88591_A_1E_hawb_4_S__ccd, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[9])) goto bad;
   }
@@ -37638,32 +37478,32 @@ static int __Pyx_CreateCodeObjects(__pyx_mstatetype *__pyx_mstate) {
     __pyx_mstate_global->__pyx_codeobj_tab[21] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_tree_fragment, __pyx_mstate->__pyx_n_u_setstate_cython, __pyx_mstate->__pyx_kp_b_iso88591_avQ, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[21])) goto bad;
   }
   {
-    const __Pyx_PyCode_New_function_description descr = {1, 0, 0, 3, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 138};
+    const __Pyx_PyCode_New_function_description descr = {1, 0, 0, 3, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 137};
     PyObject* const varnames[] = {__pyx_mstate->__pyx_n_u_function, __pyx_mstate->__pyx_n_u_call, __pyx_mstate->__pyx_n_u_call};
     __pyx_mstate_global->__pyx_codeobj_tab[22] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_fastopt__function_pxi, __pyx_mstate->__pyx_n_u_as_function, __pyx_mstate->__pyx_kp_b_iso88591_1, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[22])) goto bad;
   }
   {
-    const __Pyx_PyCode_New_function_description descr = {2, 0, 0, 4, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 87};
+    const __Pyx_PyCode_New_function_description descr = {2, 0, 0, 4, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 86};
     PyObject* const varnames[] = {__pyx_mstate->__pyx_n_u_self, __pyx_mstate->__pyx_n_u_param_groups, __pyx_mstate->__pyx_n_u_index, __pyx_mstate->__pyx_n_u_items};
     __pyx_mstate_global->__pyx_codeobj_tab[23] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_fastopt__plan_pyx, __pyx_mstate->__pyx_n_u_edited, __pyx_mstate->__pyx_kp_b_iso88591_A_q_gYiq_HCtCUUVVbbcckkl, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[23])) goto bad;
   }
   {
-    const __Pyx_PyCode_New_function_description descr = {3, 0, 0, 3, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 93};
+    const __Pyx_PyCode_New_function_description descr = {3, 0, 0, 3, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 92};
     PyObject* const varnames[] = {__pyx_mstate->__pyx_n_u_self, __pyx_mstate->__pyx_n_u_param_groups, __pyx_mstate->__pyx_n_u_change};
     __pyx_mstate_global->__pyx_codeobj_tab[24] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_fastopt__plan_pyx, __pyx_mstate->__pyx_n_u_commit, __pyx_mstate->__pyx_kp_b_iso88591_A_HAS_Zr_AV1_HA_1, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[24])) goto bad;
   }
   {
-    const __Pyx_PyCode_New_function_description descr = {2, 0, 0, 6, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 229};
+    const __Pyx_PyCode_New_function_description descr = {2, 0, 0, 6, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 228};
     PyObject* const varnames[] = {__pyx_mstate->__pyx_n_u_self, __pyx_mstate->__pyx_n_u_grads, __pyx_mstate->__pyx_n_u_before, __pyx_mstate->__pyx_n_u_bound, __pyx_mstate->__pyx_n_u_tensor, __pyx_mstate->__pyx_n_u_i};
     __pyx_mstate_global->__pyx_codeobj_tab[25] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_fastopt__plan_pyx, __pyx_mstate->__pyx_n_u_bind, __pyx_mstate->__pyx_kp_b_iso88591_A_4q_6_A_D_q_q_A_q_0_A_U_3at1_XQ, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[25])) goto bad;
   }
   {
-    const __Pyx_PyCode_New_function_description descr = {4, 0, 0, 4, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 325};
+    const __Pyx_PyCode_New_function_description descr = {4, 0, 0, 4, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 323};
     PyObject* const varnames[] = {__pyx_mstate->__pyx_n_u_self, __pyx_mstate->__pyx_n_u_optimizer, __pyx_mstate->__pyx_n_u_grads, __pyx_mstate->__pyx_n_u_grad_scale};
     __pyx_mstate_global->__pyx_codeobj_tab[26] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_fastopt__plan_pyx, __pyx_mstate->__pyx_n_u_step, __pyx_mstate->__pyx_kp_b_iso88591_A_F_t_q_A_Q_gQ_fA, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[26])) goto bad;
   }
   {
-    const __Pyx_PyCode_New_function_description descr = {3, 0, 0, 5, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 389};
+    const __Pyx_PyCode_New_function_description descr = {3, 0, 0, 5, (unsigned int)(CO_OPTIMIZED|CO_NEWLOCALS), 387};
     PyObject* const varnames[] = {__pyx_mstate->__pyx_n_u_self, __pyx_mstate->__pyx_n_u_optimizer, __pyx_mstate->__pyx_n_u_change, __pyx_mstate->__pyx_n_u_team, __pyx_mstate->__pyx_n_u_isa};
     __pyx_mstate_global->__pyx_codeobj_tab[27] = __Pyx_PyCode_New(descr, varnames, __pyx_mstate->__pyx_kp_u_fastopt__plan_pyx, __pyx_mstate->__pyx_n_u_move, __pyx_mstate->__pyx_kp_b_iso88591_A_XQ_G1D_at_T_4xq_U_ay_xuA_T_q_t, tuple_dedup_map); if (unlikely(!__pyx_mstate_global->__pyx_codeobj_tab[27])) goto bad;
   }
