@@ -462,7 +462,7 @@ def _mistake(cls: type, name: str, besides: frozenset[str]) -> str | None:
 
 def _relatives(cls: type) -> Iterator[type]:
     """The other optimizers of this package."""
-    found = [cls.__mro__[-2]]  # Optimizer: behind it is object
+    found = [base for base in cls.__mro__ if base.__name__ == "Optimizer"]
     for base in found:
         found += base.__subclasses__()
         if base not in (found[0], cls) and base.__module__.startswith("fastopt."):
