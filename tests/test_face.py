@@ -107,12 +107,6 @@ def test_grad_scale_multiplies_gradients() -> None:
     assert [p.tobytes() for p in params] == [p.tobytes() for p in others]
 
 
-@pytest.mark.parametrize("later", [{"max_norm": 1.0}, {"skip_nonfinite": True}])
-def test_what_is_not_there_yet_says_so(later: dict[str, Any]) -> None:
-    with pytest.raises(NotImplementedError, match="max_norm and skip_nonfinite"):
-        fastopt.SGD(parameters()).step(gradients(0), **later)
-
-
 def test_bound_gradients_are_read_again() -> None:
     params, others, buffers = parameters(), parameters(), gradients(0)
     optimizer, other = fastopt.Adam(params), fastopt.Adam(others)

@@ -26,6 +26,8 @@ import table
 import fastopt
 from fastopt import functional
 
+pytestmark = pytest.mark.filterwarnings("ignore:group .*state_dtype is")
+
 Look = list[Any]
 """All that a user can see."""
 

@@ -84,7 +84,8 @@ print(between - start, time.process_time() - between)
 """
     found = []
     for _ in range(30):
-        numpys, ours = map(float, run(code).split())
+        # with bytecode, which an installation has
+        numpys, ours = map(float, run(code, environment={"PYTHONDONTWRITEBYTECODE": ""}).split())
         if ours < max(0.03, 0.4 * numpys):
             return
         found.append(ours)

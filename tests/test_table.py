@@ -31,9 +31,15 @@ CLASSES: dict[str, list[Class]] = {}
 for _cls in optimizers.CLASSES:
     CLASSES.setdefault(_cls.algorithm.formula, []).append(_cls)
 
+AUXILIARY = set(re.findall(r"^#define FORMULA +(\w+)", (SOURCE / "auxiliary.def").read_text(), re.MULTILINE)) if (
+    SOURCE.is_dir()
+) else set()
+"""Formulas that are no optimizer's."""
+
 FORMULAS = {
     path.stem: re.sub(r"/\*.*?\*/|//[^\n]*", " ", path.read_text(), flags=re.DOTALL)
     for path in SOURCE.glob("formulas/*.h")
+    if path.stem not in AUXILIARY
 }
 TABLE = (SOURCE / "formulas.def").read_text() if SOURCE.is_dir() else ""
 READS = dict(

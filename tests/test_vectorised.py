@@ -289,7 +289,8 @@ def beyond(found: dict[str, str], isa: str, folder: Path) -> set[str]:
 @needs_objdump
 def test_instructions_stay_in_the_kernels_of_their_instruction_set(isa: str, tmp_path: Path) -> None:
     found = functions(isa)
-    assert len(found) >= len(table.KERNELS)
+    # gradients of 16 bits are converted before a kernel takes them
+    assert len(found) >= len([k for k in table.KERNELS if table.FORMATS[k[2]][1] in table.DTYPES])
     wrong = {line for line in beyond(found, isa, tmp_path) if not ASKS_FIRST.match(line)}
     assert not wrong, "\n".join(sorted(wrong))
     for name, lines in found.items():

@@ -6,7 +6,7 @@ import numpy as np
 
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Optimizer, Params
-from fastopt.options import NonNegative, Positive, Seed, StateDtype
+from fastopt.options import InitialValue, NonNegative, Positive, Seed, StateDtype
 
 
 class FTRL(Optimizer):
@@ -44,7 +44,7 @@ class FTRL(Optimizer):
         self,
         params: Params | None = None,
         lr: Positive = 1e-3,
-        initial_accumulator_value: NonNegative = 0.1,
+        initial_accumulator_value: InitialValue = 0.1,
         l1: NonNegative = 0.0,
         l2: NonNegative = 0.0,
         l2_shrinkage: NonNegative = 0.0,

@@ -7,7 +7,7 @@ import numpy as np
 from fastopt._kernels import bias_correction
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Optimizer, Params
-from fastopt.options import Beta, NonNegative, Seed, StateDtype
+from fastopt.options import Beta, InitialValue, NonNegative, Seed, StateDtype
 
 
 class Yogi(Optimizer):
@@ -41,7 +41,7 @@ class Yogi(Optimizer):
         weight_decay: NonNegative = 0.0,
         *,
         maximize: bool = False,
-        initial_accumulator_value: NonNegative = 1e-6,
+        initial_accumulator_value: InitialValue = 1e-6,
         decoupled_weight_decay: bool = False,
         state_dtype: StateDtype = None,
         seed: Seed = 0,
