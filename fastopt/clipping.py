@@ -57,7 +57,9 @@ def clip_grad_value(grads: GradientList, clip_value: float) -> None:
 def _writable(grads: GradientList) -> Gradients:
     gradients = _gradients(grads)
     arrays.refuse_writing(
-        [(tensor.label, tensor.array) for tensor in gradients.tensors], "it cannot be clipped in place", "pass a copy"
+        [(tensor.label, tensor.array) for tensor in gradients.tensors],
+        "it cannot be clipped in place",
+        "pass a copy",
     )
     return gradients
 

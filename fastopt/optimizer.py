@@ -461,7 +461,7 @@ class Optimizer(Settings, Accumulating, Copying):
         )
         placed = []
         for (tensor, states), arrays_of in zip(change.states, new, strict=True):
-            fill = self.algorithm.initial_states(groups[tensor.group].h)
+            fill = self._initial_states(groups[tensor.group])
             for letter, array in arrays_of.items():
                 if letter in added.get(tensor, ()):
                     with np.errstate(all="ignore"):
@@ -486,13 +486,20 @@ class Optimizer(Settings, Accumulating, Copying):
             ]
             change.intervals = intervals.with_arrays(intervals.tensors, [*kept, *placed], replaced)
 
+    def _initial_states(self, group: Group) -> dict[str, float]:
+        """What new states of a group are filled with; a callable is asked for its first number only where it counts."""
+        first = self.algorithm.initial_states(group.h)
+        if any(callable(value) for value in first.values()):
+            first = self.algorithm.initial_states(group.numbers_after(0))
+        return first
+
     def _load_values(
         self, change: Change, loaded: Mapping[Tensor, Mapping[str, Any]], groups: Sequence[Group]
     ) -> None:
         """Adds the values of states to a change: they are copied when it is made, into the arrays that stay."""
         new = dict(change.states)
         for tensor, values in loaded.items():
-            fill = self.algorithm.initial_states(groups[tensor.group].h)
+            fill = self._initial_states(groups[tensor.group])
             for letter, array in new.get(tensor, tensor.states).items():
                 value = values.get(letter)
                 if value is None:

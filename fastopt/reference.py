@@ -118,9 +118,7 @@ def total(blocks: Array) -> Array:
     return result
 
 
-def norms(
-    grad: Array, grad_scale: float, max_value: float | None, is_infinite: bool
-) -> tuple[float, float, bool]:
+def norms(grad: Array, grad_scale: float, max_value: float | None, is_infinite: bool) -> tuple[float, float, bool]:
     """The norm of a gradient times ``grad_scale``, the norm after clipping to ±max_value, and whether all is finite.
 
     grad: flat, in the parameter's memory order, float32 or float64 or of 16 bits.

@@ -22,8 +22,17 @@ NOT_IN_TORCH: dict[str, Any] = {
     "eps_hat": False,
     "bias_correction": True,
     "lr_in_momentum": False,
+    "eps_in_max": True,
+    "eps_after_correction": False,
 }
 """Options that no optimizer of torch has, with the value under which torch computes the same."""
+
+
+def _of_this_class(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that other optimizers of torch have, but not the one of these groups."""
+    if "dampening" in group or "eps_in_max" in group:
+        return {"decoupled_weight_decay": False}
+    return {"weight_decay": 0.0} if "etas" in group else {}
 
 
 def from_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +54,7 @@ def to_torch(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     found = _converted(state_dict, _tensor, lambda array: _tensor(array) if array.ndim else array.tolist())
     for index, group in enumerate(found["param_groups"]):
         is_sgd = "dampening" in group
-        missing = NOT_IN_TORCH | ({"decoupled_weight_decay": False} if is_sgd else {})
+        missing = NOT_IN_TORCH | _of_this_class(group)
         for name, neutral in missing.items():
             if group.get(name, neutral) != neutral:
                 raise ValueError(

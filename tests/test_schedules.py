@@ -494,7 +494,7 @@ def scheduled(variant: table.Variant) -> list[dict[str, Any]]:
     for name in table.takes_callables(variant.cls):
         value = variant.hyper[name] or 0.3  # those of 0 are to have an effect too
         if isinstance(value, tuple):
-            schedule: Any = tuple(linear(x, 6 + i, x / 2) for i, x in enumerate(value))
+            schedule: Any = tuple(linear(x, 6 + i, 0.95 * x) for i, x in enumerate(value))
             found += [{name: (schedule[0], *value[1:])}, {name: (*value[:-1], schedule[-1])}]
         else:
             schedule = warmup(cosine(value, 10, value / 2), 3, value / 4)

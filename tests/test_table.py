@@ -31,9 +31,11 @@ CLASSES: dict[str, list[Class]] = {}
 for _cls in optimizers.CLASSES:
     CLASSES.setdefault(_cls.algorithm.formula, []).append(_cls)
 
-AUXILIARY = set(re.findall(r"^#define FORMULA +(\w+)", (SOURCE / "auxiliary.def").read_text(), re.MULTILINE)) if (
-    SOURCE.is_dir()
-) else set()
+AUXILIARY = (
+    set(re.findall(r"^#define FORMULA +(\w+)", (SOURCE / "auxiliary.def").read_text(), re.MULTILINE))
+    if (SOURCE.is_dir())
+    else set()
+)
 """Formulas that are no optimizer's."""
 
 FORMULAS = {

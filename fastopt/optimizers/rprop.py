@@ -6,7 +6,7 @@ import numpy as np
 
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Optimizer, Params
-from fastopt.options import InitialValue, Interval, NonNegative, Number, Positive, Seed, StateDtype
+from fastopt.options import Interval, NonNegative, Number, Positive, Seed, StateDtype
 
 
 class Rprop(Optimizer):
@@ -34,7 +34,7 @@ class Rprop(Optimizer):
     def __init__(
         self,
         params: Params | None = None,
-        lr: InitialValue = 1e-2,
+        lr: NonNegative = 1e-2,
         etas: tuple[Annotated[Number, Interval(0, 1, "()")], Annotated[Number, Interval(1, ends="()")]] = (
             0.5,
             1.2,
