@@ -290,8 +290,8 @@ def refuse_replaced_gradients(
     holder: Any, members: Sequence[Any], keys: Sequence[Key], labels: Sequence[str]
 ) -> NoReturn:
     """holder: the list or dict that was bound; members: what it had (of a dict, key, value, key, value)."""
-    before = dict(zip(members[::2], members[1::2], strict=True)) if isinstance(holder, dict) else members
-    places = keys if isinstance(holder, dict) else range(len(keys))
+    before: Any = dict(zip(members[::2], members[1::2], strict=True)) if isinstance(holder, dict) else members
+    places: Sequence[Any] = keys if isinstance(holder, dict) else range(len(keys))
     for place, label in zip(places, labels, strict=True):
         has_it = place in holder if isinstance(holder, dict) else place < len(holder)
         if not has_it or holder[place] is not before[place]:

@@ -29,7 +29,7 @@ class Copying:
     """
 
     if TYPE_CHECKING:
-        algorithm: type[Algorithm]
+        algorithm: ClassVar[type[Algorithm]]
         defaults: Hyper
         param_groups: list[Hyper]
         _plan: Plan

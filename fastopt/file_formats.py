@@ -188,7 +188,7 @@ def _mapping(file: BinaryIO) -> mmap.mmap:
 
 
 def write_npz(output: Output, document: str, arrays: Mapping[str, Array]) -> None:
-    with zipfile.ZipFile(output, "w") as archive:  # type: ignore[arg-type]
+    with zipfile.ZipFile(output, "w") as archive:  # type: ignore[call-overload]
         archive.writestr(zipfile.ZipInfo(DOCUMENT), document)
         for name, array in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
@@ -295,7 +295,7 @@ def write_safetensors(output: Output, document: str, arrays: Mapping[str, Array]
     for array in arrays.values():
         checksum = 0
         for piece in pieces(array):
-            checksum = zlib.crc32(piece, checksum)
+            checksum = zlib.crc32(piece, checksum)  # type: ignore[arg-type]
             output.write(piece)
         checksums.append(checksum)
     output.seek(8 + text.index(CHECKSUMS) + len(CHECKSUMS))

@@ -377,7 +377,7 @@ class Optimizer(Settings, Accumulating, Copying):
                 if key not in plan.place
             ]
         else:
-            new = [*enumerate(params)][len(plan.tensors) :]
+            new = list[tuple[Key, Any]](enumerate(params))[len(plan.tensors) :]
         for key, _ in new:
             if isinstance(params, Mapping) and not isinstance(key, str):
                 arrays.refuse_name(key)

@@ -358,8 +358,7 @@ class Option:
         return self.kind.number(value, f"{place}{self.name}{RETURNED}")
 
 
-@cache
-def options_of(cls: type) -> dict[str, Option]:
+def _options_of(cls: type) -> dict[str, Option]:
     """The options of an optimizer, in the order of its signature. Worked out when it is first asked for."""
     options = {}
     hints = typing.get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]
@@ -375,6 +374,9 @@ def options_of(cls: type) -> dict[str, Option]:
     return options
 
 
+options_of: Callable[[type], dict[str, Option]] = cache(_options_of)
+
+
 @cache
 def group_options() -> dict[str, Option]:
     """The options that every group may have, and no constructor has."""
@@ -385,10 +387,12 @@ GROUP_DEFAULTS = {"lr_factor": 1.0}
 """What holds for a group that does not have them."""
 
 
-@cache
-def settable(cls: type) -> dict[str, Option]:
+def _settable(cls: type) -> dict[str, Option]:
     """All options of the groups of a class."""
     return {**options_of(cls), **group_options()}
+
+
+settable: Callable[[type], dict[str, Option]] = cache(_settable)
 
 
 def resembling(name: Any, known: Sequence[str]) -> str | None:
@@ -413,14 +417,16 @@ MEANT = {
 """What other packages call an option, where letters do not show it."""
 
 
-@cache
-def bounds_of(cls: type) -> dict[str, tuple[float, float]]:
+def _bounds_of(cls: type) -> dict[str, tuple[float, float]]:
     """The least and the largest value of each option that is a number."""
     return {
         name: (option.kind.interval.least, option.kind.interval.most)
         for name, option in settable(cls).items()
         if isinstance(option.kind, _Number)
     }
+
+
+bounds_of: Callable[[type], dict[str, tuple[float, float]]] = cache(_bounds_of)
 
 
 IMPLEMENTATION_OPTIONS = frozenset({"foreach", "fused", "capturable", "differentiable"})

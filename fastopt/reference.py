@@ -124,7 +124,7 @@ def norms(grad: Array, grad_scale: float, max_value: float | None, is_infinite: 
     grad: flat, in the parameter's memory order, float32 or float64 or of 16 bits.
     """
     wide = grad.astype(np.float64) if grad.dtype != np.float64 else grad
-    arithmetic = np.float64 if grad.dtype == np.float64 else np.float32
+    arithmetic: Any = np.float64 if grad.dtype == np.float64 else np.float32
     with np.errstate(all="ignore"):
         largest = float(np.abs(wide).max(initial=0.0))
         is_finite = bool(np.isfinite(largest))

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from fastopt import options
 from fastopt._turns import exclusive, reading
@@ -31,7 +31,7 @@ class Settings:
     """The part of `Optimizer` that reads and sets options as attributes."""
 
     if TYPE_CHECKING:
-        algorithm: type[Algorithm]
+        algorithm: ClassVar[type[Algorithm]]
         param_groups: list[Hyper]
         _plan: Plan
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from fastopt import checkpoint
+from fastopt import _kernels, checkpoint
 from fastopt.arrays import Array, Key, label_of, listing, within
 from fastopt.options import shown
 
@@ -90,7 +90,7 @@ def _check(key: Key, entry: Any, cls: type[Optimizer]) -> None:
 
 
 def _buffers(cls: type[Optimizer]) -> set[str]:
-    numbers = checkpoint.TABLE[cls.algorithm.formula]["numbers"]
+    numbers = _kernels.TABLE[cls.algorithm.formula]["numbers"]
     return {name for letter, name in cls.algorithm.states.items() if letter not in numbers}
 
 

@@ -719,7 +719,7 @@ def test_what_dies_looks_at_its_optimizer(call: str) -> None:
         optimizer.step(arrays(2 * groups))
         return optimizer, saved
 
-    optimizer, saved = make()
+    optimizer, _ = make()
 
     def look() -> None:
         looks.append([(s["step"], s["exp_avg"].tobytes()) for s in optimizer.state_dict()["state"].values()])

@@ -242,7 +242,7 @@ def test_options_that_torch_does_not_have(cls: table.Class) -> None:
     theirs = inspect.signature(getattr(torch.optim, cls.__name__)).parameters
     for variant in table.variants(cls):
         if "weight_decay" not in theirs and variant.options.get("weight_decay"):
-            with pytest.raises(ValueError, match="^group 0: torch has no "):
+            with pytest.raises(ValueError, match=r"^group 0: torch has no "):
                 torch_state.to_torch(variant.make([np.ones(3, variant.dtypes[0])]).state_dict())
             continue
         if variant.changed is None or variant.changed in theirs:
