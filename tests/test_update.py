@@ -19,6 +19,11 @@ SHAPES = {"w": (3, 4), "b": (4,), "scale": (), "none": (0,), "v": (2, 1)}
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
+def as_text(saved: dict[str, Any]) -> str:
+    """A state dict, whatever the order of the keys in its groups."""
+    return repr(saved["state"]) + repr([sorted(group.items()) for group in saved["param_groups"]])
+
+
 def made(seed: int, dtype: Any = np.float32, order: str = "C") -> dict[str, Array]:
     return {
         name: np.array(np.random.default_rng([seed, i]).standard_normal(shape), dtype=dtype, order=order)  # type: ignore[call-overload]
@@ -364,7 +369,7 @@ def test_a_fresh_optimizer_resumes(form: Any, options: dict[str, Any]) -> None:
     saved, others = optimizer.state_dict(), {name: param.copy() for name, param in params.items()}
     resumed = fastopt.Adam(lr=0.5)
     resumed.load_state_dict(saved)
-    assert repr(resumed.state_dict()) == repr(saved)
+    assert as_text(resumed.state_dict()) == as_text(saved)
     for step in range(3):
         optimizer.update(form(params), form(made(5 + step)))
         resumed.update(form(others), form(made(5 + step)))
@@ -382,7 +387,7 @@ def test_some_names_take_what_waits_for_them() -> None:
     resumed.load_state_dict(saved)
     with pytest.raises(ValueError, match=r"'w', .*shape"):
         resumed.update({"w": base[:4]}, {"w": base[5:9]})
-    assert repr(resumed.state_dict()) == repr(saved)
+    assert as_text(resumed.state_dict()) == as_text(saved)
     for names in (["scale", "w"], ["v", "b", "none"]):
         resumed.update({k: others[k] for k in names}, {k: made(3)[k] for k in names})
         half = resumed.state_dict()

@@ -230,7 +230,9 @@ def functions(isa: str) -> dict[str, str]:
 def div_and_sqrt(kernel: str, subset: int) -> set[str]:
     """Which of them the formula has, as its NumPy twin writes it."""
     nodes = list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(table.twin_of(kernel))).lstrip())))
-    divides = any(isinstance(node, ast.Div) for node in nodes)
+    divides = any(
+        isinstance(node, ast.Div) or (isinstance(node, ast.Attribute) and node.attr == "divide") for node in nodes
+    )
     takes_root = any(isinstance(node, ast.Attribute) and node.attr == "sqrt" for node in nodes)
     return {name for name, there in [("div", divides), ("sqrt", takes_root)] if there}
 
