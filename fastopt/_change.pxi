@@ -107,6 +107,10 @@ cdef class Group:
             return None
         return self.with_options(h)
 
+    cdef bint has_no_decay(self) noexcept:
+        """Whether nothing is added to the gradients in any step."""
+        return not self.callables and self.weight_decay == 0.0
+
     def numbers_after(self, made):
         """The options as plain numbers after so many steps."""
         return self.resolve(self.h, self.callables, made) if self.callables else self.h
@@ -270,3 +274,14 @@ cdef class Change:
             [entry for entry in entries if entry[0] not in added]
             for entries in (self.states, self.numbers, self.steps)
         ]
+
+
+cdef fastopt_kernel faster_kernel(
+    const fastopt_optimizer *row, int format, size_t subset, Group group, fastopt_kernel kernel
+) noexcept:
+    """The kernel without weight decay, if there is one and it applies: the same bits, sooner."""
+    cdef fastopt_kernel plain
+    if row.plain_kernels == NULL or row.plain_kernels[format] == NULL or not group.has_no_decay():
+        return kernel
+    plain = row.plain_kernels[format][subset]
+    return kernel if plain == NULL else plain

@@ -112,9 +112,10 @@ cdef class Function:
         k = format_of[stored[0]][stored[1]][stored[2]]
         if k < 0 or stored[0] == FLOAT16:
             return self.slow(args, kwargs)
-        c.kernel = row.kernels[k][group.subset]
-        if c.kernel == NULL:
-            c.kernel = row.kernels[format_of[stored[0]][stored[1]][stored[0]]][group.subset]
+        other = k
+        if row.kernels[k][group.subset] == NULL:
+            other = format_of[stored[0]][stored[1]][stored[0]]
+        c.kernel = faster_kernel(row, other, group.subset, group, row.kernels[other][group.subset])
         stage_gradient(&c, isa, k, stored[1])
         for k in range(3):
             c.itemsizes[k] = 8 if stored[k] == FLOAT64 else 4 if stored[k] == FLOAT32 else 2

@@ -385,6 +385,12 @@ cdef class Plan:
                 if tensor.c.kernel == NULL:  # its states are not in use: their storage does not matter
                     format = format_of[tensor.storage][tensor.gradient_storage][tensor.storage]
                     tensor.c.kernel = kernels[format][subset]
+                else:
+                    format = tensor.format
+                tensor.c.kernel = faster_kernel(
+                    &table().isas[isa].optimizers[self.row], format, subset, <Group>self.groups[tensor.group],
+                    tensor.c.kernel,
+                )
             stage_gradient(&tensor.c, isa, tensor.format, tensor.gradient_storage)
             self.work.add(&tensor.c)
         if moves is not None:
@@ -434,6 +440,8 @@ cdef class Plan:
                         return 0
                     changed.append((i, group, items))
             for i, group, items in changed:
+                if (<Group>group).has_no_decay() != (<Group>self.groups[i]).has_no_decay():
+                    self.is_assigned = False  # another kernel
                 self.groups[i], self.items[i] = group, items
             return 0
         optimizer._take_edits()

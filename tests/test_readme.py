@@ -46,4 +46,6 @@ def test_results_are_as_the_readme_says(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_files_that_the_readme_links_to_exist() -> None:
     for target in re.findall(r"\]\(([^):]+)\)", README.read_text()):
-        assert (README.parent / target).exists(), target
+        file, _, heading = target.partition("#")
+        assert (README.parent / file).exists(), target
+        assert not heading or f"## {heading.replace('-', ' ')}" in README.read_text().lower(), target
