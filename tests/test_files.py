@@ -777,6 +777,7 @@ def test_a_full_tmpfs(suffix: str, tmp_path: Path) -> None:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a ZipFile that was half made
 def test_an_interrupt_leaves_the_old_file(path: Path) -> None:
     old = Small()
     fastopt.save(path, old.optimizer)
