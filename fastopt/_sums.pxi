@@ -125,8 +125,7 @@ cdef class Factors:
             name: np.array([(<Tensor>tensor).numbers[k] for tensor in members])
             for k, name in enumerate(self.number_names)
         }
-        with np.errstate(all="ignore"):
-            found = group.algorithm.prepare(group.resolved, t, sums, numbers)
+        found = arrays.quietly(group.algorithm.prepare, group.resolved, t, sums, numbers)
         if len(found) != self.n_factors:
             raise ValueError(f"{group.algorithm.formula}: prepare must return {self.n_factors} factors, got {len(found)}")
         for k, values in enumerate([*found, *(numbers[name] for name in self.number_names)]):

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastopt import arrays
 from fastopt._turns import exclusive
-from fastopt.arrays import Array
+from fastopt.arrays import Array, quietly
 
 if TYPE_CHECKING:
     from fastopt._plan import Plan, Tensor
@@ -26,37 +26,41 @@ class Accumulated:
 
     def with_added(self, tensors: Sequence[Tensor], grads: Sequence[Array | None]) -> Accumulated:
         """The same with one more gradient for every parameter. This one must not be used after it."""
+        return quietly(self._with_added, tensors, grads)
+
+    def _with_added(self, tensors: Sequence[Tensor], grads: Sequence[Array | None]) -> Accumulated:
         sums: list[Array | None] = []
         spares: list[Array | None] = []
-        with np.errstate(all="ignore"):
-            for i, (tensor, grad) in enumerate(zip(tensors, grads, strict=True)):
-                before, spare = (self.sums[i], self.spares[i]) if i < len(self.sums) else (None, None)
-                if grad is None:
-                    sums.append(before)
-                    spares.append(spare)
-                    continue
-                if spare is None:
-                    dtype = np.float64 if tensor.dtype == np.float64 else np.float32
-                    spare = np.empty(tensor.shape, dtype, order="F" if tensor.order == "F" else "C")
-                if before is None:
-                    np.copyto(spare, grad, casting="unsafe")
-                else:
-                    np.add(before, grad, out=spare, casting="unsafe")
-                sums.append(spare)
-                spares.append(before)
+        for i, (tensor, grad) in enumerate(zip(tensors, grads, strict=True)):
+            before, spare = (self.sums[i], self.spares[i]) if i < len(self.sums) else (None, None)
+            if grad is None:
+                sums.append(before)
+                spares.append(spare)
+                continue
+            if spare is None:
+                dtype = np.float64 if tensor.dtype == np.float64 else np.float32
+                spare = np.empty(tensor.shape, dtype, order="F" if tensor.order == "F" else "C")
+            if before is None:
+                np.copyto(spare, grad, casting="unsafe")
+            else:
+                np.add(before, grad, out=spare, casting="unsafe")
+            sums.append(spare)
+            spares.append(before)
         return Accumulated(self.calls + 1, sums, spares)
 
     def mean(self, count: int) -> list[Array | None]:
         """The means for so many parameters; those that came later have none."""
+        return quietly(self._mean, count)
+
+    def _mean(self, count: int) -> list[Array | None]:
         found: list[Array | None] = []
-        with np.errstate(all="ignore"):
-            for i, (total, spare) in enumerate(zip(self.sums, self.spares, strict=True)):
-                if total is None or self.calls == 1:
-                    found.append(total)
-                    continue
-                if spare is None:
-                    spare = self.spares[i] = np.empty_like(total)  # type: ignore[index]
-                found.append(np.divide(total, total.dtype.type(self.calls), out=spare))
+        for i, (total, spare) in enumerate(zip(self.sums, self.spares, strict=True)):
+            if total is None or self.calls == 1:
+                found.append(total)
+                continue
+            if spare is None:
+                spare = self.spares[i] = np.empty_like(total)  # type: ignore[index]
+            found.append(np.divide(total, total.dtype.type(self.calls), out=spare))
         return found + [None] * (count - len(found))
 
 

@@ -271,8 +271,7 @@ def refuse_bound_layout(label: str, order: str) -> NoReturn:
 
 def rounded(grad: Array) -> Array:
     """A gradient of float64 as float32, rounded to the nearest."""
-    with np.errstate(all="ignore"):
-        return grad.astype(np.float32)
+    return quietly(grad.astype, np.float32)
 
 
 def warn_of_rounding(label: str) -> None:

@@ -464,13 +464,11 @@ class Optimizer(Settings, Accumulating, Copying):
             fill = self._initial_states(groups[tensor.group])
             for letter, array in arrays_of.items():
                 if letter in added.get(tensor, ()):
-                    with np.errstate(all="ignore"):
-                        array[...] = added[tensor][letter]
+                    arrays.quietly(np.copyto, array, added[tensor][letter], "unsafe")
                 elif loaded is None and letter in tensor.states:
                     change.copies.append((array, tensor.states[letter]))
                 elif fill.get(letter):
-                    with np.errstate(over="ignore"):  # float32 makes infinity of what is too large
-                        array[...] = fill[letter]
+                    arrays.quietly(np.copyto, array, fill[letter], "unsafe")
                 states[letter] = array
                 placed.append((tensor, 2 + tensor.letters.index(letter), array))
         if loaded is not None:
