@@ -258,7 +258,7 @@ cdef class Change:
 
     def give_to_added(self):
         """Gives the tensors that are added their states, numbers and steps: `update` prepares their first step before
-        the change is made, and until then nobody else knows them."""
+        the change is made, and until then no other code refers to them."""
         cdef Tensor tensor
         added = set(self.added_tensors)
         for tensor, states in self.states:

@@ -1,4 +1,4 @@
-# Parameter arrays to which nobody refers but the optimizer. Included by _plan.pyx.
+# Parameter arrays to which only the optimizer refers. Included by _plan.pyx.
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *)

@@ -273,7 +273,7 @@ cdef class Plan:
         return self.take_gradients(self.bound)
 
     cdef void release(self) noexcept:
-        """Lets go of the gradients."""
+        """Drops the references to the gradients."""
         cdef Tensor tensor
         for tensor in self.selected:
             tensor.gradient = None
@@ -335,7 +335,7 @@ cdef class Plan:
             bound = []
             for i in range(len(self.tensors)):
                 tensor = <Tensor>self.tensors[i]
-                # views: nobody else can give them another shape
+                # views: no other code can give them another shape
                 bound.append(tensor.gradient.view() if self.has_gradient[i] else None)
             self.bound, self.bound_in, self.bound_members = bound, bound_in, members
             self.take_bound()

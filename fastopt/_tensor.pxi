@@ -232,7 +232,7 @@ cdef class Tensor:
         readonly dict states  # by the formula's letters
         readonly Py_ssize_t index, group
         readonly int64_t steps
-        bint is_known_orphan  # the user has been warned that nobody else has its array
+        bint is_known_orphan  # the user has been warned that only the optimizer refers to its array
         cnp.ndarray gradient  # while a step runs; for as long as it is bound
         const void *disjoint  # the address of the last gradient that was found to share no memory
         int storage, gradient_storage, state_storage  # the gradient's is UNSEEN before there has been one

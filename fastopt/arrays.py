@@ -82,7 +82,7 @@ def is_bfloat16(array: Any) -> bool:
 
 
 def plain(label: str, array: Any) -> Array:
-    """A plain view of an array, whatever class it is of: nobody else can give it another shape."""
+    """A plain view of an array, whatever class it is of: no other code can give it another shape."""
     if not isinstance(array, np.ndarray):
         refuse_no_array(label, array)
     if isinstance(array, np.ma.MaskedArray):
