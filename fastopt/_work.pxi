@@ -143,12 +143,12 @@ cdef class Work:
             elements = self.elements
         if not has_openmp or elements < PARALLEL_ELEMENTS or forks():
             return 1
-        return min(self.tuners.threads(elements), max(tasks, 1))
+        return min(self.tuners.threads(elements), max(tasks, <size_t>1))
 
     cdef int make_ready(self, int team) except -1:
         """Makes room for what so many threads need; returns how many of them there can be."""
         cdef size_t scratch = fastopt_scratch_size(&self.c)
-        team = min(team, <int>max(self.c.task_count, 1))
+        team = min(team, <int>max(self.c.task_count, <size_t>1))
         if team > fastopt_last_team:
             # libgomp ends the process when it cannot make a thread
             team = min(team, 1 + fastopt_threads_can_start(team - 1, places_in_c()))
