@@ -329,7 +329,8 @@ static void run_passes(const fastopt_tensor *tensor, size_t begin, size_t end)
     }
 }
 
-static void run_elements(const fastopt_tensor *tensor, size_t begin, size_t end, char *scratch)
+static __attribute__((noinline)) void run_with_extras(
+    const fastopt_tensor *tensor, size_t begin, size_t end, char *scratch)
 {
     if (is_staged(tensor))
         run_staged(tensor, begin, end, scratch);
@@ -337,6 +338,17 @@ static void run_elements(const fastopt_tensor *tensor, size_t begin, size_t end,
         tensor->kernel(&tensor->call, begin, end);
     if (!tensor->sum_count)
         run_passes(tensor, begin, end);
+}
+
+static inline void run_elements(const fastopt_tensor *tensor, size_t begin, size_t end, char *scratch)
+{
+    /* one branch, because it counts where a model has many small tensors */
+    const uintptr_t extras = (uintptr_t)tensor->source | (uintptr_t)tensor->stage | (uintptr_t)tensor->pass_count
+                             | tensor->zero_gradient | !tensor->kernel;
+    if (extras)
+        run_with_extras(tensor, begin, end, scratch);
+    else
+        tensor->kernel(&tensor->call, begin, end);
 }
 
 static void run_task(const fastopt_work *work, size_t task, char *scratch)
