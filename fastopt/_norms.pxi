@@ -210,7 +210,8 @@ cdef Tensor loose_gradient(int isa, Py_ssize_t index, label, array):
     tensor.dims = <cnp.npy_intp *>calloc(tensor.rank + 1, sizeof(cnp.npy_intp))
     if tensor.dims == NULL:
         raise MemoryError
-    memcpy(tensor.dims, cnp.PyArray_DIMS(grad), tensor.rank * sizeof(cnp.npy_intp))
+    for k in range(tensor.rank):
+        tensor.dims[k] = cnp.PyArray_DIMS(grad)[k]
     tensor.c.count = cnp.PyArray_SIZE(grad)
     tensor.c.call.size = sizeof(fastopt_call)
     tensor.c.call.buffers[0] = tensor.c.call.buffers[1] = cnp.PyArray_DATA(grad)  # the first is not read

@@ -200,7 +200,8 @@ cdef class Plan:
             free(has_gradient)
             free(shared)
             raise MemoryError
-        memcpy(has_gradient, self.has_gradient, self.capacity)
+        if self.capacity:  # C leaves undefined what memcpy does with NULL, even for 0 bytes
+            memcpy(has_gradient, self.has_gradient, self.capacity)
         free(self.has_gradient)
         free(self.shared)
         self.has_gradient, self.shared, self.capacity = has_gradient, shared, count
@@ -717,7 +718,8 @@ cdef class Plan:
         """Makes the moves of a change, and the change, as a step that no parameter has a gradient in."""
         cdef int team, isa = selected()
         self.select(self.tensors)
-        memset(self.has_gradient, 0, self.capacity)
+        if self.capacity:
+            memset(self.has_gradient, 0, self.capacity)
         try:
             param_groups = optimizer.param_groups
             team = self.prepare(param_groups, isa, 1.0, change, None)

@@ -261,7 +261,8 @@ cdef class Tensor:
         self.dims = <cnp.npy_intp *>calloc(self.rank + 1, sizeof(cnp.npy_intp))
         if self.dims == NULL:
             raise MemoryError
-        memcpy(self.dims, cnp.PyArray_DIMS(self.param), self.rank * sizeof(cnp.npy_intp))
+        for k in range(self.rank):
+            self.dims[k] = cnp.PyArray_DIMS(self.param)[k]
         self.contiguity = cnp.NPY_ARRAY_C_CONTIGUOUS if self.order == "C" else cnp.NPY_ARRAY_F_CONTIGUOUS
         self.c.count = self.param.size
         self.c.itemsizes[0] = self.param.itemsize
