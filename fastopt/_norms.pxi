@@ -35,7 +35,7 @@ cdef class Norms:
         double *raw       # of each gradient, times |grad_scale|
         double *clipped   # the same after max_value
         double *factors
-        size_t capacity
+        size_t raw_capacity, clipped_capacity, factors_capacity
         double total      # what the call returns
         bint is_finite, are_factors_equal
 
@@ -44,24 +44,17 @@ cdef class Norms:
 
     def __dealloc__(self):
         free(self.raw)
-
-    cdef int reserve(self, size_t count) except -1:
-        if count > self.capacity:
-            free(self.raw)
-            self.capacity = 0
-            self.raw = <double *>calloc(6 * count, sizeof(double))
-            if self.raw == NULL:
-                raise MemoryError
-            self.clipped, self.factors = self.raw + 2 * count, self.raw + 4 * count
-            self.capacity = 2 * count
-        return 0
+        free(self.clipped)
+        free(self.factors)
 
     cdef int measure(self, list tensors, int isa, int team, Clipping clipping, double grad_scale) except -1:
         """tensors: those that have a gradient."""
         cdef Py_ssize_t i, n = len(tensors)
         cdef double total, scale = abs(grad_scale)
         cdef bint is_value_clipped = clipping.max_value is not None
-        self.reserve(n)
+        grow(<void **>&self.raw, &self.raw_capacity, n, sizeof(double))
+        grow(<void **>&self.clipped, &self.clipped_capacity, n, sizeof(double))
+        grow(<void **>&self.factors, &self.factors_capacity, n, sizeof(double))
         if table().isas[isa].name == NULL:
             self.measure_twins(tensors, clipping, grad_scale)
         else:
@@ -205,16 +198,8 @@ cdef Tensor loose_gradient(int isa, Py_ssize_t index, label, array):
     tensor.storage = FLOAT64 if storage == FLOAT64 else FLOAT32
     tensor.gradient_storage = storage
     tensor.order = arrays.order_of(grad) if cnp.PyArray_CHKFLAGS(grad, cnp.NPY_ARRAY_F_CONTIGUOUS) else "C"
-    tensor.shape, tensor.rank = (<object>grad).shape, cnp.PyArray_NDIM(grad)
-    tensor.contiguity = cnp.NPY_ARRAY_F_CONTIGUOUS if tensor.order == "F" else cnp.NPY_ARRAY_C_CONTIGUOUS
-    tensor.dims = <cnp.npy_intp *>calloc(tensor.rank + 1, sizeof(cnp.npy_intp))
-    if tensor.dims == NULL:
-        raise MemoryError
-    for k in range(tensor.rank):
-        tensor.dims[k] = cnp.PyArray_DIMS(grad)[k]
-    tensor.c.count = cnp.PyArray_SIZE(grad)
-    tensor.c.call.size = sizeof(fastopt_call)
-    tensor.c.call.buffers[0] = tensor.c.call.buffers[1] = cnp.PyArray_DATA(grad)  # the first is not read
+    tensor.take_shape(grad)  # its memory in place of the parameter's, which is not read
+    tensor.c.call.buffers[1] = cnp.PyArray_DATA(grad)
     tensor.c.itemsizes[0] = 8 if tensor.storage == FLOAT64 else 4
     tensor.c.itemsizes[1] = cnp.PyArray_ITEMSIZE(grad)
     if not cnp.PyArray_CHKFLAGS(grad, tensor.contiguity | cnp.NPY_ARRAY_ALIGNED) and tensor.c.count:

@@ -9,7 +9,7 @@ cdef class Sums:
         fastopt_tensor *tensors
         double *blocks
         double *totals  # of tensor i and sum k: totals[i * each + k]
-        size_t capacity, block_capacity, count
+        size_t capacity, total_capacity, block_capacity, count
         int each
 
     def __init__(self):
@@ -22,15 +22,8 @@ cdef class Sums:
 
     cdef int begin(self, size_t most, int each) except -1:
         """Begins a list of at most so many tensors, with `each` sums."""
-        if most * each > self.capacity:
-            free(self.tensors)
-            free(self.totals)
-            self.capacity = 0
-            self.tensors = <fastopt_tensor *>calloc(2 * most * each, sizeof(fastopt_tensor))
-            self.totals = <double *>calloc(2 * most * each, sizeof(double))
-            if self.tensors == NULL or self.totals == NULL:
-                raise MemoryError
-            self.capacity = 2 * most * each
+        grow(<void **>&self.tensors, &self.capacity, most, sizeof(fastopt_tensor))
+        grow(<void **>&self.totals, &self.total_capacity, most * each, sizeof(double))
         self.count, self.each = 0, each
         return self.work.begin(most)
 
@@ -49,13 +42,7 @@ cdef class Sums:
         cdef double total, value
         for i in range(self.count):
             blocks += (self.tensors[i].count + FASTOPT_SUM_BLOCK - 1) // FASTOPT_SUM_BLOCK
-        if blocks * self.each > self.block_capacity:
-            free(self.blocks)
-            self.block_capacity = 0
-            self.blocks = <double *>calloc(2 * blocks * self.each, sizeof(double))
-            if self.blocks == NULL:
-                raise MemoryError
-            self.block_capacity = 2 * blocks * self.each
+        grow(<void **>&self.blocks, &self.block_capacity, blocks * self.each, sizeof(double))
         blocks = 0
         for i in range(self.count):
             self.tensors[i].call.sums = &self.blocks[blocks * self.each]
@@ -84,7 +71,7 @@ cdef class Factors:
         Sums sums
         double *factors  # of tensor i and factor k: factors[i * n_factors + k]
         double *numbers
-        size_t capacity
+        size_t factor_capacity, number_capacity
         int n_sums, n_factors, n_numbers
 
     def __init__(self, row):
@@ -100,16 +87,8 @@ cdef class Factors:
         free(self.numbers)
 
     cdef int reserve(self, size_t count) except -1:
-        if count > self.capacity:
-            free(self.factors)
-            free(self.numbers)
-            self.capacity = 0
-            self.factors = <double *>calloc(2 * count * (self.n_factors + 1), sizeof(double))
-            self.numbers = <double *>calloc(2 * count * (self.n_numbers + 1), sizeof(double))
-            if self.factors == NULL or self.numbers == NULL:
-                raise MemoryError
-            self.capacity = 2 * count
-        return 0
+        grow(<void **>&self.factors, &self.factor_capacity, count * self.n_factors, sizeof(double))
+        return grow(<void **>&self.numbers, &self.number_capacity, count * self.n_numbers, sizeof(double))
 
     cdef int ask(self, Group group, list members, list places) except -1:
         """Asks the algorithm for the factors of a group's tensors; places: their numbers among those of the step."""

@@ -60,6 +60,10 @@ cdef void stage_gradient(fastopt_tensor *tensor, int isa, int format, int gradie
 
 # -- Parameters --------------------------------------------------------------------------------
 
+cdef extern from "numpy/arrayobject.h":
+    ctypedef struct PyArrayObject_fields:
+        int flags
+
 
 cdef struct Interval:
     uintptr_t begin, end
@@ -70,6 +74,14 @@ cdef struct Interval:
 cdef int by_address(const void *a, const void *b) noexcept nogil:
     cdef uintptr_t first = (<const Interval *>a).begin, second = (<const Interval *>b).begin
     return (first > second) - (first < second)
+
+
+cdef int ALWAYS_WRITEABLE = cnp.NPY_ARRAY_WRITEABLE
+
+
+cdef const int *flags_of(given) noexcept:
+    """NumPy's flags of an array, as they are at any time."""
+    return &(<PyArrayObject_fields *>given).flags if isinstance(given, NDARRAY) else &ALWAYS_WRITEABLE
 
 
 cdef class Intervals:
@@ -183,12 +195,6 @@ cdef class Intervals:
                 high = middle
         return &self.intervals[low - 1] if low and self.intervals[low - 1].end > begin else NULL
 
-    def with_params_of(self, list tensors):
-        """The states that are held, and the parameters as they lie now."""
-        cdef Tensor tensor
-        states = [(t, 2 + t.letters.index(x), a) for t in tensors for x, a in t.states.items()]
-        return Intervals(tensors, self.names, None, [*states, *((t, 0, t.param) for t in tensors)])
-
     def with_arrays(self, list tensors, list added, set without=None):
         """These and others; `added` and `without` as above."""
         return Intervals(tensors, self.names, self, added, without)
@@ -213,6 +219,7 @@ cdef inline uintptr_t address_of(cnp.ndarray array) noexcept:
     return <uintptr_t>cnp.PyArray_DATA(array)
 
 
+@cython.final
 cdef class Tensor:
     """One parameter, its states and its gradient: arrays that were checked, and the pointers that a kernel takes.
 
@@ -221,6 +228,9 @@ cdef class Tensor:
     """
 
     cdef:
+        # every step reads these: they lie side by side
+        readonly int64_t steps
+        const int *flags  # NumPy's, of the array that is kept
         fastopt_tensor c
         fastopt_source *source  # how the gradient lies, if it ever lay in another layout
         readonly object key
@@ -231,10 +241,10 @@ cdef class Tensor:
         readonly tuple shape
         readonly dict states  # by the formula's letters
         readonly Py_ssize_t index, group
-        readonly int64_t steps
         bint is_known_orphan  # the user has been warned that only the optimizer refers to its array
         cnp.ndarray gradient  # while a step runs; for as long as it is bound
         const void *disjoint  # the address of the last gradient that was found to share no memory
+        const void *zeroed  # the address of the last gradient that zeros could be written into, with all others
         int storage, gradient_storage, state_storage  # the gradient's is UNSEEN before there has been one
         int format  # of these three
         int contiguity  # NumPy's flag of the parameter's order
@@ -248,7 +258,8 @@ cdef class Tensor:
         self.index, self.key, self.given, self.group = index, key, given, group
         self.label = arrays.label_of(key)
         self.param = arrays.checked_parameter(self.label, given)
-        self.order, self.dtype, self.shape = arrays.order_of(self.param), self.param.dtype, self.param.shape
+        self.flags = flags_of(given)
+        self.order, self.dtype = arrays.order_of(self.param), self.param.dtype
         self.letters = [*TABLE[algorithm.formula]["state"], *TABLE[algorithm.formula]["optional"]]
         self.states = {}
         self.number_letters = TABLE[algorithm.formula]["numbers"]
@@ -257,18 +268,24 @@ cdef class Tensor:
             raise MemoryError
         self.storage = self.state_storage = storage_of(self.param)
         self.gradient_storage = UNSEEN
-        self.rank = cnp.PyArray_NDIM(self.param)
+        self.c.itemsizes[0] = self.param.itemsize
+        self.take_shape(self.param)
+        self.c.call.first_element = first_element
+
+    cdef int take_shape(self, cnp.ndarray array) except -1:
+        """Takes the shape of an array in its order, and its memory for the parameter's."""
+        cdef int k
+        self.shape, self.rank = (<object>array).shape, cnp.PyArray_NDIM(array)
         self.dims = <cnp.npy_intp *>calloc(self.rank + 1, sizeof(cnp.npy_intp))
         if self.dims == NULL:
             raise MemoryError
         for k in range(self.rank):
-            self.dims[k] = cnp.PyArray_DIMS(self.param)[k]
+            self.dims[k] = cnp.PyArray_DIMS(array)[k]
         self.contiguity = cnp.NPY_ARRAY_C_CONTIGUOUS if self.order == "C" else cnp.NPY_ARRAY_F_CONTIGUOUS
-        self.c.count = self.param.size
-        self.c.itemsizes[0] = self.param.itemsize
+        self.c.count = cnp.PyArray_SIZE(array)
         self.c.call.size = sizeof(fastopt_call)
-        self.c.call.buffers[0] = cnp.PyArray_DATA(self.param)
-        self.c.call.first_element = first_element
+        self.c.call.buffers[0] = cnp.PyArray_DATA(array)
+        return 0
 
     def __dealloc__(self):
         free(self.source)
@@ -351,6 +368,7 @@ cdef class Tensor:
     cdef void keep_param(self, object given) noexcept:
         """Keeps the array that was handed over, after a call that was made."""
         self.param, self.given, self.handed = self.handed, given, None
+        self.flags = flags_of(given)
 
     cdef void release_param(self, bint keeps) noexcept:
         """Goes back to the array that is kept, or to none."""
@@ -359,14 +377,11 @@ cdef class Tensor:
             self.c.call.buffers[0] = cnp.PyArray_DATA(<cnp.ndarray>self.param)
         else:
             self.param = self.given = None
+            self.flags = &ALWAYS_WRITEABLE
 
-    cdef int refuse_read_only(self) except -1:
-        """Refuses a parameter that has become read-only since the optimizer was given it."""
-        if self.handed is None and self.given is not None and not cnp.PyArray_CHKFLAGS(
-            <cnp.ndarray>self.given, cnp.NPY_ARRAY_WRITEABLE
-        ):
-            arrays.refuse_read_only(self.label)
-        return 0
+    cdef bint is_writeable(self) noexcept:
+        """Whether the array that is kept has not become read-only since the optimizer was given it."""
+        return self.flags[0] & cnp.NPY_ARRAY_WRITEABLE != 0
 
     cdef int take_gradient(
         self, object given, bint is_bound, Intervals intervals, Intervals call_intervals
@@ -422,10 +437,17 @@ cdef class Tensor:
             format = format_of[self.storage][storage][self.state_storage]
         if format < 0:
             arrays.refuse_gradient_dtype(self.label, self.dtype, grad, given)
-        self.gradient_storage, self.format, self.disjoint = storage, format, NULL
+        self.gradient_storage, self.format, self.disjoint, self.zeroed = storage, format, NULL, NULL
         self.c.itemsizes[1] = 8 if storage == FLOAT64 else 4 if storage == FLOAT32 else 2
         self.c.kernel = NULL
         return 0
+
+    cdef bint is_known_to_zero(self) noexcept:
+        """Whether zeros may be written into the gradient, because it lies where the last one lay."""
+        return (
+            self.c.source == NULL and cnp.PyArray_DATA(self.gradient) == self.zeroed
+            and cnp.PyArray_CHKFLAGS(self.gradient, cnp.NPY_ARRAY_WRITEABLE)
+        )
 
     cdef int take_source(self, cnp.ndarray grad) except -1:
         """Has a gradient of another layout gathered, task by task."""

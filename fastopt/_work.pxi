@@ -81,8 +81,8 @@ cdef class Work:
         fastopt_work c
         fastopt_tensor **tensors
         size_t count, elements
-        size_t tensor_capacity, chunk_capacity, scratch_capacity
-        int part_capacity
+        size_t tensor_capacity, chunk_capacity, task_capacity, part_capacity, scratch_capacity
+        bint is_measured  # whether the scratch memory that a thread needs is known
         bint is_timed  # whether `run` tells the tuners when it has ended
 
     def __init__(self, tuners):
@@ -97,13 +97,8 @@ cdef class Work:
 
     cdef int begin(self, size_t most) except -1:
         """Begins a list of at most so many tensors."""
-        if most > self.tensor_capacity:
-            free(self.tensors)
-            self.tensor_capacity = 0
-            self.tensors = <fastopt_tensor **>calloc(2 * most, sizeof(void *))
-            if self.tensors == NULL:
-                raise MemoryError
-            self.tensor_capacity = 2 * most
+        grow(<void **>&self.tensors, &self.tensor_capacity, most, sizeof(void *))
+        self.is_measured = False
         self.count = self.elements = 0
         return 0
 
@@ -117,16 +112,8 @@ cdef class Work:
         cdef size_t most
         self.c.tensors, self.c.tensor_count = self.tensors, self.count
         most = fastopt_most_chunks(&self.c)
-        if most > self.chunk_capacity:
-            free(self.c.chunks)
-            free(self.c.tasks)
-            self.c.chunks, self.c.tasks = NULL, NULL
-            self.chunk_capacity = 0
-            self.c.chunks = <fastopt_chunk *>calloc(most, sizeof(fastopt_chunk))
-            self.c.tasks = <size_t *>calloc(most + 1, sizeof(size_t))
-            if self.c.chunks == NULL or self.c.tasks == NULL:
-                raise MemoryError
-            self.chunk_capacity = most
+        grow(<void **>&self.c.chunks, &self.chunk_capacity, most, sizeof(fastopt_chunk))
+        grow(<void **>&self.c.tasks, &self.task_capacity, most + 1, sizeof(size_t))
         fastopt_cut(&self.c, for_sums)
         return 0
 
@@ -147,28 +134,15 @@ cdef class Work:
 
     cdef int make_ready(self, int team) except -1:
         """Makes room for what so many threads need; returns how many of them there can be."""
-        cdef size_t scratch = fastopt_scratch_size(&self.c)
         team = min(team, <int>max(self.c.task_count, <size_t>1))
         if team > fastopt_last_team:
             # libgomp ends the process when it cannot make a thread
             team = min(team, 1 + fastopt_threads_can_start(team - 1, places_in_c()))
-        if team > self.part_capacity:
-            free(self.c.parts)
-            self.c.parts = NULL
-            self.part_capacity = 0
-            self.c.parts = <fastopt_part *>calloc(team, sizeof(fastopt_part))
-            if self.c.parts == NULL:
-                raise MemoryError
-            self.part_capacity = team
-        if scratch * team > self.scratch_capacity:
-            free(self.c.scratch)
-            self.c.scratch = NULL
-            self.scratch_capacity = 0
-            self.c.scratch = <char *>calloc(team, scratch)
-            if self.c.scratch == NULL:
-                raise MemoryError
-            self.scratch_capacity = scratch * team
-        self.c.scratch_size = scratch
+        if not self.is_measured:
+            self.c.scratch_size = fastopt_scratch_size(&self.c)
+            self.is_measured = True
+        grow(<void **>&self.c.parts, &self.part_capacity, team, sizeof(fastopt_part))
+        grow(<void **>&self.c.scratch, &self.scratch_capacity, self.c.scratch_size * team, 1)
         return team
 
     cdef void run(self, int team) noexcept:

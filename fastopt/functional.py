@@ -95,8 +95,7 @@ def _slow(cls: type[Optimizer], name: str, names: tuple[str, ...], args: tuple[A
     tensor = Tensor(algorithm, 0, "param", given["param"], 0, 0)
     found = arrays.checked_states(tensor.label, tensor.param, needed, algorithm.states)
     owner = _Owner()
-    plan = Plan(algorithm, Turns(), _thread.tuners)
-    plan.is_function = True
+    plan = Plan(algorithm, Turns(), _thread.tuners, is_function=True)
     change = Change()
     change.added_groups, change.added_tensors = [(group.h, group)], [tensor]
     change.numbers = [(tensor, {letter: float(array) for letter, array in owned.items()})]
