@@ -5,6 +5,8 @@ cdef class Handover(Selection):
     """A `Selection` whose parameters may also come with the call: by name or position, and from anywhere in memory."""
 
     cdef Intervals handed_over  # for `call_intervals`; made once, so that a steady call makes nothing
+    cdef list keys, named  # of the last call by names, and their tensors
+    cdef bint are_params_checked  # whether the selected ones were found to share no memory, where they lie now
 
     def __init__(self, algorithm, bint keeps_params, dict bounds, bint is_function):
         Selection.__init__(self, algorithm, keeps_params, bounds, is_function)
@@ -21,17 +23,16 @@ cdef class Handover(Selection):
         if given is None:  # there are new names
             change = optimizer._joining(params)
             given = self.take_params(params, is_by_name, change.added_tensors)
-        if is_by_name:
-            grads = self.gradients_by_name(grads)
-        self.take_gradients(grads)
+        self.take_gradients(self.listed(grads))
         return given, change
 
     cdef int let_go(self, bint forgets) except -1:
         """Ends what held for one call; forgets: the names that were to join have not."""
-        cdef Tensor tensor
-        for tensor in self.selected:
-            tensor.gradient = None
-            tensor.release_param(self.keeps_params)
+        cdef Py_ssize_t i
+        cdef PyObject **items = (<PyListObject *>self.selected).ob_item
+        for i in range(len(self.selected)):
+            (<Tensor>items[i]).gradient = None
+            (<Tensor>items[i]).release_param(self.keeps_params)
         self.call_intervals = None
         if forgets:
             self.select([])
@@ -40,57 +41,56 @@ cdef class Handover(Selection):
     cdef object take_params(self, object params, bint is_by_name, list joining):
         """Selects the tensors of the arrays that are handed over, and takes these. Returns the arrays in order, or
         None if there is a name that is not known; joining: the tensors that were made for such names."""
-        cdef list chosen = self.selected, given
-        cdef Tensor tensor
-        cdef Py_ssize_t i = 0, place = 0, n = len(params)
-        cdef PyObject *key = NULL
-        cdef PyObject *value = NULL
-        cdef PyObject *found
-        cdef bint is_other = len(chosen) != n, has_moved = False
-        cdef dict joined = {t.key: t for t in joining} if joining is not None else None
+        cdef list chosen, given
+        cdef Py_ssize_t i, n = len(params)
+        cdef bint has_moved = False
         if is_by_name:
-            given = []
-            if is_other:
-                chosen = []
-            while PyDict_Next(params, &place, &key, &value):
-                if not PyUnicode_Check(<object>key):
-                    arrays.refuse_name(<object>key)
-                given.append(<object>value)
-                if not is_other and <PyObject *>(<Tensor>chosen[i]).key == key:
-                    i += 1
-                    continue
-                if not is_other:
-                    is_other = True
-                    chosen = chosen[:i]
-                found = PyDict_GetItem(self.place, <object>key)
-                if found != NULL:
-                    chosen.append(self.tensors[<object>found])
-                elif joined is not None:
-                    chosen.append(joined[<object>key])
-                else:
-                    return None
-                i += 1
+            given = values_by(self.keys, params)
+            chosen = self.named
+            if given is None:
+                given, chosen = list((<dict>params).values()), self.tensors_of(list(params), joining)
+            if chosen is None:
+                return None
         else:
             given = <list>params
             if self.tensors and type((<Tensor>self.tensors[0]).key) is not int:
                 arrays.refuse_mixture(True)
             if n < len(self.tensors):
                 arrays.refuse_fewer(n, len(self.tensors))
-            if n > len(self.tensors) and joined is None:
+            if n > len(self.tensors) and joining is None:
                 return None
-            chosen = self.tensors if joined is None else [*self.tensors, *joining]
+            chosen = self.tensors if joining is None else [*self.tensors, *joining]
         self.reserve(len(self.tensors) + (len(joining) if joining is not None else 0))
-        is_other = self.selected is not chosen
-        self.select(chosen)
+        if self.select(chosen) or joining is not None:
+            self.are_params_checked = False
         for i in range(n):
-            tensor = <Tensor>chosen[i]
-            if tensor.take_param(given[i]):
+            if (<Tensor>chosen[i]).take_param(given[i]):
                 has_moved = True
-        if not self.keeps_params or has_moved or joined is not None:
+                self.are_params_checked = False
+        if not self.keeps_params or has_moved or joining is not None:
             self.call_intervals = self.handed_over
-        if is_other or has_moved or joined is not None:
+        if not self.are_params_checked:
             self.check_params(chosen)
         return given
+
+    cdef list tensors_of(self, list keys, list joining):
+        """The tensors of the keys, in their order; None if one is neither known nor among those that join."""
+        cdef list chosen = []
+        cdef dict joined = {t.key: t for t in joining} if joining is not None else {}
+        cdef PyObject *place
+        for key in keys:
+            if not PyUnicode_Check(key):
+                arrays.refuse_name(key)
+            place = PyDict_GetItem(self.place, key)
+            if place != NULL:
+                chosen.append(self.tensors[<object>place])
+            elif key in joined:
+                chosen.append(joined[key])
+            else:
+                return None
+        if not joined:  # they are known for good
+            self.keys, self.named = keys, chosen
+        return chosen
 
     cdef int check_params(self, list chosen) except -1:
         """Refuses parameters that share memory, with each other or with what the optimizer holds."""
@@ -99,10 +99,9 @@ cdef class Handover(Selection):
         self.is_assigned = False  # where tasks are cut depends on the addresses
         for tensor in chosen:
             tensor.disjoint = NULL
-        if self.call_intervals is None:
-            return 0
-        self.handed_over.hold_params(chosen)
-        for tensor in chosen:
+        if self.call_intervals is not None:
+            self.handed_over.hold_params(chosen)
+        for tensor in chosen if self.call_intervals is not None else ():
             other = self.intervals.shared_with(tensor.handed)
             if other != NULL and other.buffer == 0 and self.selected.count(<object>other.tensor):
                 other = NULL  # the array that it takes the place of, or that another one does
@@ -112,21 +111,8 @@ cdef class Handover(Selection):
                     ((<Tensor>other.tensor).index, other.buffer,
                      (<Tensor>other.tensor).name_of(other.buffer, self.algorithm.states)),
                 )])
+        self.are_params_checked = True
         return 0
-
-    cdef list gradients_by_name(self, dict grads):
-        """The gradients of the selected tensors."""
-        cdef list found = []
-        cdef Tensor tensor
-        cdef PyObject *grad
-        for tensor in self.selected:
-            grad = PyDict_GetItem(grads, tensor.key)
-            if grad == NULL:
-                break
-            found.append(<object>grad)
-        if len(found) != len(self.selected) or len(grads) != len(found):
-            return arrays.listed(grads, [t.key for t in self.selected], [t.label for t in self.selected])
-        return found
 
     cdef tuple prepare_to_keep(self, list given, Change change):
         """Makes what `keep_params` puts in place, so that this cannot fail; None where nothing is replaced.

@@ -20,6 +20,7 @@ cdef class Selection(Model):
         list selected
         char *has_gradient  # of the selected ones
         size_t capacity
+        list listed_for, gradient_keys, gradient_order  # the last dict of gradients: for which tensors, and their places
         bint has_sources  # whether a gradient lies in another layout than its parameter
         bint is_assigned  # whether coefficients, kernels and tasks are those for the selected gradients
         Intervals call_intervals  # the parameters that this call of `update` was handed, else None
@@ -42,6 +43,7 @@ cdef class Selection(Model):
     cdef int _commit(self, object param_groups, Change change) except -1:
         Model._commit(self, param_groups, change)
         if change.added_tensors:
+            self.listed_for = None
             self.unbind()
         elif change.states and self.bound is not None:
             self.take_bound()  # the formats may be others
@@ -60,36 +62,38 @@ cdef class Selection(Model):
     # -- Gradients --
 
     cdef list listed(self, object grads):
-        """Gradients in the parameters' order."""
-        cdef list found
-        cdef Tensor tensor
+        """Gradients in the order of the selected tensors."""
+        cdef list found, keys
         if type(grads) is list:
             return grads
-        if PyDict_CheckExact(grads) and len(<dict>grads) == len(self.tensors):
-            found = []
-            for tensor in self.tensors:
-                if tensor.key not in <dict>grads:
-                    break
-                found.append((<dict>grads)[tensor.key])
-            else:
-                return found
-        return arrays.listed(grads, [t.key for t in self.tensors], [t.label for t in self.tensors])
+        if PyDict_CheckExact(grads) and self.listed_for is self.selected:
+            found = values_by(self.gradient_keys, grads)
+            if found is not None:
+                return found if self.gradient_order is None else [found[place] for place in self.gradient_order]
+        found = arrays.listed(grads, [t.key for t in self.selected], [t.label for t in self.selected])
+        if PyDict_CheckExact(grads):
+            keys = list(grads)
+            places = {key: place for place, key in enumerate(keys)}
+            order = [places[tensor.key] for tensor in self.selected]
+            self.gradient_order = order if order != list(range(len(order))) else None
+            self.gradient_keys, self.listed_for = keys, self.selected
+        return found
 
-    cdef int select(self, list tensors) except -1:
-        """Records whose gradients come next."""
+    cdef bint select(self, list tensors) except -1:
+        """Records whose gradients come next; returns whether they are others than the last ones."""
         cdef Py_ssize_t i, n = len(tensors)
+        cdef bint are_others = len(self.selected) != n
         if self.selected is tensors:
-            return 0
-        if len(self.selected) == n:
-            for i in range(n):
-                if <PyObject *>self.selected[i] != <PyObject *>tensors[i]:
-                    break
-            else:
-                return 0
+            return False
+        for i in range(0 if are_others else n):
+            if <PyObject *>self.selected[i] != <PyObject *>tensors[i]:
+                are_others = True
+                break
         self.reserve(n)
         self.selected = tensors
-        self.is_assigned = False
-        return 0
+        if are_others:
+            self.is_assigned = False
+        return are_others
 
     cdef int refuse_read_only(self, bint without_gradient) except -1:
         """Refuses parameters that have become read-only; without_gradient: also those that have no gradient."""
@@ -110,9 +114,8 @@ cdef class Selection(Model):
         if grads is None and self.bound is None and self.accumulated is not None:
             grads = self.accumulated.mean(len(self.tensors))
         if grads is not None:
-            grads = self.listed(grads)
             self.select(self.tensors)
-            self.take_gradients(grads)
+            self.take_gradients(self.listed(grads))
         elif self.bound is None:
             raise TypeError("step() needs gradients: pass a list or a dict, or name buffers with bind()")
         else:
@@ -124,31 +127,33 @@ cdef class Selection(Model):
 
     cdef int take_gradients(self, list grads, bint is_bound=False) except -1:
         """Checks the gradients of the selected tensors and takes their pointers."""
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, n = len(self.selected)
+        cdef PyObject **items = (<PyListObject *>self.selected).ob_item
         cdef Tensor tensor
         cdef bint has_gradient
         self.has_sources = False
-        if len(grads) != len(self.selected):
-            arrays.refuse_count(len(grads), len(self.selected))
-        for i in range(len(self.selected)):
+        if len(grads) != n:
+            arrays.refuse_count(len(grads), n)
+        for i in range(n):
             if i >= len(grads):  # it is the user's own
                 raise ValueError("gradients: the list became shorter while it was read; leave it alone in a step")
             grad = grads[i]
-            tensor = <Tensor>self.selected[i]
             has_gradient = grad is not None
             if has_gradient != self.has_gradient[i]:
                 self.has_gradient[i] = has_gradient
                 self.is_assigned = False
-            if has_gradient:
-                if tensor.take_gradient(grad, is_bound, self.intervals, self.call_intervals) and not self.has_rounded:
-                    if self.is_function:
-                        arrays.refuse_gradient_dtype(tensor.label, tensor.dtype, np.asarray(grad), grad)
-                    arrays.warn_of_rounding(tensor.label)
-                    self.has_rounded = True
-                if tensor.c.kernel == NULL:
-                    self.is_assigned = False
-                if tensor.c.source != NULL:
-                    self.has_sources = True
+            if not has_gradient or type(grad) is NDARRAY and (<Tensor>items[i]).take_gradient_again(<cnp.ndarray>grad):
+                continue
+            tensor = <Tensor>items[i]
+            if tensor.take_gradient(grad, is_bound, self.intervals, self.call_intervals) and not self.has_rounded:
+                if self.is_function:
+                    arrays.refuse_gradient_dtype(tensor.label, tensor.dtype, np.asarray(grad), grad)
+                arrays.warn_of_rounding(tensor.label)
+                self.has_rounded = True
+            if tensor.c.kernel == NULL:
+                self.is_assigned = False
+            if tensor.c.source != NULL:
+                self.has_sources = True
         return 0
 
     cdef int refuse_zeroing(self, list tensors) except -1:
@@ -168,9 +173,10 @@ cdef class Selection(Model):
 
     cdef void release(self) noexcept:
         """Drops the references to the gradients."""
-        cdef Tensor tensor
-        for tensor in self.selected:
-            tensor.gradient = None
+        cdef Py_ssize_t i
+        cdef PyObject **items = (<PyListObject *>self.selected).ob_item
+        for i in range(len(self.selected)):
+            (<Tensor>items[i]).gradient = None
 
     # -- Gradients that are bound --
 
@@ -188,9 +194,8 @@ cdef class Selection(Model):
         bound_in = grads
         try:
             members = items_of(grads) if PyDict_CheckExact(grads) else tuple(grads) if type(grads) is list else None
-            grads = self.listed(grads)
             self.select(self.tensors)
-            self.take_gradients(grads, is_bound=True)
+            self.take_gradients(self.listed(grads), is_bound=True)
             bound = []
             for i in range(len(self.tensors)):
                 tensor = <Tensor>self.tensors[i]
@@ -237,13 +242,29 @@ cdef class Selection(Model):
         cdef list found = []
         cdef Tensor tensor
         cdef Py_ssize_t i
-        grads = self.listed(grads)
         self.select(self.tensors)
         try:
-            self.take_gradients(grads)
+            self.take_gradients(self.listed(grads))
             for i in range(len(self.tensors)):
                 tensor = <Tensor>self.tensors[i]
                 found.append(tensor.gradient if self.has_gradient[i] else None)
             return found
         finally:
             self.release()
+
+
+cdef list values_by(list keys, dict mapping):
+    """The values of a dict whose keys are these very objects in this order, else None: much faster than look-ups."""
+    cdef list values = []
+    cdef Py_ssize_t i = 0, place = 0, n
+    cdef PyObject *key = NULL
+    cdef PyObject *value = NULL
+    if keys is None or len(keys) != len(mapping):
+        return None
+    n = len(keys)
+    while i < n and PyDict_Next(mapping, &place, &key, &value):
+        if key != (<PyListObject *>keys).ob_item[i]:
+            return None
+        values.append(<object>value)
+        i += 1
+    return values if i == n else None

@@ -84,6 +84,12 @@ cdef const int *flags_of(given) noexcept:
     return &(<PyArrayObject_fields *>given).flags if isinstance(given, NDARRAY) else &ALWAYS_WRITEABLE
 
 
+cdef void *dtype_of(cnp.ndarray array) except NULL:
+    """NumPy's only object for the native dtype of floats like an array's, which lives for ever."""
+    cdef object dtype = cnp.PyArray_DescrFromType(cnp.PyArray_TYPE(array))
+    return <void *>dtype
+
+
 cdef class Intervals:
     """The memory that steps write, sorted by address: no two parameters or states share any, nor a gradient.
 
@@ -231,6 +237,8 @@ cdef class Tensor:
         # every step reads these: they lie side by side
         readonly int64_t steps
         const int *flags  # NumPy's, of the array that is kept
+        void *param_dtype  # NumPy's only object for it, which lives for ever
+        void *gradient_dtype
         fastopt_tensor c
         fastopt_source *source  # how the gradient lies, if it ever lay in another layout
         readonly object key
@@ -270,6 +278,7 @@ cdef class Tensor:
         self.gradient_storage = UNSEEN
         self.c.itemsizes[0] = self.param.itemsize
         self.take_shape(self.param)
+        self.param_dtype = dtype_of(self.param)
         self.c.call.first_element = first_element
 
     cdef int take_shape(self, cnp.ndarray array) except -1:
@@ -343,22 +352,30 @@ cdef class Tensor:
         self.c.itemsizes[2] = 8 if self.state_storage == FLOAT64 else 4 if self.state_storage == FLOAT32 else 2
         self.gradient_storage = UNSEEN  # the format is found anew
 
+    cdef inline bint has_form(self, cnp.ndarray array, void *dtype, int flags) noexcept:
+        """Whether an array has a dtype that is this very object, the parameter's shape, and NumPy's flags."""
+        cdef int k
+        if (
+            <void *>cnp.PyArray_DESCR(array) != dtype or cnp.PyArray_NDIM(array) != self.rank
+            or not cnp.PyArray_CHKFLAGS(array, flags)
+        ):
+            return False
+        for k in range(self.rank):
+            if cnp.PyArray_DIMS(array)[k] != self.dims[k]:
+                return False
+        return True
+
     cdef int take_param(self, object given) except -1:
         """Takes an array that the caller hands over for this call; returns whether it lies elsewhere than the last."""
         cdef cnp.ndarray param
-        cdef bint fits
-        cdef int k
+        cdef int flags = self.contiguity | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE
         param = <cnp.ndarray>given if type(given) is NDARRAY else arrays.plain(self.label, given)
-        fits = (
-            storage_of(param) == self.storage
-            and cnp.PyArray_NDIM(param) == self.rank
-            and cnp.PyArray_CHKFLAGS(param, self.contiguity | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_WRITEABLE)
-            and cnp.PyArray_ISNOTSWAPPED(param)
-        )
-        for k in range(self.rank):
-            fits = fits and cnp.PyArray_DIMS(param)[k] == self.dims[k]
-        if not fits:
-            arrays.refuse_other_param(self.label, self.dtype, self.shape, self.order, given)
+        if not self.has_form(param, self.param_dtype, flags):
+            if (
+                storage_of(param) != self.storage or not cnp.PyArray_ISNOTSWAPPED(param)
+                or not self.has_form(param, cnp.PyArray_DESCR(param), flags)
+            ):
+                arrays.refuse_other_param(self.label, self.dtype, self.shape, self.order, given)
         self.handed = param
         if cnp.PyArray_DATA(param) == self.c.call.buffers[0]:
             return False
@@ -375,13 +392,23 @@ cdef class Tensor:
         self.handed = None
         if keeps:
             self.c.call.buffers[0] = cnp.PyArray_DATA(<cnp.ndarray>self.param)
-        else:
+        elif self.given is not None:
             self.param = self.given = None
             self.flags = &ALWAYS_WRITEABLE
 
     cdef bint is_writeable(self) noexcept:
         """Whether the array that is kept has not become read-only since the optimizer was given it."""
         return self.flags[0] & cnp.NPY_ARRAY_WRITEABLE != 0
+
+    cdef inline bint take_gradient_again(self, cnp.ndarray grad) noexcept:
+        """Takes a gradient that lies where the last one lay, if this is one: nothing more has to be checked."""
+        if (
+            cnp.PyArray_DATA(grad) != self.disjoint or self.c.source != NULL
+            or not self.has_form(grad, self.gradient_dtype, self.contiguity | cnp.NPY_ARRAY_ALIGNED)
+        ):
+            return False
+        self.gradient = grad
+        return True
 
     cdef int take_gradient(
         self, object given, bint is_bound, Intervals intervals, Intervals call_intervals
@@ -438,6 +465,7 @@ cdef class Tensor:
         if format < 0:
             arrays.refuse_gradient_dtype(self.label, self.dtype, grad, given)
         self.gradient_storage, self.format, self.disjoint, self.zeroed = storage, format, NULL, NULL
+        self.gradient_dtype = dtype_of(grad) if storage == storage_of(grad) else NULL  # else it is rounded
         self.c.itemsizes[1] = 8 if storage == FLOAT64 else 4 if storage == FLOAT32 else 2
         self.c.kernel = NULL
         return 0

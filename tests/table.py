@@ -95,6 +95,11 @@ def bound_gradients(optimizer: fastopt.Optimizer) -> list[Any] | None:
     return optimizer._plan.bound
 
 
+def params_of(optimizer: fastopt.Optimizer) -> list[Array]:
+    """All parameters that an optimizer keeps."""
+    return [tensor.param for tensor in optimizer._plan.tensors]
+
+
 def take_edits(optimizer: fastopt.Optimizer) -> None:
     """What a step does first with the edits of the groups, and what holds though the step is refused."""
     optimizer._take_edits()

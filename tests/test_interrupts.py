@@ -57,7 +57,7 @@ class Scene:
             return self.call()
         if table.is_bound(self.optimizer):
             self.optimizer.step()
-        self.optimizer.step([np.full(t.param.shape, 0.25, t.param.dtype) for t in self.optimizer._plan.tensors])
+        self.optimizer.step([np.full(p.shape, 0.25, p.dtype) for p in table.params_of(self.optimizer)])
 
 
 def options_of(group: dict[str, Any]) -> dict[str, Any]:
@@ -166,6 +166,44 @@ def step_in_parallel() -> Scene:
     for _ in range(10):  # behind them the tuner tries other numbers of threads
         optimizer.step(grads)
     return Scene(optimizer, params, lambda: optimizer.step(grads))
+
+
+class UpdateScene(Scene):
+    """Parameters that are handed over by names; after the interrupt these, and a new one, are handed over again."""
+
+    def __init__(self, optimizer: Any, params: dict[str, Any], grads: dict[str, Any]) -> None:
+        super().__init__(optimizer, list(params.values()), lambda: optimizer.update(params, grads))
+        self.by_name = params
+
+    def go_on(self) -> None:
+        after = self.by_name | {"after": np.ones(2, np.float32)}
+        self.optimizer.update(after, {name: np.full_like(p, 0.25) for name, p in after.items()})
+
+
+def update(make: Callable[[dict[str, Any]], Any], new: bool = False, moved: bool = False, **options: Any) -> Scene:
+    params = dict(zip("abc", arrays(3), strict=True))
+    grads = dict(zip("abc", arrays(3, 0.5), strict=True))
+    optimizer = make(params)
+    for _ in range(2):
+        optimizer.update(params, grads)
+    optimizer.param_groups[0].update(options)
+    if moved:
+        params = {name: param.copy() for name, param in params.items()}
+    if new:
+        params, grads = params | {"new": arrays(1)[0]}, grads | {"new": arrays(1, 0.5)[0]}
+    return UpdateScene(optimizer, params, grads)
+
+
+SCENES |= {
+    f"update_of_{kind}_parameters{name}": partial(update, make, **options)
+    for kind, make in {"kept": lambda params: fastopt.Adam(params), "others": lambda _: fastopt.Adam()}.items()
+    for name, options in {
+        "": {},
+        "_that_moved": {"moved": True},
+        "_with_a_new_one": {"new": True, "moved": True},
+        "_after_amsgrad": {"amsgrad": True},
+    }.items()
+}
 
 
 def step_after_edits(edit: dict[str, Any], groups: int = 3, **options: Any) -> Scene:

@@ -403,3 +403,34 @@ def test_some_names_take_what_waits_for_them() -> None:
     assert bits(params) == bits(others)
     resumed.load_state_dict(saved)  # when all names are known
     assert all(s["step"] == 1 for s in resumed.state.values())
+
+
+# -- What one call leaves for the next ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_was_refused_is_refused_again(kept: bool) -> None:
+    block = np.ones(6, np.float32)
+    optimizer = fastopt.Adam({"a": np.ones(4, np.float32), "b": np.ones(4, np.float32)} if kept else None)
+    grads = {"a": np.ones(4, np.float32), "b": np.ones(4, np.float32)}
+    optimizer.update({"a": np.ones(4, np.float32), "b": np.ones(4, np.float32)}, grads)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="share memory"):
+            optimizer.update({"a": block[:4], "b": block[2:]}, grads)
+    assert block.tolist() == [1] * 6
+
+
+@pytest.mark.parametrize("call", ["step", "update"])
+def test_gradients_by_name_come_in_any_order(call: str) -> None:
+    params, twins = made(1), made(1)
+    first, second = fastopt.Adam(params if call == "step" else None), fastopt.Adam(twins)
+    names = list(params)
+    for step in range(8):
+        order = names if step < 4 else names[::-1]  # each order comes again, with the same names and with equal ones
+        grads = {(name if step % 2 else str(bytes(name, "ascii"), "ascii")): made(step)[name] for name in order}
+        if call == "step":
+            first.step(grads)
+        else:
+            first.update(params, grads)
+        second.step(list(made(step).values()))
+    assert bits(params) == bits(twins)
