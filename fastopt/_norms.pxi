@@ -2,15 +2,38 @@
 
 
 cdef class Clipping:
-    """What a call of `step` asks for beside the update; see `fastopt.Optimizer.step`. None: not asked for."""
+    """The part of a step that comes before its update, checked; see `fastopt.Optimizer.step`. None: not asked for."""
 
     cdef readonly object max_value, max_norm_each, max_norm
     cdef readonly bint is_infinite, skip_nonfinite, zero_grads, needs_norm
 
-    def __init__(self, max_value, max_norm_each, max_norm, bint is_infinite, bint skip_nonfinite, bint zero_grads):
-        self.max_value, self.max_norm_each, self.max_norm = max_value, max_norm_each, max_norm
-        self.is_infinite, self.skip_nonfinite, self.zero_grads = is_infinite, skip_nonfinite, zero_grads
-        self.needs_norm = max_norm is not None or max_norm_each is not None or skip_nonfinite
+    def __init__(
+        self, max_value=None, max_norm_each=None, max_norm=None, norm_type=2.0, skip_nonfinite=False, zero_grads=False
+    ):
+        self.max_value, self.max_norm_each, self.max_norm = [
+            None if limit is None else options.check_limit(name, limit)
+            for name, limit in (("max_value", max_value), ("max_norm_each", max_norm_each), ("max_norm", max_norm))
+        ]
+        self.is_infinite = options.is_infinity(norm_type)
+        self.skip_nonfinite = options.check_flag("skip_nonfinite", skip_nonfinite)
+        self.zero_grads = options.check_flag("zero_grads", zero_grads)
+        self.needs_norm = max_norm is not None or max_norm_each is not None or self.skip_nonfinite
+
+
+cdef Clipping clipping_of(max_value, max_norm_each, max_norm, norm_type, skip_nonfinite, zero_grads):
+    """None where nothing is asked for."""
+    if (
+        max_norm is None and max_value is None and max_norm_each is None and skip_nonfinite is False
+        and zero_grads is False and type(norm_type) is float and <double>norm_type == 2.0
+    ):
+        return None
+    return Clipping(max_value, max_norm_each, max_norm, norm_type, skip_nonfinite, zero_grads)
+
+
+cdef double as_scale(grad_scale) except? -1:
+    return <double>grad_scale if type(grad_scale) is float and isfinite(<double>grad_scale) else (
+        options.check_grad_scale(grad_scale)
+    )
 
 
 cdef const fastopt_optimizer *auxiliary_row(int isa, const char *name) noexcept:

@@ -25,7 +25,7 @@ import sys
 
 import numpy as np
 
-from fastopt import arrays, orphans, reference, storage
+from fastopt import arrays, options, orphans, reference, storage
 from fastopt._kernels import COMMON_SCALARS, FORMATS, OPENMP, TABLE, openmp_places
 
 from fastopt._kernels cimport (
@@ -86,23 +86,35 @@ cdef class Plan(Handover):
 
     # -- A call --
 
-    def step(self, optimizer, object grads, double grad_scale, Clipping clipping=None):
-        """One update of every parameter that has a gradient; grads: a list or dict, or None for the bound ones."""
-        self.turns.enter()
-        try:
-            self.take_edits(optimizer)
-            self.look_for_orphans()
-            self.make_step(optimizer, None, grads, grad_scale, clipping)
-            return self.norms.total if clipping is not None and clipping.needs_norm else None
-        finally:
-            self.turns.leave()
+    def step(
+        self, optimizer, grads, grad_scale=1.0, max_value=None, max_norm_each=None, max_norm=None, norm_type=2.0,
+        skip_nonfinite=False, zero_grads=False,
+    ):
+        """One update of every parameter that has a gradient; see `fastopt.Optimizer.step`."""
+        cdef Clipping clipping = clipping_of(
+            max_value, max_norm_each, max_norm, norm_type, skip_nonfinite, zero_grads
+        )
+        return self.call(optimizer, False, None, grads, as_scale(grad_scale), clipping)
 
-    def update(self, optimizer, object params, object grads, double grad_scale, Clipping clipping=None):
+    def update(
+        self, optimizer, params, grads, grad_scale=1.0, max_value=None, max_norm_each=None, max_norm=None,
+        norm_type=2.0, skip_nonfinite=False, zero_grads=False,
+    ):
         """One update of the parameters of this call; see `fastopt.Optimizer.update`."""
+        cdef Clipping clipping = clipping_of(
+            max_value, max_norm_each, max_norm, norm_type, skip_nonfinite, zero_grads
+        )
+        return self.call(optimizer, True, params, grads, as_scale(grad_scale), clipping)
+
+    cdef object call(
+        self, optimizer, bint is_handed_over, object params, object grads, double grad_scale, Clipping clipping
+    ):
         self.turns.enter()
         try:
             self.take_edits(optimizer)
-            self.make_step(optimizer, params, grads, grad_scale, clipping)
+            if not is_handed_over:
+                self.look_for_orphans()
+            self.make_step(optimizer, is_handed_over, params, grads, grad_scale, clipping)
             return self.norms.total if clipping is not None and clipping.needs_norm else None
         finally:
             self.turns.leave()
@@ -137,13 +149,12 @@ cdef class Plan(Handover):
         return 0
 
     cdef int make_step(
-        self, optimizer, object params, object grads, double grad_scale, Clipping clipping
+        self, optimizer, bint is_handed_over, object params, object grads, double grad_scale, Clipping clipping
     ) except -1:
-        """params: those that are handed over, or None."""
         cdef Change change = None
         cdef tuple to_keep = None
         cdef int team, isa = selected()
-        cdef bint is_made = False, is_handed_over = params is not None
+        cdef bint is_made = False
         cdef bint is_mean = grads is None and self.bound is None
         try:
             if is_handed_over:

@@ -15,7 +15,8 @@ import numpy as np
 from fastopt._kernels import TABLE
 from fastopt.algorithm import Hyper
 from fastopt.arrays import Array, Key, quietly, within
-from fastopt.options import IMPLEMENTATION_OPTIONS, options_of, shown
+from fastopt.option_names import IMPLEMENTATION_OPTIONS
+from fastopt.options import options_of, shown
 from fastopt.storage import storage_dtype
 
 if TYPE_CHECKING:

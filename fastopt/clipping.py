@@ -31,7 +31,7 @@ def global_norm(grads: GradientList, norm_type: float = 2.0) -> float:
     Squares are added up in float64 in an order that no machine or number of threads changes; a sum that overflows is
     taken again of smaller values. Without any gradient it is 0.0.
     """
-    clipping = Clipping(None, None, None, options.is_infinity(norm_type), True, False)
+    clipping = Clipping(norm_type=norm_type, skip_nonfinite=True)
     return float(_gradients(grads).measure(clipping))
 
 
@@ -41,9 +41,9 @@ def clip_grad_norm(grads: GradientList, max_norm: float, norm_type: float = 2.0)
     By torch's rule, ``g * min(1, max_norm / (norm + 1e-6))``. The arguments are those of `global_norm`; arrays must
     be writable, and share no memory.
     """
-    limit, is_infinite = options.check_limit("max_norm", max_norm), options.is_infinity(norm_type)
+    clipping = Clipping(max_norm=options.check_limit("max_norm", max_norm), norm_type=norm_type)
     gradients = _writable(grads)
-    norm = float(gradients.measure(Clipping(None, None, limit, is_infinite, False, False)))
+    norm = float(gradients.measure(clipping))
     gradients.clip()
     return norm
 

@@ -25,7 +25,8 @@ from fastopt._turns import Turns
 from fastopt.algorithm import Hyper
 from fastopt.checkpoint import MOST_STEPS
 from fastopt.optimizer import Optimizer
-from fastopt.options import check_all, check_grad_scale, options_of, shown
+from fastopt.option_names import check_all
+from fastopt.options import check_grad_scale, options_of, shown
 from fastopt.thread_tuner import ThreadTuners
 
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from fastopt import arrays, checkpoint, options, unseen
+from fastopt import arrays, checkpoint, docstrings, option_names, options, unseen
 from fastopt._kernels import TABLE
-from fastopt._plan import Change, Clipping, Group, Plan, Tensor
+from fastopt._plan import Change, Group, Plan, Tensor
 from fastopt._turns import Turns, exclusive, reading
 from fastopt.accumulation import Accumulating
 from fastopt.algorithm import Algorithm, Hyper
@@ -48,14 +48,14 @@ class Optimizer(Settings, Accumulating, Copying):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.__doc__ = options.OptionsDocstring(vars(cls).get("__doc__") or "")  # type: ignore[assignment]
+        cls.__doc__ = docstrings.OptionsDocstring(vars(cls).get("__doc__") or "")  # type: ignore[assignment]
         if "__init__" in vars(cls):
             cls.__init__ = with_advice(vars(cls)["__init__"])  # type: ignore[method-assign]
 
     def __init__(self, params: Params | None, hyper: Mapping[str, Any]) -> None:
         # `hyper` is locals() of the subclass's __init__, so that its signature is the one list of options
         given = {name: value for name, value in hyper.items() if name not in {"self", "params", "__class__"}}
-        self.defaults = {**options.check_all(type(self), given), **self.algorithm.flags}
+        self.defaults = {**option_names.check_all(type(self), given), **self.algorithm.flags}
         self.algorithm.check(self.defaults)
         self.param_groups = []
         self._turns = Turns()
@@ -96,18 +96,8 @@ class Optimizer(Settings, Accumulating, Copying):
         Returns the norm of all gradients after ``grad_scale`` and before any clipping if max_norm, max_norm_each or
         skip_nonfinite was asked for, else None. Not finite: with skip_nonfinite the step was skipped.
         """
-        if type(grad_scale) is not float or grad_scale != 1.0:
-            grad_scale = options.check_grad_scale(grad_scale)
-        if (
-            max_norm is None and max_value is None and max_norm_each is None
-            and skip_nonfinite is False and zero_grads is False and norm_type == 2.0
-        ):  # fmt: skip
-            return self._plan.step(self, grads, grad_scale)
         return self._plan.step(
-            self,
-            grads,
-            grad_scale,
-            _clipping(max_value, max_norm_each, max_norm, norm_type, skip_nonfinite, zero_grads),
+            self, grads, grad_scale, max_value, max_norm_each, max_norm, norm_type, skip_nonfinite, zero_grads
         )
 
     def update(
@@ -132,15 +122,10 @@ class Optimizer(Settings, Accumulating, Copying):
         ones from then on. A new name joins the group that lists it, ``Adam([{"names": ["b"], "weight_decay": 0.0},
         {}])``, else the last. The other arguments, and what is returned, are those of `step`.
         """
-        if type(grad_scale) is not float or grad_scale != 1.0:
-            grad_scale = options.check_grad_scale(grad_scale)
-        clipping = None
-        if not (
-            max_norm is None and max_value is None and max_norm_each is None
-            and skip_nonfinite is False and zero_grads is False and norm_type == 2.0
-        ):  # fmt: skip
-            clipping = _clipping(max_value, max_norm_each, max_norm, norm_type, skip_nonfinite, zero_grads)
-        return self._plan.update(self, params, grads, grad_scale, clipping)
+        return self._plan.update(
+            self, params, grads, grad_scale, max_value, max_norm_each, max_norm, norm_type, skip_nonfinite,
+            zero_grads,
+        )  # fmt: skip
 
     @exclusive
     def bind(self, grads: Grads | None) -> None:
@@ -288,7 +273,7 @@ class Optimizer(Settings, Accumulating, Copying):
 
     def _checked_group(self, index: int, h: Hyper) -> Hyper:
         besides = {"params", "names", *options.GROUP_DEFAULTS, *self.algorithm.flags}
-        checked = options.check_all(type(self), h, besides, f"group {index}: ", own_keys=True)
+        checked = option_names.check_all(type(self), h, besides, f"group {index}: ", own_keys=True)
         for name, option in options.group_options().items():
             if name in checked:
                 checked[name] = option.check(checked[name], f"group {index}: ")
@@ -509,17 +494,3 @@ class Optimizer(Settings, Accumulating, Copying):
     def _change_in_step(self, has_gradient: Sequence[bool]) -> Change | None:
         """What a step changes besides the parameters that have a gradient; for optimizers with flags."""
         return None
-
-
-def _clipping(
-    max_value: Any, max_norm_each: Any, max_norm: Any, norm_type: Any, skip_nonfinite: Any, zero_grads: Any
-) -> Clipping:
-    """What a step does beside the update, checked."""
-    limits = [
-        None if limit is None else options.check_limit(name, limit)
-        for name, limit in (("max_value", max_value), ("max_norm_each", max_norm_each), ("max_norm", max_norm))
-    ]
-    for name, value in ("skip_nonfinite", skip_nonfinite), ("zero_grads", zero_grads):
-        if not isinstance(value, bool | np.bool_):
-            raise TypeError(f"{name}: expected True or False, got {shown(value)}")
-    return Clipping(*limits, options.is_infinity(norm_type), bool(skip_nonfinite), bool(zero_grads))

@@ -10,12 +10,10 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
-import re
 import reprlib
-import textwrap
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache, lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, SupportsFloat, TypeAlias
 
@@ -145,6 +143,12 @@ def check_limit(name: str, value: Any) -> float:
     return check_in(name, as_number(name, value), Interval(0, math.inf, "[]"))
 
 
+def check_flag(label: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{label}: expected True or False, got {shown(value)}")
+    return bool(value)
+
+
 def is_infinity(norm_type: Any) -> bool:
     """Whether a norm is the largest magnitude, not the root of the sum of squares."""
     number = as_number("norm_type", norm_type, "2 or infinity")
@@ -218,9 +222,7 @@ class _WholeNumber(_Kind):
 
 class _Flag(_Kind):
     def check(self, value: Any, label: str) -> bool:
-        if not isinstance(value, bool | np.bool_):
-            raise TypeError(f"{label}: expected True or False, got {shown(value)}")
-        return bool(value)
+        return check_flag(label, value)
 
     def __str__(self) -> str:
         return "True or False"
@@ -395,28 +397,6 @@ def _settable(cls: type) -> dict[str, Option]:
 settable: Callable[[type], dict[str, Option]] = cache(_settable)
 
 
-def resembling(name: Any, known: Sequence[str]) -> str | None:
-    """The known name that somebody has probably meant."""
-    import difflib  # here: it takes a while to load
-
-    if not isinstance(name, str):
-        return None
-    plain = name.lower().replace("-", "_")
-    if plain in MEANT and MEANT[plain] in known:
-        return MEANT[plain]
-    return next(iter(difflib.get_close_matches(plain, known, n=1, cutoff=0.75)), None)
-
-
-MEANT = {
-    **dict.fromkeys(("beta1", "beta2", "beta_1", "beta_2", "b1", "b2", "beta"), "betas"),
-    **dict.fromkeys(("learning_rate", "learningrate", "alpha", "eta", "step_size"), "lr"),
-    **dict.fromkeys(("epsilon", "adam_epsilon"), "eps"),
-    **dict.fromkeys(("wd", "l2", "decay", "weightdecay"), "weight_decay"),
-    "mu": "momentum",
-}
-"""What other packages call an option, where letters do not show it."""
-
-
 def _bounds_of(cls: type) -> dict[str, tuple[float, float]]:
     """The least and the largest value of each option that is a number."""
     return {
@@ -429,152 +409,6 @@ def _bounds_of(cls: type) -> dict[str, tuple[float, float]]:
 bounds_of: Callable[[type], dict[str, tuple[float, float]]] = cache(_bounds_of)
 
 
-IMPLEMENTATION_OPTIONS = frozenset({"foreach", "fused", "capturable", "differentiable"})
-"""What torch's parameter groups have besides hyper-parameters: they choose one of torch's implementations."""
-
-OTHER_SPELLINGS = {
-    **dict.fromkeys(("beta1", "beta2", "beta_1", "beta_2", "b1", "b2"), "betas"),
-    "learning_rate": "lr",
-    "epsilon": "eps",
-    "wd": "weight_decay",
-}
-"""What other frameworks call options that are spelled too differently here to be found by their letters."""
-
-
-@lru_cache(maxsize=4096)
-def _mistake(cls: type, name: str, besides: frozenset[str]) -> str | None:
-    """What is wrong with a name that is no option of the class; None if it may be a key of the user's own."""
-    import difflib  # here: it takes a while, and most programs make no such mistake
-
-    own = options_of(cls)
-    if name in IMPLEMENTATION_OPTIONS:
-        return "it chooses one of torch's implementations, fastopt has one; leave it out"
-    others = sorted(other.__name__ for other in _relatives(cls) if name in options_of(other))
-    if others:
-        classes = f"{', '.join(others[:4])}{' and others' * (len(others) > 4)}"
-        return f"an option of {classes}, not of {cls.__name__}; it has {', '.join(own)}"
-    plain = name.lower().replace("-", "_")
-    meant = OTHER_SPELLINGS.get(plain)
-    if meant in own:
-        return f"no option of {cls.__name__}; use {meant}"
-    known = [*own, *(besides - {"names"})]  # name is a usual key of the user's own
-    for meant in difflib.get_close_matches(plain, known, n=len(known), cutoff=0.8):
-        # lr_scale and base_lr are longer on purpose
-        longer = re.search(rf"^{meant}_\w|\w_{meant}$", plain)
-        if not longer:
-            return f"no option of {cls.__name__}, but it resembles one; use {meant}, or a name that differs more"
-    return None
-
-
-def _relatives(cls: type) -> Iterator[type]:
-    """The other optimizers of this package."""
-    found = [base for base in cls.__mro__ if base.__name__ == "Optimizer"]
-    for base in found:
-        found += base.__subclasses__()
-        if base not in (found[0], cls) and base.__module__.startswith("fastopt."):
-            yield base
-
-
-def check_names(
-    cls: type, names: Iterable[Any], besides: Iterable[str] = (), place: str = "", own_keys: bool = False
-) -> None:
-    """Refuses names that are no option of the class, and the lack of one that is.
-
-    besides: names that are let through. own_keys: whether keys of the user's own are let through as well, unless
-    they look like a mistake.
-    """
-    options = options_of(cls)
-    let_through = frozenset(besides)
-    allowed, given = options.keys() | let_through, set(names)
-    for name in names:
-        if name in allowed:
-            continue
-        if not isinstance(name, str):
-            raise ValueError(f"{place}{name}: no option of {cls.__name__}; the keys of a group must be strings")
-        mistake = _mistake(cls, name, let_through)
-        if mistake is not None:
-            raise ValueError(f"{place}{name}: {mistake}")
-        if not own_keys:
-            raise ValueError(f"{place}{name}: no option of {cls.__name__}; it has {', '.join(options)}")
-    for name in options:
-        if name not in given:
-            raise ValueError(f"{place}{name}: missing from the parameter group; put it back")
-
-
-def check_all(
-    cls: type, h: Mapping[str, Any], besides: Iterable[str] = (), place: str = "", own_keys: bool = False
-) -> dict[str, Any]:
-    """A copy of ``h`` with every option of the class in its plain form; for the rest see `check_names`."""
-    check_names(cls, h, besides, place, own_keys)
-    return {**h, **{name: option.check(h[name], place) for name, option in options_of(cls).items()}}
-
-
 def callable_options(cls: type, checked: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the options that are, or contain, a callable."""
     return tuple(name for name, option in options_of(cls).items() if option.is_callable(checked[name]))
-
-
-# -- Docstrings ------------------------------------------------------------------------------------
-
-COMMON = {
-    "params": "the arrays to update, see `fastopt.Optimizer`.",
-    "lr": "the learning rate (torch's).",
-    "weight_decay": "g + weight_decay * p takes the place of g (torch's).",
-    "decoupled_weight_decay": "p is multiplied by 1 - lr * weight_decay before the update instead (torch's).",
-    "maximize": "-g takes the place of g (torch's).",
-    "state_dtype": 'how the states are stored: "bfloat16" keeps those of float32 parameters in half the memory; '
-    "None: in the parameter's dtype (fastopt's).",
-    "seed": "the seed of the random bits that round to bfloat16, see `fastopt.Optimizer` (fastopt's).",
-    "eps_root": "added under the root; eps=0, eps_root=eps is the textbook's root of (s + eps) (optax's).",
-    "lr_in_momentum": "lr multiplies what enters the momentum buffer, not what leaves it: a change of lr then "
-    "acts on new gradients only (Keras', TensorFlow's).",
-}
-"""The lines of options that several optimizers have. A class's own line takes the place of one of these."""
-
-HEADING = "\nOptions:\n"
-"""In the docstring of a class it begins the lines of its own options, ``name: what it does (whose it is).``"""
-
-NOTE = "A callable may stand for a number: it is given the number of steps taken so far, and returns the number."
-
-
-def _described(doc: str) -> dict[str, str]:
-    """The lines of options that a docstring has."""
-    _, _, lines = inspect.cleandoc(doc).partition(HEADING)
-    entries = re.findall(r"^(\w+): (.*(?:\n +.*)*)", lines, flags=re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in entries}
-
-
-class OptionsDocstring:
-    """The ``__doc__`` of an optimizer: its own, then for every option a line with its range and its default.
-
-    It is put together when somebody reads it: this takes longer than an import should.
-    """
-
-    def __init__(self, doc: str | None) -> None:
-        self.doc = doc or ""  # there is none under python -OO
-
-    def __get__(self, instance: object, owner: type) -> str:
-        return completed(owner)
-
-
-def descriptions(cls: type) -> dict[str, str]:
-    """The line of every option that has one, without its range and default."""
-    found = dict(COMMON)
-    for base in reversed(cls.__mro__):
-        own = vars(base).get("__doc__")
-        if isinstance(own, OptionsDocstring):
-            found |= _described(own.doc)
-    return {name: found[name] for name in options_of(cls) if name in found}
-
-
-def completed(cls: type) -> str:
-    """The docstring of an optimizer with a line for every option."""
-    own = vars(cls)["__doc__"]
-    text = inspect.cleandoc(own.doc).partition(HEADING)[0].rstrip()
-    described = descriptions(cls)
-    lines = [f"params: {COMMON['params']}"] + [
-        f"{name}: {described.get(name, '')} Default {option.default!r}; {option.kind}."
-        for name, option in options_of(cls).items()
-    ]
-    wrapped = [textwrap.fill(line, 105, subsequent_indent="    ", break_long_words=False) for line in lines]
-    return "\n".join([text, "", "Options:", *wrapped, "", NOTE])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from fastopt import options
 from fastopt._turns import exclusive, reading
 from fastopt.arrays import within
+from fastopt.option_names import similar
 
 if TYPE_CHECKING:
     from fastopt._plan import Change, Plan
@@ -111,8 +112,8 @@ class Settings:
 
 def _meant(cls: type, name: str) -> str:
     """What somebody may have meant by a name that is not there, for a message."""
-    found = options.resembling(name, [*options.settable(cls), *(x for x in dir(cls) if not x.startswith("_"))])
-    return f"; did you mean {found}?" if found else f"; its options are {', '.join(options.settable(cls))}"
+    found = similar(name, [*options.settable(cls), *(x for x in dir(cls) if not x.startswith("_"))])
+    return f"; did you mean {found[0]}?" if found else f"; its options are {', '.join(options.settable(cls))}"
 
 
 def refuse_keyword(cls: type, name: str) -> NoReturn:

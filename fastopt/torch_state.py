@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from fastopt.checkpoint import BFLOAT16_IN_FILES
-from fastopt.options import IMPLEMENTATION_OPTIONS, shown
+from fastopt.option_names import IMPLEMENTATION_OPTIONS
+from fastopt.options import shown
 from fastopt.storage import storage_dtype
 
 NOT_IN_TORCH: dict[str, Any] = {

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt import optimizers, options
+from fastopt import option_names, optimizers, options
 from fastopt.options import (
     Beta,
     EpsHat,
@@ -283,20 +283,20 @@ def test_asking_for_one_step_asks_each_callable_once() -> None:
 
 def test_all_options_of_a_group_at_once() -> None:
     h = {name: option.default for name, option in OPTIONS.items()}
-    checked = options.check_all(Example, h | {"betas": [0, 0.5], "params": ()}, ["params"])
+    checked = option_names.check_all(Example, h | {"betas": [0, 0.5], "params": ()}, ["params"])
     assert checked == h | {"betas": (0.0, 0.5), "params": ()}
     with pytest.raises(ValueError, match=r"^group 0: depth: no option of Example; it has lr, betas, "):
-        options.check_all(Example, h | {"depth": 1}, ["params"], "group 0: ")
-    own = options.check_all(Example, h | {"depth": 1}, ["params"], own_keys=True)
+        option_names.check_all(Example, h | {"depth": 1}, ["params"], "group 0: ")
+    own = option_names.check_all(Example, h | {"depth": 1}, ["params"], own_keys=True)
     assert own["depth"] == 1
     for name, meant in {"betass": "betas", "learning_rate": "lr", "Lr": "lr", "parms": "params"}.items():
         with pytest.raises(ValueError, match=rf"^{name}: no option of Example.* use {meant}"):
-            options.check_all(Example, h | {name: 1}, ["params"], own_keys=True)
+            option_names.check_all(Example, h | {name: 1}, ["params"], own_keys=True)
     with pytest.raises(ValueError, match=r"^3: no option of Example"):
-        options.check_all(Example, h | {3: 1})  # type: ignore[dict-item]
+        option_names.check_all(Example, h | {3: 1})  # type: ignore[dict-item]
     del h["betas"]
     with pytest.raises(ValueError, match=r"^group 0: betas: missing from the parameter group; put it back"):
-        options.check_all(Example, h, (), "group 0: ")
+        option_names.check_all(Example, h, (), "group 0: ")
 
 
 def signature(annotation: Any, default: Any) -> type:

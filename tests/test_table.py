@@ -14,7 +14,8 @@ import pytest
 import fastopt
 from fastopt import _kernels, optimizers
 from fastopt.algorithm import Algorithm
-from fastopt.options import NonNegative, StateDtype, descriptions, options_of
+from fastopt.docstrings import descriptions
+from fastopt.options import NonNegative, StateDtype, options_of
 
 SOURCE = Path(__file__).parent.parent / "src_c"
 DIGEST = Path(__file__).with_name("digest.txt")

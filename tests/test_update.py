@@ -426,7 +426,8 @@ def test_gradients_by_name_come_in_any_order(call: str) -> None:
     first, second = fastopt.Adam(params if call == "step" else None), fastopt.Adam(twins)
     names = list(params)
     for step in range(8):
-        order = names if step < 4 else names[::-1]  # each order comes again, with the same names and with equal ones
+        # each order comes again, with the same names and with equal ones
+        order = names if step < 4 else names[::-1]
         grads = {(name if step % 2 else str(bytes(name, "ascii"), "ascii")): made(step)[name] for name in order}
         if call == "step":
             first.step(grads)
