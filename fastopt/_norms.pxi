@@ -6,34 +6,26 @@ cdef class Clipping:
 
     cdef readonly object max_value, max_norm_each, max_norm
     cdef readonly bint is_infinite, skip_nonfinite, zero_grads, needs_norm
+    cdef double grad_scale
 
-    def __init__(
-        self, max_value=None, max_norm_each=None, max_norm=None, norm_type=2.0, skip_nonfinite=False, zero_grads=False
-    ):
+    def __init__(self, **asked):
+        for name in asked:
+            if name not in step_options.DEFAULTS:
+                step_options.refuse(name)
+        asked = {**step_options.DEFAULTS, **asked}
+        self.grad_scale = options.check_grad_scale(asked["grad_scale"])
         self.max_value, self.max_norm_each, self.max_norm = [
-            None if limit is None else options.check_limit(name, limit)
-            for name, limit in (("max_value", max_value), ("max_norm_each", max_norm_each), ("max_norm", max_norm))
+            None if asked[name] is None else options.check_limit(name, asked[name])
+            for name in ("max_value", "max_norm_each", "max_norm")
         ]
-        self.is_infinite = options.is_infinity(norm_type)
-        self.skip_nonfinite = options.check_flag("skip_nonfinite", skip_nonfinite)
-        self.zero_grads = options.check_flag("zero_grads", zero_grads)
-        self.needs_norm = max_norm is not None or max_norm_each is not None or self.skip_nonfinite
+        self.is_infinite = options.is_infinity(asked["norm_type"])
+        self.skip_nonfinite = options.check_flag("skip_nonfinite", asked["skip_nonfinite"])
+        self.zero_grads = options.check_flag("zero_grads", asked["zero_grads"])
+        self.needs_norm = self.max_norm is not None or self.max_norm_each is not None or self.skip_nonfinite
 
-
-cdef Clipping clipping_of(max_value, max_norm_each, max_norm, norm_type, skip_nonfinite, zero_grads):
-    """None where nothing is asked for."""
-    if (
-        max_norm is None and max_value is None and max_norm_each is None and skip_nonfinite is False
-        and zero_grads is False and type(norm_type) is float and <double>norm_type == 2.0
-    ):
-        return None
-    return Clipping(max_value, max_norm_each, max_norm, norm_type, skip_nonfinite, zero_grads)
-
-
-cdef double as_scale(grad_scale) except? -1:
-    return <double>grad_scale if type(grad_scale) is float and isfinite(<double>grad_scale) else (
-        options.check_grad_scale(grad_scale)
-    )
+    cdef bint does_nothing(self) noexcept:
+        """Whether the gradients are at most multiplied by grad_scale."""
+        return not (self.needs_norm or self.zero_grads or self.max_value is not None)
 
 
 cdef const fastopt_optimizer *auxiliary_row(int isa, const char *name) noexcept:

@@ -25,7 +25,7 @@ import sys
 
 import numpy as np
 
-from fastopt import arrays, options, orphans, reference, storage
+from fastopt import arrays, options, orphans, reference, step_options, storage
 from fastopt._kernels import COMMON_SCALARS, FORMATS, OPENMP, TABLE, openmp_places
 
 from fastopt._kernels cimport (
@@ -86,29 +86,22 @@ cdef class Plan(Handover):
 
     # -- A call --
 
-    def step(
-        self, optimizer, grads, grad_scale=1.0, max_value=None, max_norm_each=None, max_norm=None, norm_type=2.0,
-        skip_nonfinite=False, zero_grads=False,
-    ):
+    def step(self, optimizer, grads, dict asked={}):
         """One update of every parameter that has a gradient; see `fastopt.Optimizer.step`."""
-        cdef Clipping clipping = clipping_of(
-            max_value, max_norm_each, max_norm, norm_type, skip_nonfinite, zero_grads
-        )
-        return self.call(optimizer, False, None, grads, as_scale(grad_scale), clipping)
+        return self.call(optimizer, False, None, grads, asked)
 
-    def update(
-        self, optimizer, params, grads, grad_scale=1.0, max_value=None, max_norm_each=None, max_norm=None,
-        norm_type=2.0, skip_nonfinite=False, zero_grads=False,
-    ):
+    def update(self, optimizer, params, grads, dict asked={}):
         """One update of the parameters of this call; see `fastopt.Optimizer.update`."""
-        cdef Clipping clipping = clipping_of(
-            max_value, max_norm_each, max_norm, norm_type, skip_nonfinite, zero_grads
-        )
-        return self.call(optimizer, True, params, grads, as_scale(grad_scale), clipping)
+        return self.call(optimizer, True, params, grads, asked)
 
-    cdef object call(
-        self, optimizer, bint is_handed_over, object params, object grads, double grad_scale, Clipping clipping
-    ):
+    cdef object call(self, optimizer, bint is_handed_over, object params, object grads, dict asked):
+        cdef Clipping clipping = None
+        cdef double grad_scale = 1.0
+        if asked:
+            clipping = Clipping(**asked)
+            grad_scale = clipping.grad_scale
+            if clipping.does_nothing():
+                clipping = None
         self.turns.enter()
         try:
             self.take_edits(optimizer)

@@ -26,7 +26,7 @@ from fastopt.algorithm import Hyper
 from fastopt.checkpoint import MOST_STEPS
 from fastopt.optimizer import Optimizer
 from fastopt.option_names import check_all
-from fastopt.options import check_grad_scale, options_of, shown
+from fastopt.options import options_of, shown
 from fastopt.thread_tuner import ThreadTuners
 
 
@@ -105,7 +105,7 @@ def _slow(cls: type[Optimizer], name: str, names: tuple[str, ...], args: tuple[A
     written += [(tensor, 2 + tensor.letters.index(letter), array) for letter, array in found.items()]
     change.intervals = plan.intervals.with_arrays([tensor], written)
     plan.commit(owner.param_groups, change)
-    plan.step(owner, [given["grad"]], check_grad_scale(grad_scale))
+    plan.step(owner, [given["grad"]], {"grad_scale": grad_scale})
     for letter, value in tensor.numbers_by_letter().items():
         owned[letter][...] = value
 

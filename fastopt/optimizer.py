@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -20,7 +20,11 @@ from fastopt.copying import Copying
 from fastopt.options import shown
 from fastopt.parameters import as_groups, as_params
 from fastopt.settings import Settings, with_advice
+from fastopt.step_options import StepOptions, takes_step_options
 from fastopt.thread_tuner import ThreadTuners
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Params: TypeAlias = Iterable[Array] | Mapping[str, Array] | Iterable[Mapping[str, Any]]
 Grads: TypeAlias = Sequence[Array | None] | Mapping[str, Array | None]
@@ -66,18 +70,8 @@ class Optimizer(Settings, Accumulating, Copying):
 
     # -- What a user calls --
 
-    def step(
-        self,
-        grads: Grads | None = None,
-        *,
-        grad_scale: float = 1.0,
-        max_value: float | None = None,
-        max_norm_each: float | None = None,
-        max_norm: float | None = None,
-        norm_type: float = 2.0,
-        skip_nonfinite: bool = False,
-        zero_grads: bool = False,
-    ) -> float | None:
+    @takes_step_options
+    def step(self, grads: Grads | None = None, **options: Unpack[StepOptions]) -> float | None:
         """Updates every parameter that has a gradient, in place; all of them or, on an error, none.
 
         grads: for each parameter an array of its shape and dtype (or of 16 bits) in any layout, or None to
@@ -96,23 +90,10 @@ class Optimizer(Settings, Accumulating, Copying):
         Returns the norm of all gradients after ``grad_scale`` and before any clipping if max_norm, max_norm_each or
         skip_nonfinite was asked for, else None. Not finite: with skip_nonfinite the step was skipped.
         """
-        return self._plan.step(
-            self, grads, grad_scale, max_value, max_norm_each, max_norm, norm_type, skip_nonfinite, zero_grads
-        )
+        return self._plan.step(self, grads, options)
 
-    def update(
-        self,
-        params: Handed,
-        grads: Grads,
-        *,
-        grad_scale: float = 1.0,
-        max_value: float | None = None,
-        max_norm_each: float | None = None,
-        max_norm: float | None = None,
-        norm_type: float = 2.0,
-        skip_nonfinite: bool = False,
-        zero_grads: bool = False,
-    ) -> float | None:
+    @takes_step_options
+    def update(self, params: Handed, grads: Grads, **options: Unpack[StepOptions]) -> float | None:
         """Updates parameters that are handed over at each call, in place; all of them or, on an error, none.
 
         params, grads: two lists in one order, or two dicts by the same names, never mixed. A dict may hold any of the
@@ -122,10 +103,7 @@ class Optimizer(Settings, Accumulating, Copying):
         ones from then on. A new name joins the group that lists it, ``Adam([{"names": ["b"], "weight_decay": 0.0},
         {}])``, else the last. The other arguments, and what is returned, are those of `step`.
         """
-        return self._plan.update(
-            self, params, grads, grad_scale, max_value, max_norm_each, max_norm, norm_type, skip_nonfinite,
-            zero_grads,
-        )  # fmt: skip
+        return self._plan.update(self, params, grads, options)
 
     @exclusive
     def bind(self, grads: Grads | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -16,6 +17,7 @@ from table import Array
 
 import fastopt
 from fastopt import functional
+from fastopt.step_options import DEFAULTS, StepOptions
 
 SHAPES = [(3, 4), (4,), (), (0,), (2, 1)]
 
@@ -406,3 +408,20 @@ def test_python_m_fastopt_says_what_it_is() -> None:
     printed = run("-m fastopt").stdout
     for fact in (fastopt.__version__, "OpenMP", "CPU", *fastopt.available_isas(), *table.TABLE):
         assert fact in printed
+
+
+@pytest.mark.parametrize("method", ["step", "update"])
+def test_the_signature_of_a_step_shows_every_argument(method: str) -> None:
+    shown = inspect.signature(getattr(fastopt.Adam, method)).parameters
+    shared = {name: p.default for name, p in shown.items() if p.kind is p.KEYWORD_ONLY}
+    assert shared == dict(DEFAULTS)
+    assert list(shared) == list(StepOptions.__annotations__)
+    assert all(re.search(rf"^ *{name}: ", str(fastopt.Adam.step.__doc__), re.MULTILINE) for name in shared)
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [("max_nrom", "max_norm"), ("gradscale", "grad_scale"), ("lr", None)])
+def test_a_step_refuses_other_arguments(wrong: str, meant: str | None) -> None:
+    param = np.ones(2)
+    with pytest.raises(TypeError, match=rf"^{wrong}: .*(did you mean {meant}\?|its arguments are grad_scale)"):
+        fastopt.Adam([param]).step([np.ones(2)], **{wrong: 1.0})  # type: ignore[misc]
+    assert param.tolist() == [1, 1]

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import fastopt
-from fastopt import option_names, optimizers, options
+from fastopt import optimizers, option_names, options
 from fastopt.options import (
     Beta,
     EpsHat,

@@ -84,7 +84,7 @@ def kernel_call(cls: OptimizerClass, options: Hyper, params: list[Array], grads:
     """A function that steps on these arrays, with next to nothing of Python around the kernel."""
     optimizer = cls(params, **options)
     optimizer.bind(grads)
-    return partial(optimizer._plan.step, optimizer, None, 1.0)
+    return partial(optimizer._plan.step, optimizer, None)
 
 
 def threads_in_use(optimizer: fastopt.Optimizer, elements: int) -> int:
