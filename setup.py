@@ -89,7 +89,7 @@ def openmp() -> list[str]:
 
 
 def missing_packages() -> str | None:
-    """What to install before setup() can run, in a sentence."""
+    """A sentence that says which packages to install before setup() can run; None if they are there."""
     from importlib.metadata import PackageNotFoundError, version
 
     found, wrong = [], []
@@ -111,7 +111,7 @@ def missing_packages() -> str | None:
 
 
 def missing_compiler() -> str | None:
-    """What to install before anything can be compiled, in a sentence."""
+    """A sentence that says how to get a compiler and Python's headers; None if they are there."""
     if not builds("int main(void) { return 0; }\n"):
         return (
             f"fastopt: no working C compiler ({compiler()}). Install gcc or clang (Debian, Ubuntu: apt install gcc "

@@ -314,7 +314,7 @@ def page(results: Results, pictures: Mapping[str, Any]) -> str:
         *formats(results),
         *instruction_sets(results),
         "## Targets\n",
-        "What fastopt is to reach, and whether it did in this run. Where several rows are judged, the worst is "
+        "The targets, and whether this run reached them. Where several rows are judged, the worst is "
         f"shown. Noise is how far two equal figures lie apart in one row of twenty: {results.noise(0.95):.1%}.\n",
         target_table(results),
         "## Noise\n",

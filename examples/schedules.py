@@ -109,7 +109,7 @@ CALLS = {
     "sequential": "sequential([linear(…), step(…)], [300])",
     "chained": "chained([cosine(…), cyclic(…)])",
 }
-"""What stands above a panel instead of the whole call, where that is too long."""
+"""The titles of panels whose whole call is too long."""
 
 
 def panels(axes: Iterator[Axes]) -> None:

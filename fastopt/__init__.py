@@ -56,7 +56,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # What takes long to load is loaded when it is asked for: the schedules a third as long as all the rest.
+    # Modules that take long to load are loaded when they are asked for: the schedules a third as long as all the rest.
     if name in {"schedules", "torch_state"}:
         return import_module(f"fastopt.{name}")
     if name in {"load", "save"}:

@@ -11,7 +11,7 @@ cdef uint64_t mixed(uint64_t x) noexcept:
 
 
 cdef uint64_t random_key_of(uint64_t seed, int64_t step) noexcept:
-    """What the random bits of a step are made of, together with the elements' numbers."""
+    """The number from which a step's random bits are made, together with the elements' numbers."""
     return mixed(mixed(seed + 1) + <uint64_t>step * 0x9E3779B97F4A7C15ULL)
 
 
@@ -22,7 +22,7 @@ cdef class Group:
     """A parameter group as it was checked: the coefficients of its steps.
 
     algorithm: what the optimizer's class says of its formula. h: the checked options; callables: the names of those
-    that are a callable of the step, and `resolve(h, names, made)` returns a copy with their numbers. place: what
+    that are a callable of the step, and `resolve(h, names, steps_taken)` returns a copy with their numbers. place: what
     messages put before the name of an option.
     """
 
@@ -111,18 +111,18 @@ cdef class Group:
         """Whether nothing is added to the gradients in any step."""
         return not self.callables and self.weight_decay == 0.0
 
-    def numbers_after(self, made):
+    def numbers_after(self, steps_taken):
         """The options as plain numbers after so many steps."""
-        return self.resolve(self.h, self.callables, made) if self.callables else self.h
+        return self.resolve(self.h, self.callables, steps_taken) if self.callables else self.h
 
-    def in_step_after(self, made):
+    def in_step_after(self, steps_taken):
         """The same as the step uses them: with the learning rate multiplied."""
-        return with_lr_factor(self.numbers_after(made))
+        return with_lr_factor(self.numbers_after(steps_taken))
 
-    cdef int ask(self, int64_t call, int64_t made) except -1:
+    cdef int ask(self, int64_t call, int64_t steps_taken) except -1:
         """Asks each callable once in a call: for its number after so many steps."""
         if self.callables and self.resolved_for != call:
-            self.resolved = with_lr_factor(self.numbers_after(made))
+            self.resolved = with_lr_factor(self.numbers_after(steps_taken))
             self.weight_decay, self.decay = self.algorithm.decay(self.resolved)
             self.resolved_for = call
         return 0
@@ -235,7 +235,7 @@ cdef class Move:
 
 
 cdef class Change:
-    """What a call is about to change: put together while anything may still be refused.
+    """The changes that a call is about to make: put together while anything may still be refused.
 
     groups: tuples of a group's number, its dict as it was read (None: it is overwritten), its checked options and its
     `Group`. added_groups:

@@ -1,8 +1,8 @@
-# What one optimizer updates, and how it is changed. Included by _plan.pyx.
+# The parameters and groups of one optimizer, and every change of them. Included by _plan.pyx.
 
 
 cdef class Model:
-    """What one optimizer updates: its parameter groups as they were last checked, and a `Tensor` for each parameter.
+    """The data of one optimizer: its parameter groups as they were last checked, and a `Tensor` for each parameter.
 
     A change is put together in a `Change` first, by code that may fail, and takes effect in `commit`, which cannot.
     The lists are changed in place, in the caller's turn, so that to add a parameter costs nothing for the others.

@@ -5,7 +5,7 @@ cdef extern from "Python.h":
 
 
 cdef PyObject *base_of(PyObject *array):
-    """What an array is a view of, or NULL."""
+    """The object whose memory an array views, or NULL."""
     return cnp.PyArray_BASE(<cnp.ndarray>array) if type(<object>array) is NDARRAY else NULL
 
 

@@ -378,7 +378,7 @@ cdef class Plan(Handover):
         return 0
 
     cdef int skip(self, int isa, int team, Clipping clipping) except -1:
-        """What is left of a step that is skipped: zeros in the gradients, if they were asked for."""
+        """Writes zeros into the gradients, if they were asked for: a skipped step does nothing else."""
         cdef Tensor tensor
         for tensor in self.stepping:
             tensor.c.kernel = NULL
@@ -397,7 +397,7 @@ cdef class Plan(Handover):
         self.is_assigned = False
 
     cdef tuple twin_arguments(self, Tensor tensor):
-        """What a twin takes: scalars, states and the gradient."""
+        """The arguments of a twin: scalars, states and the gradient."""
         used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)
         states = [tensor.states[x] if x in used else None for x in tensor.letters]
         # a callable may have given the gradient another shape since it was checked

@@ -2,7 +2,7 @@
 
 
 cdef int grow(void **room, size_t *capacity, size_t count, size_t itemsize) except -1:
-    """Makes room for at least so many items, more than were asked for, so that it seldom has to. What is there stays."""
+    """Makes room for at least so many items, more than were asked for, so that it seldom has to. The items stay."""
     cdef void *larger
     if count <= capacity[0]:
         return 0

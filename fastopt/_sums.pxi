@@ -1,4 +1,4 @@
-# What kernels in sum mode add up over each of many tensors. Included by _plan.pyx.
+# The sums that kernels in sum mode add up over each of many tensors. Included by _plan.pyx.
 
 
 cdef class Sums:

@@ -181,7 +181,7 @@ cdef class Intervals:
         return 0
 
     cdef Interval *shared_with(self, cnp.ndarray array) noexcept:
-        """What shares memory with an array, or NULL."""
+        """The interval that shares memory with an array, or NULL."""
         cdef uintptr_t begin = address_of(array), end = begin + cnp.PyArray_ITEMSIZE(array)
         cdef Py_ssize_t low = 0, high = self.count, middle, reach
         cdef int k
@@ -334,7 +334,7 @@ cdef class Tensor:
         return self.c.call.first_element + self.c.count
 
     def name_of(self, Py_ssize_t buffer, names):
-        """What a message calls the parameter (buffer 0) or one of its states; names: the states', by letter."""
+        """The name of the parameter (buffer 0) or of a state in messages; names: the states', by letter."""
         return f"the state {names[self.letters[buffer - 2]]!r} of {self.label}" if buffer else self.label
 
     cdef void take_states(self, dict states) noexcept:

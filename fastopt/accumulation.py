@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Accumulated:
-    """What has been added so far: for each parameter a sum, or None.
+    """The sums so far: for each parameter an array, or None.
 
     Every sum has a spare array beside it, and a call adds into that: so it has been made, or has not been made.
     """

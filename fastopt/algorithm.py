@@ -26,7 +26,7 @@ class Algorithm:
     """The names that users (and torch) know the state buffers and numbers by, for each letter of the formula."""
 
     flags: ClassVar[Hyper] = {}
-    """What a parameter group has besides options, with its first value: saved like an option, not edited by users."""
+    """Entries of a group besides the options, with their first values: saved like options, not edited by users."""
 
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:

@@ -28,7 +28,7 @@ Array: TypeAlias = npt.NDArray[Any]
 P = ParamSpec("P")
 T = TypeVar("T")
 Key: TypeAlias = int | str
-"""What a parameter is called: its number, or its name."""
+"""The number or the name of a parameter."""
 
 ALIGNMENT = 64
 """Bytes: every state array begins at a multiple of it."""
@@ -38,7 +38,7 @@ PAGE = 4096
 
 
 def label_of(key: Key) -> str:
-    """What messages call the parameter of that number or name."""
+    """The name in messages of the parameter of that number or name."""
     return f"parameter {key}" if isinstance(key, int) else repr(key)
 
 
@@ -480,7 +480,7 @@ def arena(
     memory = np.zeros(sum(room * len(x) for room, x in zip(rooms, letters, strict=True)) + ALIGNMENT, np.uint8)
     start = memory.ctypes.data
     at = -start % ALIGNMENT
-    made = []
+    found = []
     for tensor, dtype, size, room, names in zip(tensors, dtypes, sizes, rooms, letters, strict=True):
         arrays = {}
         for name, k in names.items():
@@ -491,5 +491,5 @@ def arena(
             flat = memory[begin : begin + size].view(dtype)
             arrays[name] = flat.reshape(tensor.shape, order="F" if tensor.order == "F" else "C")
             at += room
-        made.append(arrays)
-    return made
+        found.append(arrays)
+    return found

@@ -188,17 +188,17 @@ def read(
         entry = saved_states.pop(number_of[tensor], {})
         _expect(tensor.label, entry, Mapping, "a dict of its state")
         with within(tensor.label):
-            arrays, made = _saved_state(cls, tensor, entry)
+            arrays, steps_taken = _saved_state(cls, tensor, entry)
             needed = (
                 [*cls.algorithm.letters(groups[tensor.group]), *TABLE[cls.algorithm.formula]["numbers"]]
-                if made
+                if steps_taken
                 else []
             )
             for letter in needed:
                 if letter not in arrays:
                     raise ValueError(f"{cls.algorithm.states[letter]}: missing; its group's options need it")
         states.append(arrays)
-        steps.append(made)
+        steps.append(steps_taken)
     if saved_states:
         raise ValueError(
             f"it has states for unknown parameters {reprlib.repr(list(saved_states))}; the groups' params must "

@@ -46,8 +46,8 @@ Contents: TypeAlias = tuple[str, dict[str, Array]]
 class Output:
     """A new file, which takes all that is written or raises: what zipfile needs of one.
 
-    descriptor: None once it is closed. What an interrupted zipfile still writes then is lost, as it should be: the
-    number may be that of another file by now.
+    descriptor: None once it is closed. Bytes that an interrupted zipfile still writes then are lost, as they should
+    be: the number may be that of another file by now.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -74,7 +74,7 @@ class Output:
 
 @contextmanager
 def replaced(path: str) -> Iterator[Output]:
-    """What is written in the block takes the place of the file at its end: at once, or on an error not at all.
+    """A file that is written in the block takes the place of the old one at its end: at once, or on an error not at all.
 
     It is written to a file beside it and flushed to the disk before it gets its name. A process that is killed
     leaves that other file behind; the next one that saves to the same path removes it.
@@ -273,7 +273,7 @@ SAFETENSORS_NAMES = {
     "bool": "BOOL",
 }
 CHECKSUMS = b'"crc32":"'
-"""What precedes the checksums in the header: 8 digits for the header itself, with zeros in their place, then 8 for
+"""The text before the checksums in the header: 8 digits for the header itself, with zeros in their place, then 8 for
 each array. In a string of the header the quotes would be escaped."""
 
 

@@ -27,7 +27,7 @@ Arrays: TypeAlias = "Sequence[Array] | Mapping[str, Array]"
 
 KIND, VERSION = "checkpoint of fastopt", 1
 UNSAFE = re.compile(r"[\x00-\x1f\x7f%\\\ud800-\udfff]|(?<=/)\.\.?(?=/|$)")
-"""What names of arrays in files do not have: programs that unpack files take some of it for a path elsewhere."""
+"""Parts that names of arrays in files do not have: programs that unpack files take some for a path elsewhere."""
 
 
 def save(
@@ -142,7 +142,7 @@ def _put_back(opt: Optimizer, saved: _Saved, params: Arrays | None, commits: boo
         opt._commit(change)
 
 
-# -- What is saved ---------------------------------------------------------------------------------
+# -- Saving ------------------------------------------------------------------------------------------
 
 
 def _listed(averages: Any) -> list[Any]:
@@ -266,11 +266,11 @@ class _Tree:
         return name, array.dtype.name
 
 
-# -- What is loaded --------------------------------------------------------------------------------
+# -- Loading -----------------------------------------------------------------------------------------
 
 
 class _Saved:
-    """What a file has, checked as far as that is possible without an optimizer."""
+    """The contents of a file, checked as far as that is possible without an optimizer."""
 
     def __init__(self, text: str, stored: Mapping[str, Array]) -> None:
         self._stored = stored

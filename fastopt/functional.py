@@ -31,7 +31,7 @@ from fastopt.thread_tuner import ThreadTuners
 
 
 class _Thread(threading.local):
-    """What each Python thread has of its own."""
+    """The data that each Python thread has of its own."""
 
     def __init__(self) -> None:
         self.tuners = ThreadTuners()
@@ -41,7 +41,7 @@ _thread = _Thread()
 
 
 def thread_tuners() -> ThreadTuners:
-    """What finds the number of threads for calls of this Python thread that no optimizer makes."""
+    """The tuners of the number of threads for calls of this Python thread that no optimizer makes."""
     return _thread.tuners
 
 
@@ -122,7 +122,7 @@ def _owned_number(name: str, array: Any) -> Any:
 
 
 class _Owner:
-    """What a plan asks of an optimizer."""
+    """The attributes of an optimizer that a plan reads."""
 
     def __init__(self) -> None:
         self.param_groups: list[Hyper] = []

@@ -1,4 +1,4 @@
-"""What all optimizers share: parameter groups, state, step, edits."""
+"""class Optimizer: the parameter groups, state, step and edits that all optimizers share."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Optimizer(Settings, Accumulating, Copying):
     """
 
     algorithm: ClassVar[type[Algorithm]]
-    """What the author of an optimizer writes."""
+    """The part that the author of an optimizer writes."""
 
     param_groups: list[Hyper]
     """Dicts with ``"params"`` and the hyper-parameters, which may be edited between steps."""
@@ -68,7 +68,7 @@ class Optimizer(Settings, Accumulating, Copying):
         self._plan = Plan(self.algorithm, self._turns, ThreadTuners(), keeps_params, options.bounds_of(type(self)))
         self._plan.commit(self.param_groups, self._with_groups(groups))
 
-    # -- What a user calls --
+    # -- The methods that a user calls --
 
     @takes_step_options
     def step(self, grads: Grads | None = None, **options: Unpack[StepOptions]) -> float | None:
@@ -76,7 +76,7 @@ class Optimizer(Settings, Accumulating, Copying):
 
         grads: for each parameter an array of its shape and dtype (or of 16 bits) in any layout, or None to
         leave the parameter, its state and its step alone: a list in the parameters' order or a dict by their
-        names; omitted after `bind`. What follows happens to the gradients in this order:
+        names; omitted after `bind`. The other arguments act on the gradients in this order:
 
         grad_scale: every gradient is multiplied by it.
         max_value: elements are clipped to ±max_value (torch's clip_grad_value_).
@@ -165,7 +165,7 @@ class Optimizer(Settings, Accumulating, Copying):
         self._commit(change)
 
     def _change_to(self, state_dict: Mapping[str, Any], groups_now: Sequence[Hyper]) -> Change:
-        """What the load of a state dict changes."""
+        """The changes that the load of a state dict makes."""
         change = Change()
         if not self._plan.keeps_params:
             state_dict, change.unseen = unseen.split(state_dict, self._plan, self._group_by_name(), type(self))
@@ -206,7 +206,7 @@ class Optimizer(Settings, Accumulating, Copying):
         self._commit(self._edits())
 
     def _edits(self) -> Change:
-        """What the user's edits of the groups change."""
+        """The changes that the user's edits of the groups make."""
         change, plan = Change(), self._plan
         if plan.is_unedited(self.param_groups):
             return change
@@ -261,14 +261,14 @@ class Optimizer(Settings, Accumulating, Copying):
 
     @classmethod
     def _group_of(cls, place: str, h: Hyper) -> Group:
-        """What steps take of checked options; place: put before an option's name in messages."""
+        """The form in which steps take checked options; place: put before an option's name in messages."""
         return Group(cls.algorithm, h, options.callable_options(cls, h), partial(cls._numbers, place))
 
     @classmethod
-    def _numbers(cls, place: str, h: Hyper, callables: Sequence[str], made: int) -> Hyper:
+    def _numbers(cls, place: str, h: Hyper, callables: Sequence[str], steps_taken: int) -> Hyper:
         """A copy of options in which callables have given way to their numbers after so many steps."""
         own = options.options_of(cls)
-        return {**h, **{name: own[name].at(h[name], made, place) for name in callables}}
+        return {**h, **{name: own[name].at(h[name], steps_taken, place) for name in callables}}
 
     def _with_groups(self, groups: Sequence[Mapping[str, Any]]) -> Change:
         """Groups that are added."""
@@ -378,7 +378,7 @@ class Optimizer(Settings, Accumulating, Copying):
             change.unseen = {key: entry for key, entry in plan.unseen.items() if key not in keys}
 
     def _first_numbers(self, h: Hyper) -> dict[str, float]:
-        """What the NUMBERS of a parameter begin with."""
+        """The first values of a parameter's NUMBERS."""
         first = self.algorithm.initial_states(h)
         return {letter: first.get(letter, 0.0) for letter in TABLE[self.algorithm.formula]["numbers"]}
 
@@ -403,7 +403,7 @@ class Optimizer(Settings, Accumulating, Copying):
             tensors = self._plan.tensors
         elif edited:
             tensors = [*(tensor for tensor in self._plan.tensors if tensor.group in edited), *tensors]
-        made: list[tuple[Tensor, list[str], np.dtype[Any]]] = []
+        missing_states: list[tuple[Tensor, list[str], np.dtype[Any]]] = []
         for tensor in tensors:
             h = groups[tensor.group].h
             values = added.get(tensor) if loaded is None else loaded[tensor]
@@ -415,12 +415,12 @@ class Optimizer(Settings, Accumulating, Copying):
             stays = all(state.dtype == dtype for state in tensor.states.values())
             missing = [x for x in letters if not stays or x not in tensor.states]
             if missing or len(tensor.states) != len(letters):
-                made.append((tensor, letters if not stays else missing, dtype))
+                missing_states.append((tensor, letters if not stays else missing, dtype))
                 change.states.append((tensor, {x: tensor.states.get(x) for x in letters}))
         new = arrays.arena(
-            [tensor for tensor, _, _ in made],
-            [dtype for _, _, dtype in made],
-            [{x: tensor.letters.index(x) for x in letters} for tensor, letters, _ in made],
+            [tensor for tensor, _, _ in missing_states],
+            [dtype for _, _, dtype in missing_states],
+            [{x: tensor.letters.index(x) for x in letters} for tensor, letters, _ in missing_states],
         )
         placed = []
         for (tensor, states), arrays_of in zip(change.states, new, strict=True):
@@ -448,7 +448,7 @@ class Optimizer(Settings, Accumulating, Copying):
             change.intervals = intervals.with_arrays(intervals.tensors, [*kept, *placed], replaced)
 
     def _initial_states(self, group: Group) -> dict[str, float]:
-        """What new states of a group are filled with; a callable is asked for its first number only where it counts."""
+        """The first values of a group's states; a callable is asked for its first number only where it counts."""
         first = self.algorithm.initial_states(group.h)
         if any(callable(value) for value in first.values()):
             first = self.algorithm.initial_states(group.numbers_after(0))
@@ -470,5 +470,5 @@ class Optimizer(Settings, Accumulating, Copying):
                 change.copies.append((array, value))
 
     def _change_in_step(self, has_gradient: Sequence[bool]) -> Change | None:
-        """What a step changes besides the parameters that have a gradient; for optimizers with flags."""
+        """The changes of a step besides the parameters that have a gradient; for optimizers with flags."""
         return None

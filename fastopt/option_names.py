@@ -10,7 +10,7 @@ from typing import Any
 from fastopt.options import options_of
 
 IMPLEMENTATION_OPTIONS = frozenset({"foreach", "fused", "capturable", "differentiable"})
-"""What torch's parameter groups have besides hyper-parameters: they choose one of torch's implementations."""
+"""Entries of torch's parameter groups besides hyper-parameters: they choose one of torch's implementations."""
 
 MEANT = {
     **dict.fromkeys(("beta1", "beta2", "beta_1", "beta_2", "b1", "b2", "beta"), "betas"),

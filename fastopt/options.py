@@ -1,7 +1,7 @@
-"""What an option may be. An optimizer says it in the annotation of its signature, and nowhere else.
+"""The values that an option may have. An optimizer says them in the annotation of its signature, and nowhere else.
 
-``lr: NonNegative = 1e-3`` is a number from 0 on, or a callable that returns one for each step. What an optimizer
-needs beyond the names below it writes itself: ``Annotated[Number, Interval(-1, 1)]``, ``NonNegative | None``,
+``lr: NonNegative = 1e-3`` is a number from 0 on, or a callable that returns one for each step. Where an optimizer
+needs more than the names below, it writes that itself: ``Annotated[Number, Interval(-1, 1)]``, ``NonNegative | None``,
 ``Literal["original", "match_rms_adamw"] | None``, ``tuple[Beta, Beta, Beta]``, ``Annotated[int, Interval(1)]``.
 """
 
@@ -69,7 +69,7 @@ UnitInterval: TypeAlias = Annotated[Number, Interval(0, 1, "[]")]
 Beta: TypeAlias = Annotated[Number, Interval(0, 1)]
 """The weight of the old in a moving average that is corrected for its start."""
 InitialValue: TypeAlias = Annotated[SupportsFloat, Interval(0)]
-"""What a state begins with. It is read once, when the state is made, so it cannot be a callable."""
+"""The first value of a state. It is read once, when the state is made, so it cannot be a callable."""
 Finite: TypeAlias = Annotated[Number, Interval(-math.inf, ends="()")]
 EpsHat: TypeAlias = Annotated[bool | Number, Interval(0)]
 """A number; or True, where another option has it."""
@@ -161,7 +161,7 @@ def is_infinity(norm_type: Any) -> bool:
 
 
 class _Kind:
-    """What the values of an option have in common."""
+    """One kind of values that an option may have."""
 
     least, most = math.inf, -math.inf
     """The floats between them need no other check; where an option is no number, none are."""
@@ -272,7 +272,7 @@ class _Tuple(_Kind):
 
 
 def _kind_of(annotation: Any) -> _Kind:
-    """What an annotation allows."""
+    """The kind of values that an annotation allows."""
     members: list[Any] = []
     metadata: list[Any] = []
 
@@ -386,7 +386,7 @@ def group_options() -> dict[str, Option]:
 
 
 GROUP_DEFAULTS = {"lr_factor": 1.0}
-"""What holds for a group that does not have them."""
+"""Their values for a group that does not have them."""
 
 
 def _settable(cls: type) -> dict[str, Option]:

@@ -81,7 +81,7 @@ def sums(
     scalars: Sequence[float],
     n_factors: int = 0,
 ) -> Array:
-    """What the row's SUMS add up to: for each block of SUM_BLOCK elements, a line with a number for each sum.
+    """The row's SUMS: for each block of SUM_BLOCK elements, a line with a number for each sum.
 
     Changes none of the arrays. Elements are numbered in the order in which ``p`` lies in memory.
     """

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from fastopt.algorithm import Algorithm, Hyper
 
 INSTANCE_ATTRIBUTES = frozenset({"defaults", "param_groups"})
-"""What an optimizer has besides what its class has; names that begin with an underscore may be set too."""
+"""Attributes of an optimizer besides those of its class; names that begin with an underscore may be set too."""
 
 ADVICE = {
     "state": "write into its arrays (opt.state[0]['exp_avg'][...] = x), or use reset() or load_state_dict()",
     "threads": "use fastopt.set_num_threads",
     "params": "use add_param_group, or pass the arrays at each step: update(params, grads)",
 }
-"""What to do instead of setting an attribute."""
+"""Advice for attributes that cannot be set."""
 
 
 class Settings:
@@ -86,7 +86,7 @@ class Settings:
 
     @reading
     def current(self, name: str) -> list[Any]:
-        """What an option will be in the next step: a number (of ``betas`` a tuple) for each group.
+        """The value of an option in the next step: a number (of ``betas`` a tuple) for each group.
 
         Callables are asked as in the step: for the largest number of steps that any parameter has made. ``lr`` is
         multiplied by the group's ``lr_factor``. Raises ValueError for a name that is no option.
@@ -111,7 +111,7 @@ class Settings:
 
 
 def _meant(cls: type, name: str) -> str:
-    """What somebody may have meant by a name that is not there, for a message."""
+    """The name that somebody may have meant by one that is not there, for a message."""
     found = similar(name, [*options.settable(cls), *(x for x in dir(cls) if not x.startswith("_"))])
     return f"; did you mean {found[0]}?" if found else f"; its options are {', '.join(options.settable(cls))}"
 

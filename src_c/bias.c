@@ -9,7 +9,7 @@ typedef struct {
     double high, low;
 } pair;
 
-/* What rounding took from product = a * b, exactly (Dekker 1971). */
+/* The error of product = a * b by rounding, exactly (Dekker 1971). */
 static double product_error(double a, double b, double product)
 {
     const double split = 134217729.0; /* 2^27 + 1 */

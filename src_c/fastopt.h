@@ -45,7 +45,7 @@ enum { FASTOPT_FLOAT32, FASTOPT_FLOAT64, FASTOPT_FLOAT16, FASTOPT_BFLOAT16, FAST
 
 /* Copies numbers from one storage to another. On the way each is multiplied by `scale` and then clipped to
  * ±limit (a NaN stays), in float64 if `from` is that and `to` is not float32, else in float32: with 1 and infinity
- * it is a copy. What is stored in 16 bits is rounded to the nearest, of two equally near the even one. `to` may be
+ * it is a copy. Numbers that are stored in 16 bits are rounded to the nearest, of two equally near the even one. `to` may be
  * `from` where the storages are the same. */
 typedef void (*fastopt_converter)(void *to, const void *from, size_t count, double scale, double limit);
 

@@ -1,3 +1,3 @@
-/* What every processor of the architecture has: SSE2 on x86-64, NEON on AArch64. */
+/* The instruction set of every processor of the architecture: SSE2 on x86-64, NEON on AArch64. */
 #define ISA baseline
 #include "kernels.h"

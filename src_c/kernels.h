@@ -43,7 +43,7 @@
 #define PLUS_ONE(name) + 1
 #define COUNT(...) (0 FOR_EACH(PLUS_ONE, __VA_ARGS__))
 
-/* What every row has after its own SCALARS. */
+/* The scalars that every row has after its own. */
 #define COMMON_SCALARS grad_scale, weight_decay, decay
 
 /* -- For formulas -- */

@@ -5,7 +5,7 @@
  * which it lies above the lower neighbour, and is right in the mean. Rounding to the nearest would lose
  * whatever is less than half a unit, every time: a second moment with beta2 = 0.999 stands still.
  * (Gupta, Agrawal, Gopalakrishnan, Narayanan 2015, arXiv:1502.02551; Zamirai, Zhang, Aberger, De Sa 2020,
- * arXiv:2010.06192.) What is a bfloat16 already stays; beyond the largest comes infinity.
+ * arXiv:2010.06192.) A number that is a bfloat16 already stays; beyond the largest comes infinity.
  *
  * The random bits are a function of (random_key, number of the element): no generator has a state, so threads
  * and chunks do not matter. The caller makes the key of a seed and the number of steps taken. */

@@ -307,7 +307,7 @@ uint64_t fastopt_flush_subnormals(void)
 
 /* -- Running -- */
 
-/* What follows the update, while the elements lie in the core's cache. */
+/* The passes that follow the update, while the elements lie in the core's cache. */
 static void run_passes(const fastopt_tensor *tensor, size_t begin, size_t end)
 {
     for (int k = 0; k < tensor->pass_count; k++) {

@@ -34,7 +34,7 @@ typedef struct {
 void fastopt_source_of(fastopt_source *source, const void *data, size_t itemsize, int ndim,
                        const ptrdiff_t *shape, const ptrdiff_t *strides, int fortran);
 
-/* What follows the update of a tensor, on the elements of each task while they lie in the core's cache. */
+/* One pass after the update of a tensor, on the elements of each task while they lie in the core's cache. */
 typedef struct {
     fastopt_kernel kernel;       /* of auxiliary.def; NULL: the parameter is copied to buffers[2] by `converter` */
     fastopt_converter converter;

@@ -1,4 +1,4 @@
-"""What the size of a batch does: all samples at once, mini-batches of 16 to 1,024, single samples.
+"""The effect of the batch size: all samples at once, mini-batches of 16 to 1,024, single samples.
 
 Every size trains the same network from the same start, with the same learning rate, for the same time. Small
 batches learn most from an epoch, large ones compute fastest, single samples never come to rest: the middle wins.
@@ -19,7 +19,7 @@ RATE = 0.1
 
 @dataclass
 class Curve:
-    """What was measured in the course of a training."""
+    """The measurements in the course of a training."""
 
     steps: list[int] = field(default_factory=list)
     epochs: list[float] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What the textbook's experiments share: data, a network in plain NumPy, the training loop, options and axes."""
+"""Shared by the textbook's experiments: data, a network in plain NumPy, the training loop, options and axes."""
 
 import argparse
 import sys
@@ -82,7 +82,7 @@ class Network:
             self.params[f"b{layer}"] = np.zeros(columns, np.float32)
 
     def forward(self, images: Array, masks: Sequence[Array] = ()) -> list[Array]:
-        """What each layer is given, from the images on, and at last the logits; masks are those of dropout."""
+        """The input of each layer, from the images on, and at last the logits; masks are those of dropout."""
         values = [images]
         for layer in range(1, self.layers + 1):
             z = values[-1] @ self.params[f"w{layer}"] + self.params[f"b{layer}"]

@@ -56,7 +56,7 @@ def gradients(hidden: int, data: Data, rng: np.random.Generator) -> Iterator[tup
 
 
 def after(budget: int, search: Iterator[tuple[int, Network]]) -> Network:
-    """What a search has found after so many passes."""
+    """The best point that a search has found after so many passes."""
     return next(network for passes, network in search if passes >= budget)
 
 

@@ -1,4 +1,4 @@
-"""What the arguments of a schedule may be: each kind checks one and returns its plain value."""
+"""The kinds of arguments that schedules take: each kind checks a value and returns it in plain form."""
 
 import math
 import operator

@@ -45,7 +45,7 @@ Schedules = Annotated[Sequence[Callable[[int], float] | float], _schedules]
 Milestones = Annotated[Sequence[int], increasing(1, repeated=False)]
 Shape = Annotated[Literal["linear", "cosine", "1-sqrt"], one_of("linear", "cosine", "1-sqrt")]
 
-# What is left of the way after the part x of a decay, from 1 at x = 0 to 0 at x = 1. A warm-up is the decay
+# The part of the way that is left after the part x of a decay, from 1 at x = 0 to 0 at x = 1. A warm-up is the decay
 # backwards: 1 - left(x) for the linear one and the cosine, and likewise as the trainer has it for 1-sqrt.
 LEFT: dict[str, Callable[[float], float]] = {
     "linear": lambda x: 1.0 - x,

@@ -1,4 +1,4 @@
-"""What all schedules share: an object that checks, prints, compares and pickles."""
+"""class Schedule: the base of all, which checks, prints, compares and pickles."""
 
 import inspect
 import math
