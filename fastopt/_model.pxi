@@ -39,11 +39,10 @@ cdef class Model:
             index for index, items in enumerate(self.items) if not is_group_unchanged(param_groups[index], items)
         ]
 
-    cdef int take_edits(self, optimizer) except -1:
+    cdef int take_edits(self, optimizer, object param_groups) except -1:
         """Checks groups that were edited since the last call."""
         cdef Py_ssize_t i
         cdef list changed
-        param_groups = optimizer.param_groups
         if is_unchanged(param_groups, self.items):
             return 0
         if type(param_groups) is list and len(<list>param_groups) == len(self.items) and not self.has_flags:

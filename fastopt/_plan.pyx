@@ -104,10 +104,11 @@ cdef class Plan(Handover):
                 clipping = None
         self.turns.enter()
         try:
-            self.take_edits(optimizer)
+            param_groups = optimizer.param_groups
+            self.take_edits(optimizer, param_groups)
             if not is_handed_over:
                 self.look_for_orphans()
-            self.make_step(optimizer, is_handed_over, params, grads, grad_scale, clipping)
+            self.make_step(optimizer, param_groups, is_handed_over, params, grads, grad_scale, clipping)
             return self.norms.total if clipping is not None and clipping.needs_norm else None
         finally:
             self.turns.leave()
@@ -142,7 +143,8 @@ cdef class Plan(Handover):
         return 0
 
     cdef int make_step(
-        self, optimizer, bint is_handed_over, object params, object grads, double grad_scale, Clipping clipping
+        self, optimizer, object param_groups, bint is_handed_over, object params, object grads, double grad_scale,
+        Clipping clipping,
     ) except -1:
         cdef Change change = None
         cdef tuple to_keep = None
@@ -156,7 +158,6 @@ cdef class Plan(Handover):
                     to_keep = self.prepare_to_keep(given, change)
             else:
                 change = self.take_own(optimizer, grads)
-            param_groups = optimizer.param_groups
             team = self.prepare(param_groups, isa, grad_scale, change, clipping)
             is_made = True
             self.write(param_groups, change, isa, team, clipping)
