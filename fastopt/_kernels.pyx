@@ -17,8 +17,8 @@ cdef extern from *:
     #define omp_get_max_threads() 1
     #define omp_get_proc_bind() 0
     #define omp_get_num_places() 0
-    #define omp_get_place_num_procs(place) 0
-    #define omp_get_place_proc_ids(place, cpus) ((void)(cpus))
+    #define omp_get_place_num_procs(place) ((void)(place), 0)
+    #define omp_get_place_proc_ids(place, cpus) ((void)(place), (void)(cpus))
     #endif
     #ifdef __VERSION__
     #define FASTOPT_COMPILER __VERSION__
