@@ -22,12 +22,13 @@ cdef class Group:
     """A parameter group as it was checked: the coefficients of its steps.
 
     algorithm: what the optimizer's class says of its formula. h: the checked options; callables: the names of those
-    that are a callable of the step, and `resolve(h, names, steps_taken)` returns a copy with their numbers. place: what
-    messages put before the name of an option.
+    that are a callable of the step, and `resolve(h, names, steps_taken)` returns a copy with their numbers. lost: see
+    there.
     """
 
     cdef readonly object algorithm
     cdef readonly dict h
+    cdef readonly object lost  # the name of an option that is 0 in float32 and must not be, or None
     cdef tuple callables
     cdef object resolve, coefficients, needed
     cdef readonly size_t subset  # the optional states in use, as the bits that number the row's kernels
@@ -37,8 +38,8 @@ cdef class Group:
     cdef int64_t resolved_for
     cdef Py_ssize_t scalar_count, required  # the row's own scalars; its states that are not optional
 
-    def __init__(self, algorithm, dict h, tuple callables, resolve):
-        self.algorithm, self.h, self.callables, self.resolve = algorithm, h, callables, resolve
+    def __init__(self, algorithm, dict h, tuple callables, resolve, lost=None):
+        self.algorithm, self.h, self.callables, self.resolve, self.lost = algorithm, h, callables, resolve, lost
         self.coefficients = algorithm.coefficients
         self.needed = algorithm.optional_states(h)
         self.subset = algorithm.subset(h)
@@ -58,7 +59,7 @@ cdef class Group:
         other.coefficients, other.subset, other.seed, other.sign = (
             self.coefficients, self.subset, self.seed, self.sign
         )
-        other.needed = self.needed
+        other.needed, other.lost = self.needed, self.lost
         other.scalar_count, other.required, other.resolved_for = self.scalar_count, self.required, -1
         other.h = h
         if not self.callables:

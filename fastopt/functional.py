@@ -26,7 +26,7 @@ from fastopt.algorithm import Hyper
 from fastopt.checkpoint import MOST_STEPS
 from fastopt.optimizer import Optimizer
 from fastopt.option_names import check_all
-from fastopt.options import options_of, shown
+from fastopt.options import options_of, refuse_lost, shown
 from fastopt.thread_tuner import ThreadTuners
 
 
@@ -94,6 +94,7 @@ def _slow(cls: type[Optimizer], name: str, names: tuple[str, ...], args: tuple[A
         needed[letter] = array
     owned = {letter: _owned_number(algorithm.states[letter], needed.pop(letter)) for letter in numbers}
     tensor = Tensor(algorithm, 0, "param", given["param"], 0, 0)
+    refuse_lost("", group, [tensor])
     found = arrays.checked_states(tensor.label, tensor.param, needed, algorithm.states)
     owner = _Owner()
     plan = Plan(algorithm, Turns(), _thread.tuners, is_function=True)

@@ -262,7 +262,8 @@ class Optimizer(Settings, Accumulating, Copying):
     @classmethod
     def _group_of(cls, place: str, h: Hyper) -> Group:
         """The form in which steps take checked options; place: put before an option's name in messages."""
-        return Group(cls.algorithm, h, options.callable_options(cls, h), partial(cls._numbers, place))
+        resolve = partial(cls._numbers, place)
+        return Group(cls.algorithm, h, options.callable_options(cls, h), resolve, options.lost_in_float32(cls, h))
 
     @classmethod
     def _numbers(cls, place: str, h: Hyper, callables: Sequence[str], steps_taken: int) -> Hyper:
@@ -394,9 +395,12 @@ class Optimizer(Settings, Accumulating, Copying):
         """
         groups: list[Group] = [*self._plan.groups, *(group for _, group in change.added_groups)]
         tensors: list[Tensor] = list(change.added_tensors)
+        for tensor in tensors:
+            options.refuse_lost(f"group {tensor.group}: ", groups[tensor.group], [tensor])
         edited = set()
         for index, _, _, group in change.groups:
             before, groups[index] = groups[index], group
+            options.refuse_lost(f"group {index}: ", group, (t for t in self._plan.tensors if t.group == index))
             if before.subset != group.subset or before.h["state_dtype"] != group.h["state_dtype"]:
                 edited.add(index)
         if loaded is not None:

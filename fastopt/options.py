@@ -12,12 +12,15 @@ import math
 import numbers
 import reprlib
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, SupportsFloat, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, SupportsFloat, TypeAlias
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from fastopt._plan import Group, Tensor
 
 # -- Annotations -----------------------------------------------------------------------------------
 
@@ -60,6 +63,10 @@ class _StateDtypes:
     """Marks an option that is the name of a dtype in which states may be stored."""
 
 
+class _Held:
+    """Marks a number that must not become 0 in the dtype of the arithmetic."""
+
+
 Number: TypeAlias = SupportsFloat | Callable[[int], SupportsFloat]
 """A number, or a callable that returns it; it is given the number of steps taken so far, 0 in the first step."""
 
@@ -70,8 +77,10 @@ Beta: TypeAlias = Annotated[Number, Interval(0, 1)]
 """The weight of the old in a moving average that is corrected for its start."""
 InitialValue: TypeAlias = Annotated[SupportsFloat, Interval(0)]
 """The first value of a state. It is read once, when the state is made, so it cannot be a callable."""
+Epsilon: TypeAlias = Annotated[Number, Interval(0), _Held()]
+"""A number against a division by 0: it must not become 0 in the dtype of the arithmetic."""
 Finite: TypeAlias = Annotated[Number, Interval(-math.inf, ends="()")]
-EpsHat: TypeAlias = Annotated[bool | Number, Interval(0)]
+EpsHat: TypeAlias = Annotated[bool | Number, Interval(0), _Held()]
 """A number; or True, where another option has it."""
 Seed: TypeAlias = Annotated[int, Interval(0, 2**32)]
 StateDtype: TypeAlias = Annotated[str | None, _StateDtypes()]
@@ -171,16 +180,26 @@ class _Kind:
         raise NotImplementedError
 
     def number(self, value: Any, label: str) -> float:
-        """The same for what a callable returned."""
+        """The same for a number and nothing else."""
         raise TypeError(f"{label}: it takes no callable; pass a value")
+
+    def returned(self, value: Any, label: str) -> float:
+        """The same for the number that a callable returned."""
+        return self.number(value, label)
 
     def __str__(self) -> str:
         raise NotImplementedError
 
 
+SMALLEST_FLOAT32 = 2.0**-149
+
+
 class _Number(_Kind):
-    def __init__(self, interval: Interval, members: Sequence[Any]) -> None:
+    def __init__(self, interval: Interval, members: Sequence[Any], is_held: bool = False) -> None:
         self.interval, self.least, self.most = interval, interval.least, interval.most
+        self.is_held = is_held
+        if is_held:  # which of the numbers below may be used depends on the parameters
+            self.least = SMALLEST_FLOAT32
         self.none, self.boolean = NoneType in members, bool in members
         self.callable = any(typing.get_origin(member) is Callable for member in members)
         others = ["True"] * self.boolean + ["False"] * self.boolean + ["None"] * self.none
@@ -197,6 +216,12 @@ class _Number(_Kind):
 
     def number(self, value: Any, label: str) -> float:
         return check_in(label, as_number(label, value, self.expected), self.interval)
+
+    def returned(self, value: Any, label: str) -> float:
+        number = self.number(value, label)
+        if self.is_held and is_lost_in_float32(number):
+            raise ValueError(f"{label}: {number} is 0 in float32; return 0, or at least {SMALLEST_FLOAT32:.2g}")
+        return number
 
     def __str__(self) -> str:
         others = ", or True or False" * self.boolean + ", or None" * self.none
@@ -294,7 +319,7 @@ def _kind_of(annotation: Any) -> _Kind:
         names = sorted({states for *_, states in FORMATS.values()})
         return _Choice([*names, None], "the name of a dtype", "states cannot be of")
     if interval and (float in members or SupportsFloat in members):
-        return _Number(interval, members)
+        return _Number(interval, members, any(isinstance(x, _Held) for x in metadata))
     if interval and int in members:
         return _WholeNumber(interval, NoneType in members)
     if members == [bool]:
@@ -349,7 +374,9 @@ class Option:
         if type(checked) is tuple:
             kinds = typing.cast(_Tuple, self.kind).kinds
             return tuple(
-                kind.number(element(step), f"{place}{self.name}[{i}]{RETURNED}") if callable(element) else element
+                kind.returned(element(step), f"{place}{self.name}[{i}]{RETURNED}")
+                if callable(element)
+                else element
                 for i, (kind, element) in enumerate(zip(kinds, checked, strict=True))
             )
         if not callable(checked):
@@ -357,7 +384,7 @@ class Option:
         value = checked(step)
         if type(value) is float and self._least <= value <= self._most:
             return value
-        return self.kind.number(value, f"{place}{self.name}{RETURNED}")
+        return self.kind.returned(value, f"{place}{self.name}{RETURNED}")
 
 
 def _options_of(cls: type) -> dict[str, Option]:
@@ -400,7 +427,7 @@ settable: Callable[[type], dict[str, Option]] = cache(_settable)
 def _bounds_of(cls: type) -> dict[str, tuple[float, float]]:
     """The least and the largest value of each option that is a number."""
     return {
-        name: (option.kind.interval.least, option.kind.interval.most)
+        name: (option.kind.least, option.kind.most)
         for name, option in settable(cls).items()
         if isinstance(option.kind, _Number)
     }
@@ -412,3 +439,28 @@ bounds_of: Callable[[type], dict[str, tuple[float, float]]] = cache(_bounds_of)
 def callable_options(cls: type, checked: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the options that are, or contain, a callable."""
     return tuple(name for name, option in options_of(cls).items() if option.is_callable(checked[name]))
+
+
+def is_lost_in_float32(value: Any) -> bool:
+    """Whether a number above 0 is 0 in float32."""
+    return type(value) is float and value > 0.0 and float(np.float32(value)) == 0.0
+
+
+def lost_in_float32(cls: type, checked: Mapping[str, Any]) -> str | None:
+    """The first option that must not be 0 in the dtype of the arithmetic, and is 0 in float32."""
+    for name, option in options_of(cls).items():
+        if isinstance(option.kind, _Number) and option.kind.is_held and is_lost_in_float32(checked[name]):
+            return name
+    return None
+
+
+def refuse_lost(place: str, group: Group, tensors: Iterable[Tensor]) -> None:
+    """Refuses an option that is 0 in the dtype in which one of these parameters of its group is updated."""
+    if group.lost is None:
+        return
+    for tensor in tensors:
+        if tensor.dtype != np.float64:
+            raise ValueError(
+                f"{place}{group.lost}: {group.h[group.lost]} is 0 in float32, in which {tensor.label} is updated; use "
+                f"0, or at least {SMALLEST_FLOAT32:.2g}"
+            )

@@ -8,7 +8,7 @@ same frame around the formulas in C. How 16-bit arrays are stored is in ``storag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -56,11 +56,13 @@ def update(
     states: Sequence[Array | None],
     scalars: Sequence[float],
     factors: Sequence[float] = (),
+    decay_by: Callable[[Array, float], None] | None = None,
 ) -> tuple[Array, ...]:
     """One step on one array, in place. Returns the row's SUMS, for each an array shaped like ``p``.
 
     states: the row's STATE and OPTIONAL buffers, None for one that is not in use. scalars: the row's SCALARS, then
-    grad_scale, weight_decay, decay. factors: the row's FACTORS.
+    grad_scale, weight_decay, decay. factors: the row's FACTORS. decay_by: multiplies an array by a number, where that
+    takes more than a product.
     """
     with np.errstate(all="ignore"):
         *own, grad_scale, weight_decay, decay = (p.dtype.type(value) for value in scalars)
@@ -68,7 +70,9 @@ def update(
         g = grad_scale * grad if grad_scale != 1 else grad
         if weight_decay != 0:
             g = g + weight_decay * p
-        if decay != 1:
+        if decay_by is not None:
+            decay_by(p, scalars[-1])
+        elif decay != 1:
             p *= decay
         return algorithm.twin(p, g, *states, *own, *(p.dtype.type(value) for value in factors)) or ()
 

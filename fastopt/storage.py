@@ -6,6 +6,8 @@ Why bfloat16 is rounded at random, and by which random bits, stands there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -42,9 +44,15 @@ def update(
     element 0, counted through all parameters.
     """
     wide = [None if array is None else widened(array) for array in states]
-    reference.update(algorithm, wide_p := widened(p), widened(grad), wide, scalars, factors)
+    wide_p = widened(p)
     random = random_bits(random_key, first_element, p)
+    decay_by = None
     with np.errstate(over="ignore"):  # the sums and products of whole numbers, where NumPy has scalars of them
+        if wide_p is not p:
+            stores = 1 + sum(array is not given for array, given in zip(wide, states, strict=True))
+            bits = next(islice(random_bits(random_key, first_element, p), stores, None))
+            decay_by = partial(decay, bits=bits)
+        reference.update(algorithm, wide_p, widened(grad), wide, scalars, factors, decay_by)
         for array, value in zip((p, *states), (wide_p, *wide), strict=True):
             if array is not None and value is not None and value is not array:
                 store(array, value, next(random))
@@ -71,6 +79,16 @@ def widened(array: Array) -> Array:
         return array
     bits = array.view(np.uint16).astype(np.uint32)
     return np.left_shift(bits, 16, out=bits).view(np.float32)
+
+
+def decay(p: Array, factor: float, *, bits: Array) -> None:
+    """Multiplies bfloat16 numbers, widened, by a factor near 1, in place: right in the mean, below float32's last
+    place too."""
+    exponent = p.view(np.uint32) & np.uint32(0x7F800000)
+    number, lost = np.float32, np.float32(1.0 - factor)
+    unit = exponent.view(np.float32) * number(2.0**-39) * (bits.astype(np.float32) - number(32767.5))
+    left = p - (lost * p + unit)
+    p[...] = np.where((lost == 0) | (exponent == 0x7F800000), number(factor) * p, left)
 
 
 def store(array: Array, value: Array, random: Array) -> None:

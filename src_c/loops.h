@@ -44,17 +44,22 @@
     FOR_EACH(SCALAR, SCALARS)                                                               \
     SCALAR(grad_scale)                                                                      \
     const T weight_decay UNUSED = is_plain ? 0 : (T)scalars[index_weight_decay];            \
-    SCALAR(decay)
+    SCALAR(decay)                                                                           \
+    const T lost UNUSED = (T)(1.0 - scalars[index_decay]);
 
 /* Element i, as the formula sees it. */
-#define LOAD_ELEMENT                                                                        \
+#define LOAD_ELEMENT(DECAYED)                                                               \
     T p UNUSED = READS_PARAMETER ? PASTE(load_, PARAMETER)(p_[i]) : 0;                      \
     FOR_EACH(LOAD, STATE)                                                                   \
     FOR_EACH(LOAD_IF, OPTIONAL)                                                             \
     T g UNUSED = READS_GRADIENT ? grad_scale * PASTE(load_, GRADIENT)(g_[i]) : 0;           \
     g = READS_PARAMETER && weight_decay != 0 ? g + weight_decay * p : g;                    \
-    p = READS_GRADIENT ? decay * p : p; /* after the step there is no decay */              \
+    p = READS_GRADIENT ? DECAYED : p; /* after the step there is no decay */                \
     FOR_EACH(SUM, SUMS)
+
+/* How many numbers in 16 bits an element is stored in, each with random bits of its own; more come behind those. */
+#define NUMBER_OF_STORES                                                                    \
+    (1 + (sizeof(PASTE(stored_, STATES)) == 2) * (COUNT(STATE) + (unsigned)__builtin_popcount(subset)))
 
 /* -- Update mode -- */
 
@@ -75,7 +80,7 @@ static ALWAYS_INLINE void UPDATE_LOOP(
 #pragma GCC unroll 2
         for (size_t i = begin; i < end; i++, weyl += WEYL) {
             random_bits random = {.start = weyl ^ (uint32_t)(key >> 32)};
-            LOAD_ELEMENT
+            LOAD_ELEMENT(PASTE(decayed_, PARAMETER)(p, decay, lost, &random, NUMBER_OF_STORES))
 #include QUOTE(formulas/FORMULA.h)
             if (WRITES_PARAMETER)
                 p_[i] = PASTE(store_, PARAMETER)(p, &random);
@@ -138,7 +143,7 @@ static ALWAYS_INLINE void SUM_LANES(
         FOR_EACH(HAS, OPTIONAL)
         for (size_t lane = 0; lane < count; lane++) {
             const size_t i = first + lane;
-            LOAD_ELEMENT
+            LOAD_ELEMENT(decay * p)
 #include QUOTE(formulas/FORMULA.h)
             enum { FOR_EACH(INDEX, SUMS) count_sums };
             FOR_EACH(ADD, SUMS)

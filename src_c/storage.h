@@ -48,16 +48,27 @@ typedef struct {
 /* The halves of lowbias32 (Wellons 2018), whose every bit depends on every bit of x. A simpler hash, of one
  * multiplication, leaves pairs of neighbours that are not independent. Its last step, x ^ x >> 16, changes
  * the lower half alone, and is made for that alone: shifts are what the loop waits for. */
+static ALWAYS_INLINE uint32_t hash_of(const random_bits *random, unsigned number)
+{
+    uint32_t x = random->start + number / 2 * 0x85ebca6bu;
+    x = (x ^ x >> 16) * 0x7feb352du;
+    return (x ^ x >> 15) * 0x846ca68bu;
+}
+
 static ALWAYS_INLINE uint32_t draw(random_bits *random)
 {
     const unsigned drawn = random->drawn++;
     if (drawn % 2)
         return random->hash >> 16;
-    uint32_t x = random->start + drawn / 2 * 0x85ebca6bu;
-    x = (x ^ x >> 16) * 0x7feb352du;
-    x = (x ^ x >> 15) * 0x846ca68bu;
-    random->hash = x;
+    const uint32_t x = random->hash = hash_of(random, drawn);
     return (x ^ x >> 16) & 0xffff;
+}
+
+/* The same bits by their number, out of turn. */
+static ALWAYS_INLINE uint32_t drawn_at(const random_bits *random, unsigned number)
+{
+    const uint32_t x = hash_of(random, number);
+    return number % 2 ? x >> 16 : (x ^ x >> 16) & 0xffff;
 }
 
 /* -- Loads and stores -- */
@@ -94,6 +105,22 @@ static ALWAYS_INLINE uint16_t store_bfloat16(float value, random_bits *random)
 {
     const uint32_t bits = as_bits(value) + draw(random);
     return (value == value ? bits : 0x7fc00000) >> 16;
+}
+
+/* -- Decoupled weight decay: what is left of a parameter. lost is 1 - decay -- */
+
+#define decayed_float32(p, decay, lost, random, number) ((decay) * (p))
+#define decayed_float64(p, decay, lost, random, number) ((decay) * (p))
+
+/* A bfloat16 may lose less than a float32 can hold of it. So a random number within half a unit of the float32's last
+ * place goes with the loss, and the sum is right in the mean as the bfloat16 is. */
+static ALWAYS_INLINE float decayed_bfloat16(
+    float p, float decay, float lost, const random_bits *random, unsigned number)
+{
+    const uint32_t exponent = as_bits(p) & 0x7f800000;
+    const float unit = as_float(exponent) * 0x1p-39f * ((float)(int32_t)drawn_at(random, number) - 32767.5f);
+    const float left = p - (lost * p + unit);
+    return lost == 0 || exponent == 0x7f800000 ? decay * p : left;
 }
 
 /* -- Rounding to the nearest, of two equally near to the even one -- */

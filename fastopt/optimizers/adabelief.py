@@ -9,7 +9,7 @@ from fastopt._kernels import bias_correction
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Optimizer, Params
 from fastopt.optimizers.radam import rectification
-from fastopt.options import Beta, NonNegative, Seed, StateDtype
+from fastopt.options import Beta, Epsilon, NonNegative, Seed, StateDtype
 
 
 class AdaBelief(Optimizer):
@@ -44,11 +44,11 @@ class AdaBelief(Optimizer):
         params: Params | None = None,
         lr: NonNegative = 1e-3,
         betas: tuple[Beta, Beta] = (0.9, 0.999),
-        eps: NonNegative = 1e-16,
+        eps: Epsilon = 1e-16,
         weight_decay: NonNegative = 0.0,
         *,
         maximize: bool = False,
-        eps_root: NonNegative = 1e-16,
+        eps_root: Epsilon = 1e-16,
         decoupled_weight_decay: bool = True,
         rectify: bool = False,
         state_dtype: StateDtype = None,
@@ -64,7 +64,7 @@ class AdaBelief(Optimizer):
         def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
             beta1, beta2 = h["betas"]
             step_size, limit = h["lr"] / bias_correction(beta1, t), math.inf
-            correction2 = 1.0 / bias_correction(beta2, t)
+            correction2 = 1.0 / math.sqrt(bias_correction(beta2, t))
             if h["rectify"]:
                 rectifier = rectification(beta2, t)
                 step_size *= math.sqrt(bias_correction(beta2, t)) * rectifier if rectifier else 1.0
@@ -84,7 +84,7 @@ class AdaBelief(Optimizer):
             m += one_minus_beta1 * g
             surprise = g - m
             s *= beta2
-            s += one_minus_beta2 * (surprise * surprise)
+            s += one_minus_beta2 * surprise * surprise
             s += eps_root
-            root = np.sqrt(s * correction2) + eps
+            root = np.sqrt(s) * correction2 + eps
             p -= step_size * (m / np.where(root > limit, 1, root))

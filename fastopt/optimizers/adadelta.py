@@ -6,7 +6,7 @@ import numpy as np
 
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Optimizer, Params
-from fastopt.options import NonNegative, Seed, StateDtype, UnitInterval
+from fastopt.options import Epsilon, NonNegative, Seed, StateDtype, UnitInterval
 
 
 class Adadelta(Optimizer):
@@ -31,7 +31,7 @@ class Adadelta(Optimizer):
         params: Params | None = None,
         lr: NonNegative = 1.0,
         rho: UnitInterval = 0.9,
-        eps: NonNegative = 1e-6,
+        eps: Epsilon = 1e-6,
         weight_decay: NonNegative = 0.0,
         *,
         maximize: bool = False,
@@ -51,8 +51,11 @@ class Adadelta(Optimizer):
         @staticmethod
         def twin(p: Array, g: Array, s: Array, d: Array, rho: Any, one_minus_rho: Any, eps: Any, lr: Any) -> None:
             s *= rho
-            s += one_minus_rho * (g * g)
-            delta = np.sqrt((d + eps) / (s + eps)) * g
+            s += one_minus_rho * g * g
+            above, below = d + eps, s + eps
+            is_small, number = above < np.where(below < 64, below, 64), above.dtype.type
+            larger, smaller = (np.where(is_small, number(x), number(1.0)) for x in (2.0**120, 2.0**-60))
+            delta = np.sqrt(above * larger / below) * smaller * g
             d *= rho
-            d += one_minus_rho * (delta * delta)
+            d += one_minus_rho * delta * delta
             p -= lr * delta

@@ -6,7 +6,7 @@ import numpy as np
 
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Optimizer, Params
-from fastopt.options import InitialValue, NonNegative, Seed, StateDtype
+from fastopt.options import Epsilon, InitialValue, NonNegative, Seed, StateDtype
 
 
 class Adagrad(Optimizer):
@@ -34,10 +34,10 @@ class Adagrad(Optimizer):
         lr_decay: NonNegative = 0.0,
         weight_decay: NonNegative = 0.0,
         initial_accumulator_value: InitialValue = 0.0,
-        eps: NonNegative = 1e-10,
+        eps: Epsilon = 1e-10,
         *,
         maximize: bool = False,
-        eps_root: NonNegative = 0.0,
+        eps_root: Epsilon = 0.0,
         state_dtype: StateDtype = None,
         seed: Seed = 0,
     ) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import math
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from fastopt._kernels import bias_correction
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Optimizer, Params
-from fastopt.options import Beta, EpsHat, NonNegative, Seed, StateDtype
+from fastopt.options import Beta, EpsHat, Epsilon, NonNegative, Seed, StateDtype
 
 
 class Adam(Optimizer):
@@ -41,12 +41,12 @@ class Adam(Optimizer):
         params: Params | None = None,
         lr: NonNegative = 1e-3,
         betas: tuple[Beta, Beta] = (0.9, 0.999),
-        eps: NonNegative = 1e-8,
+        eps: Epsilon = 1e-8,
         weight_decay: NonNegative = 0.0,
         amsgrad: bool = False,
         *,
         maximize: bool = False,
-        eps_root: NonNegative = 0.0,
+        eps_root: Epsilon = 0.0,
         eps_hat: EpsHat = 0.0,
         bias_correction: bool = True,
         decoupled_weight_decay: bool = False,
@@ -73,9 +73,9 @@ class Adam(Optimizer):
             if eps_hat is True:
                 eps, eps_hat = 0.0, eps
             if eps_hat:
-                eps += eps_hat / math.sqrt(correction2)
-            step_size = h["lr"] / correction1
-            return beta1, 1.0 - beta1, beta2, 1.0 - beta2, 1.0 / correction2, h["eps_root"], eps, step_size
+                eps += eps_hat / sqrt(correction2)
+            eps_root, step_size = h["eps_root"] * correction2, h["lr"] / correction1
+            return beta1, 1.0 - beta1, beta2, 1.0 - beta2, 1.0 / sqrt(correction2), eps_root, eps, step_size
 
         @staticmethod
         def twin(
@@ -86,9 +86,9 @@ class Adam(Optimizer):
             m *= beta1
             m += one_minus_beta1 * g
             v *= beta2
-            v += one_minus_beta2 * (g * g)
+            v += one_minus_beta2 * g * g
             moment = v
             if vmax is not None:
                 np.maximum(v, vmax, out=vmax)
                 moment = vmax
-            p -= step_size * (m / (np.sqrt(moment * correction2 + eps_root) + eps))
+            p -= step_size * (m / (np.sqrt(moment + eps_root) * correction2 + eps))

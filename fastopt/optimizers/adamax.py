@@ -7,7 +7,7 @@ import numpy as np
 from fastopt._kernels import bias_correction
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Optimizer, Params
-from fastopt.options import Beta, NonNegative, Seed, StateDtype
+from fastopt.options import Beta, Epsilon, NonNegative, Seed, StateDtype
 
 
 class Adamax(Optimizer):
@@ -36,7 +36,7 @@ class Adamax(Optimizer):
         params: Params | None = None,
         lr: NonNegative = 2e-3,
         betas: tuple[Beta, Beta] = (0.9, 0.999),
-        eps: NonNegative = 1e-8,
+        eps: Epsilon = 1e-8,
         weight_decay: NonNegative = 0.0,
         *,
         maximize: bool = False,

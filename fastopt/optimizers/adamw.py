@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from fastopt.optimizer import Optimizer, Params
 from fastopt.optimizers.adam import Adam
-from fastopt.options import Beta, EpsHat, NonNegative, Seed, StateDtype
+from fastopt.options import Beta, EpsHat, Epsilon, NonNegative, Seed, StateDtype
 
 
 class AdamW(Adam):
@@ -20,12 +20,12 @@ class AdamW(Adam):
         params: Params | None = None,
         lr: NonNegative = 1e-3,
         betas: tuple[Beta, Beta] = (0.9, 0.999),
-        eps: NonNegative = 1e-8,
+        eps: Epsilon = 1e-8,
         weight_decay: NonNegative = 1e-2,
         amsgrad: bool = False,
         *,
         maximize: bool = False,
-        eps_root: NonNegative = 0.0,
+        eps_root: Epsilon = 0.0,
         eps_hat: EpsHat = 0.0,
         bias_correction: bool = True,
         decoupled_weight_decay: bool = True,

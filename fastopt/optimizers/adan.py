@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from fastopt._kernels import bias_correction
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Optimizer, Params
-from fastopt.options import Beta, NonNegative, Seed, StateDtype
+from fastopt.options import Beta, Epsilon, NonNegative, Seed, StateDtype
 
 
 class Adan(Optimizer):
@@ -44,7 +45,7 @@ class Adan(Optimizer):
         params: Params | None = None,
         lr: NonNegative = 1e-3,
         betas: tuple[Beta, Beta, Beta] = (0.98, 0.92, 0.99),
-        eps: NonNegative = 1e-8,
+        eps: Epsilon = 1e-8,
         weight_decay: NonNegative = 0.0,
         no_prox: bool = False,
         *,
@@ -69,7 +70,7 @@ class Adan(Optimizer):
             return (
                 *(beta1, 1.0 - beta1, beta2, 1.0 - beta2, beta3, 1.0 - beta3, t > 1),
                 *(h["lr"] / bias_correction(beta1, t), h["lr"] * beta2 / bias_correction(beta2, t)),
-                *(1.0 / bias_correction(beta3, t), h["eps"], shrink),
+                *(1.0 / math.sqrt(bias_correction(beta3, t)), h["eps"], shrink),
             )
 
         @staticmethod
@@ -85,7 +86,7 @@ class Adan(Optimizer):
             v += one_minus_beta2 * change
             ahead = g + beta2 * change
             n *= beta3
-            n += one_minus_beta3 * (ahead * ahead)
+            n += one_minus_beta3 * ahead * ahead
             np.multiply(g, -1, out=before)  # a product, which may flush subnormal numbers
-            p -= (step_m * m + step_v * v) / (np.sqrt(n * correction3) + eps)
+            p -= (step_m * m + step_v * v) / (np.sqrt(n) * correction3 + eps)
             p *= shrink

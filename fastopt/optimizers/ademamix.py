@@ -8,7 +8,7 @@ import numpy as np
 from fastopt._kernels import bias_correction
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Optimizer, Params
-from fastopt.options import Beta, Interval, NonNegative, Seed, StateDtype
+from fastopt.options import Beta, Epsilon, Interval, NonNegative, Seed, StateDtype
 
 
 class AdEMAMix(Optimizer):
@@ -48,7 +48,7 @@ class AdEMAMix(Optimizer):
         alpha: NonNegative = 5.0,
         beta3_warmup: Annotated[int, Interval(1)] | None = None,
         alpha_warmup: Annotated[int, Interval(1)] | None = None,
-        eps: NonNegative = 1e-8,
+        eps: Epsilon = 1e-8,
         weight_decay: NonNegative = 0.0,
         *,
         maximize: bool = False,
@@ -76,7 +76,7 @@ class AdEMAMix(Optimizer):
                 beta3 = 0.5 ** (1.0 / ((1.0 - part) * half_life(beta1) + part * half_life(beta3)))
             return (
                 *(beta1, 1.0 - beta1, beta2, 1.0 - beta2, beta3, 1.0 - beta3, alpha),
-                *(1.0 / bias_correction(beta1, t), 1.0 / bias_correction(beta2, t), h["eps"], h["lr"]),
+                *(1.0 / bias_correction(beta1, t), 1.0 / math.sqrt(bias_correction(beta2, t)), h["eps"], h["lr"]),
             )
 
         @staticmethod
@@ -90,8 +90,8 @@ class AdEMAMix(Optimizer):
             slow *= beta3
             slow += one_minus_beta3 * g
             v *= beta2
-            v += one_minus_beta2 * (g * g)
-            p -= lr * ((m * correction1 + alpha * slow) / (np.sqrt(v * correction2) + eps))
+            v += one_minus_beta2 * g * g
+            p -= lr * ((m * correction1 + alpha * slow) / (np.sqrt(v) * correction2 + eps))
 
 
 def half_life(beta: float) -> float:

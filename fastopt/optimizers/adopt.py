@@ -7,7 +7,7 @@ import numpy as np
 
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Optimizer, Params
-from fastopt.options import Beta, NonNegative, Seed, StateDtype
+from fastopt.options import Beta, Epsilon, NonNegative, Seed, StateDtype
 
 
 class ADOPT(Optimizer):
@@ -39,7 +39,7 @@ class ADOPT(Optimizer):
         params: Params | None = None,
         lr: NonNegative = 1e-3,
         betas: tuple[Beta, Beta] = (0.9, 0.9999),
-        eps: NonNegative = 1e-6,
+        eps: Epsilon = 1e-6,
         weight_decay: NonNegative = 0.0,
         *,
         maximize: bool = False,
@@ -83,6 +83,6 @@ class ADOPT(Optimizer):
             m *= beta1
             m += one_minus_beta1 * u
             v *= beta2
-            v += one_minus_beta2 * (g * g)
+            v += one_minus_beta2 * g * g
             p *= keep
             p -= lr * m

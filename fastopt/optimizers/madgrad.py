@@ -7,7 +7,7 @@ import numpy as np
 
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Optimizer, Params
-from fastopt.options import Beta, NonNegative, Seed, StateDtype
+from fastopt.options import Beta, Epsilon, NonNegative, Seed, StateDtype
 from fastopt.reference import cbrt
 
 
@@ -41,7 +41,7 @@ class MADGRAD(Optimizer):
         lr: NonNegative = 1e-2,
         momentum: Beta = 0.9,
         weight_decay: NonNegative = 0.0,
-        eps: NonNegative = 1e-6,
+        eps: Epsilon = 1e-6,
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
@@ -72,7 +72,7 @@ class MADGRAD(Optimizer):
             first: Any, lamb: Any, eps: Any, keep: Any, part: Any, drift: Any,
         ) -> None:  # fmt: skip
             start = np.where(first, p, x)
-            q += lamb * (g * g)
+            q += lamb * g * g
             s += lamb * g
             root = cbrt(q) + eps
             z = start - s / np.where(root > 0, root, 1)

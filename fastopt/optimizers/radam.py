@@ -8,7 +8,7 @@ import numpy as np
 from fastopt._kernels import bias_correction
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Optimizer, Params
-from fastopt.options import Beta, NonNegative, Seed, StateDtype
+from fastopt.options import Beta, Epsilon, NonNegative, Seed, StateDtype
 
 
 class RAdam(Optimizer):
@@ -40,7 +40,7 @@ class RAdam(Optimizer):
         params: Params | None = None,
         lr: NonNegative = 1e-3,
         betas: tuple[Beta, Beta] = (0.9, 0.999),
-        eps: NonNegative = 1e-8,
+        eps: Epsilon = 1e-8,
         weight_decay: NonNegative = 0.0,
         decoupled_weight_decay: bool = False,
         *,
@@ -62,7 +62,7 @@ class RAdam(Optimizer):
             if rectifier := rectification(beta2, t):
                 step_size, limit = step_size * rectifier, math.inf
                 if h["eps_after_correction"]:
-                    correction2 = 1.0 / bias_correction(beta2, t)
+                    correction2 = 1.0 / math.sqrt(bias_correction(beta2, t))
                 else:
                     step_size *= math.sqrt(bias_correction(beta2, t))
             return beta1, 1.0 - beta1, beta2, 1.0 - beta2, correction2, h["eps"], limit, step_size
@@ -76,8 +76,8 @@ class RAdam(Optimizer):
             m *= beta1
             m += one_minus_beta1 * g
             v *= beta2
-            v += one_minus_beta2 * (g * g)
-            root = np.sqrt(v * correction2) + eps
+            v += one_minus_beta2 * g * g
+            root = np.sqrt(v) * correction2 + eps
             p -= step_size * (m / np.where(root > limit, 1, root))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Optimizer, Params
 from fastopt.optimizers.sgd import momentum_rates
-from fastopt.options import InitialValue, NonNegative, Seed, StateDtype, UnitInterval
+from fastopt.options import Epsilon, InitialValue, NonNegative, Seed, StateDtype, UnitInterval
 
 
 class RMSprop(Optimizer):
@@ -42,13 +42,13 @@ class RMSprop(Optimizer):
         params: Params | None = None,
         lr: NonNegative = 1e-2,
         alpha: UnitInterval = 0.99,
-        eps: NonNegative = 1e-8,
+        eps: Epsilon = 1e-8,
         weight_decay: NonNegative = 0.0,
         momentum: NonNegative = 0.0,
         centered: bool = False,
         *,
         maximize: bool = False,
-        eps_root: NonNegative = 0.0,
+        eps_root: Epsilon = 0.0,
         initial_accumulator_value: InitialValue = 0.0,
         lr_in_momentum: bool = False,
         state_dtype: StateDtype = None,
@@ -79,7 +79,7 @@ class RMSprop(Optimizer):
             alpha: Any, one_minus_alpha: Any, eps_root: Any, eps: Any, momentum: Any, lr_in: Any, lr: Any,
         ) -> None:  # fmt: skip
             s *= alpha
-            s += one_minus_alpha * (g * g)
+            s += one_minus_alpha * g * g
             moment = s
             if a is not None:
                 a *= alpha

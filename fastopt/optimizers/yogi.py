@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from fastopt._kernels import bias_correction
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Optimizer, Params
-from fastopt.options import Beta, InitialValue, NonNegative, Seed, StateDtype
+from fastopt.options import Beta, Epsilon, InitialValue, NonNegative, Seed, StateDtype
 
 
 class Yogi(Optimizer):
@@ -37,7 +38,7 @@ class Yogi(Optimizer):
         params: Params | None = None,
         lr: NonNegative = 1e-2,
         betas: tuple[Beta, Beta] = (0.9, 0.999),
-        eps: NonNegative = 1e-3,
+        eps: Epsilon = 1e-3,
         weight_decay: NonNegative = 0.0,
         *,
         maximize: bool = False,
@@ -59,8 +60,11 @@ class Yogi(Optimizer):
         @staticmethod
         def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
             beta1, beta2 = h["betas"]
-            correction1, correction2 = bias_correction(beta1, t), bias_correction(beta2, t)
-            return beta1, 1.0 - beta1, 1.0 - beta2, 1.0 / correction2, h["eps"], h["lr"] / correction1
+            step_size, correction2 = (
+                h["lr"] / bias_correction(beta1, t),
+                1.0 / math.sqrt(bias_correction(beta2, t)),
+            )
+            return beta1, 1.0 - beta1, 1.0 - beta2, correction2, h["eps"], step_size
 
         @staticmethod
         def twin(
@@ -69,6 +73,5 @@ class Yogi(Optimizer):
         ) -> None:  # fmt: skip
             m *= beta1
             m += one_minus_beta1 * g
-            square = g * g
-            v -= one_minus_beta2 * (np.sign(v - square) * square)
-            p -= step_size * (m / (np.sqrt(v * correction2) + eps))
+            v -= np.sign(v - g * g) * (one_minus_beta2 * g * g)
+            p -= step_size * (m / (np.sqrt(v) * correction2 + eps))

@@ -5,5 +5,5 @@ T root = SQRT(v);
 T u = g / (root < eps ? eps : root);
 u = u < -bound ? -bound : u > bound ? bound : u;
 m = beta1 * m + one_minus_beta1 * u;
-v = beta2 * v + one_minus_beta2 * (g * g);
+v = beta2 * v + one_minus_beta2 * g * g;
 p = keep * p - lr * m;

@@ -2,7 +2,7 @@
  * is momentum, `part` 1 - momentum; decoupled decay takes from `keep`, and without momentum, where the authors
  * work out x from p, moves x by `drift`. Where q is 0, s is too. */
 x = first != 0 ? p : x;
-q = q + lamb * (g * g);
+q = q + lamb * g * g;
 s = s + lamb * g;
 T root = CBRT(q) + eps;
 T z = x - s / (root > 0 ? root : 1);
