@@ -229,3 +229,26 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path, script: st
     with pytest.raises(SystemExit, match="file") as exit:
         importlib.import_module(script).main(["--output", str(file)])
     assert isinstance(exit.value.code, str)
+
+
+@pytest.mark.parametrize("name", ["sklearn_weights", "late_parameters", "array_by_array"])
+def test_programs_train_as_with_their_own_optimizer(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES / "programs")
+    program, comparison = importlib.import_module(name), importlib.import_module("comparison")
+    losses = comparison.compare(program.train, epochs=12)
+    np.testing.assert_allclose(losses["fastopt"], losses["own"], rtol=1e-6)
+    assert losses["fastopt"][-1] < 0.5 * losses["fastopt"][0]
+    assert "times as long" in capsys.readouterr().out
+
+
+def test_weights_are_replaced_during_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES / "programs")
+    program = importlib.import_module("sklearn_weights")
+    replaced = []
+    copies = program.copies
+    monkeypatch.setattr(program, "copies", lambda classifier: replaced.append(1) or copies(classifier))
+    losses = [loss for loss, _ in zip(program.train("fastopt"), range(20), strict=False)]
+    better = sum(loss < min(losses[:k], default=np.inf) for k, loss in enumerate(losses))
+    assert len(replaced) > 1 + better  # also after an epoch that was not better
