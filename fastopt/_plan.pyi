@@ -1,12 +1,134 @@
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-def __getattr__(name: str) -> Any: ...
+from fastopt._turns import Turns
+from fastopt.accumulation import Accumulated
+from fastopt.algorithm import Algorithm, Array, Hyper
+from fastopt.arrays import Key
+from fastopt.step_options import StepOptions
+from fastopt.thread_tuner import ThreadTuners
 
-Change: Any
-Clipping: Any
-Function: Any
-Gradients: Any
-Group: Any
-Move: Any
-Plan: Any
-Tensor: Any
+class Clipping:
+    def __init__(self, **asked: Any) -> None: ...
+
+class Intervals:
+    tensors: list[Tensor]
+    def with_arrays(
+        self, tensors: list[Tensor], added: list[tuple[Tensor, int, Array]], without: set[Tensor] | None = None
+    ) -> Intervals: ...
+    def holds(self, array: Array) -> bool: ...
+
+class Tensor:
+    key: Key
+    given: Any
+    param: Array
+    label: str
+    order: str
+    dtype: Any
+    shape: tuple[int, ...]
+    states: dict[str, Array]
+    index: int
+    group: int
+    steps: int
+    letters: list[str]
+    array: Array
+    address: int
+    end_element: int
+    def __init__(
+        self, algorithm: type[Algorithm], index: int, key: Key, given: Any, group: int, first_element: int
+    ) -> None: ...
+    def numbers_by_letter(self) -> dict[str, float]: ...
+    def name_of(self, buffer: int, names: Mapping[str, str]) -> str: ...
+
+class Group:
+    algorithm: type[Algorithm]
+    h: Hyper
+    lost: str | None
+    subset: int
+    def __init__(
+        self,
+        algorithm: type[Algorithm],
+        h: Hyper,
+        callables: tuple[str, ...],
+        resolve: Callable[[Hyper, Sequence[str], int], Hyper],
+        lost: str | None = None,
+    ) -> None: ...
+    def numbers_after(self, steps_taken: int) -> Hyper: ...
+    def in_step_after(self, steps_taken: int) -> Hyper: ...
+    def scalars(self, t: int) -> tuple[float, ...]: ...
+
+class Move:
+    tensor: Tensor
+    letter: str
+    algorithm: type[Algorithm]
+    def __init__(self, tensor: Tensor, letter: str, group: Group, t: int) -> None: ...
+
+class Change:
+    groups: list[tuple[int, Hyper | None, Hyper, Group]]
+    added_groups: list[tuple[Hyper, Group]]
+    added_tensors: list[Tensor]
+    states: list[tuple[Tensor, dict[str, Any]]]
+    copies: list[tuple[Array, Array]]
+    steps: list[tuple[Tensor, int]]
+    moves: list[Move]
+    numbers: list[tuple[Tensor, dict[str, float]]]
+    intervals: Intervals | None
+    unseen: dict[Key, Any] | None
+    notes: dict[Any, Any]
+    def give_to_added(self) -> None: ...
+
+class Work:
+    tuners: ThreadTuners
+    def threads(self, elements: int) -> int: ...
+
+class Plan:
+    algorithm: type[Algorithm]
+    groups: list[Group]
+    tensors: list[Tensor]
+    place: dict[Key, int]
+    unseen: dict[Key, Any]
+    intervals: Intervals
+    keeps_params: bool
+    last_move: Change | None
+    bound: list[Array | None] | None
+    accumulated: Accumulated | None
+    is_function: bool
+    work: Work
+    def __init__(
+        self,
+        algorithm: type[Algorithm],
+        turns: Turns,
+        tuners: ThreadTuners,
+        keeps_params: bool = True,
+        bounds: dict[str, tuple[float, float]] = ...,
+        is_function: bool = False,
+    ) -> None: ...
+    def is_unedited(self, param_groups: Any) -> bool: ...
+    def edited(self, param_groups: list[Any]) -> list[int]: ...
+    def commit(self, param_groups: Any, change: Change) -> None: ...
+    def bind(self, grads: Any) -> None: ...
+    def checked_gradients(self, grads: Any) -> list[Array | None]: ...
+    def step(self, optimizer: Any, grads: Any, asked: StepOptions | Mapping[str, Any] = ...) -> float | None: ...
+    def update(
+        self, optimizer: Any, params: Any, grads: Any, asked: StepOptions | Mapping[str, Any] = ...
+    ) -> float | None: ...
+    def move(self, optimizer: Any, change: Change) -> None: ...
+
+class Gradients:
+    tensors: list[Tensor]
+    norm: float
+    def __init__(self, labels: Iterable[str], grads: Iterable[Any], tuners: ThreadTuners) -> None: ...
+    def measure(self, clipping: Clipping) -> float: ...
+    def clip(self, limit: float | None = None) -> None: ...
+
+class Function:
+    def __init__(
+        self,
+        algorithm: type[Algorithm],
+        names: tuple[str, ...],
+        default_lr: float,
+        checked: Callable[[Hyper], Group],
+        slow: Callable[[tuple[Any, ...], Hyper], None],
+    ) -> None: ...
+
+def as_function(function: Function) -> Callable[..., None]: ...
