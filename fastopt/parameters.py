@@ -16,6 +16,8 @@ def as_groups(params: Any) -> list[Any]:
     arrays.refuse_file("params", params)
     if isinstance(params, Mapping):
         return [{"params": params}]
+    if isinstance(params, np.ndarray) and params.dtype == object and params.ndim:
+        raise TypeError("params: it is an array of objects; pass its members: list(params)")
     if isinstance(params, np.ndarray | str) or not isinstance(params, Iterable):
         raise TypeError(
             "params: expected a list or dict of arrays, or a list of groups, got "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -111,14 +111,19 @@ class Settings:
 
 
 def _meant(cls: type, name: str) -> str:
-    """The name that somebody may have meant by one that is not there, for a message."""
-    found = similar(name, [*options.settable(cls), *(x for x in dir(cls) if not x.startswith("_"))])
-    return f"; did you mean {found[0]}?" if found else f"; its options are {', '.join(options.settable(cls))}"
+    """The attribute that somebody may have meant by one that is not there, for a message."""
+    return _advice(name, options.settable(cls), [x for x in dir(cls) if not x.startswith("_")])
+
+
+def _advice(name: str, own: Iterable[str], others: Iterable[str] = ()) -> str:
+    found = similar(name, [*own, *others])
+    return f"; did you mean {found[0]}?" if found else f"; its options are {', '.join(own)}"
 
 
 def refuse_keyword(cls: type, name: str) -> NoReturn:
     """Refuses an argument that the constructor does not have."""
-    raise TypeError(f"{cls.__name__}: {name}: it takes no such argument{_meant(cls, name)}")
+    advice = _advice(name, ["params", *options.options_of(cls)])
+    raise TypeError(f"{cls.__name__}: {name}: it takes no such argument{advice}")
 
 
 def with_advice(init: Callable[..., None]) -> Callable[..., None]:

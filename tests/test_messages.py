@@ -59,6 +59,7 @@ PARAMETERS: dict[str, tuple[Made, str, Made]] = {
         lambda: [*[ones()], *[ones()]],
     ),
     "an array of arrays in a list": (lambda: [objects], r"parameter 0: .*list\(array\)", lambda: list(objects)),
+    "an array of arrays": (lambda: objects, r"params: .*list\(params\)", lambda: list(objects)),
     "a scalar": (lambda: [np.float32(1)], r"parameter 0: .*numpy\.array", lambda: [np.array(np.float32(1))]),
     "an array alone": (lambda: ones(), "into a list", lambda: [ones()]),
     "a list of numbers": (lambda: [[1.0, 1.0]], "numpy.asarray", lambda: [np.asarray([1.0, 1.0])]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
@@ -101,8 +102,10 @@ def test_constructors_say_what_is_meant() -> None:
     }.items():  # fmt: skip
         with pytest.raises(TypeError, match=rf"^Adam: {wrong}: .*did you mean {meant}\?"):
             fastopt.Adam(params(), **{wrong: 0.5})  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"^Adam: colour: .*its options are lr, betas"):
+    with pytest.raises(TypeError, match=r"^Adam: colour: .*its options are params, lr, betas") as refused:
         fastopt.Adam(params(), colour=1)  # type: ignore[call-arg]
+    named = str(refused.value).partition("its options are ")[2].split(", ")
+    assert named == list(inspect.signature(fastopt.Adam).parameters)  # each can be passed
 
 
 # -- The next step ---------------------------------------------------------------------------------------
