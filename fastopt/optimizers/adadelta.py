@@ -53,9 +53,9 @@ class Adadelta(Optimizer):
             s *= rho
             s += one_minus_rho * g * g
             above, below = d + eps, s + eps
-            is_small, number = above < np.where(below < 64, below, 64), above.dtype.type
-            larger, smaller = (np.where(is_small, number(x), number(1.0)) for x in (2.0**120, 2.0**-60))
-            delta = np.sqrt(above * larger / below) * smaller * g
+            is_small = above < np.where(below < 64, below, 64)
+            root = np.sqrt(np.where(is_small, above * 2.0**120, above) / below)
+            delta = np.where(is_small, root * 2.0**-60, root) * g
             d *= rho
             d += one_minus_rho * delta * delta
             p -= lr * delta
