@@ -2,6 +2,7 @@ from typing import Any
 
 def __getattr__(name: str) -> Any: ...
 
+Applied: Any
 Change: Any
 Clipping: Any
 Function: Any
@@ -10,3 +11,4 @@ Group: Any
 Move: Any
 Plan: Any
 Tensor: Any
+Trail: Any

@@ -260,6 +260,9 @@ cdef class Tensor:
         cnp.npy_intp *dims
         readonly list letters  # of the states' buffers, in the kernel's order
         double *numbers  # the row's NUMBERS
+        list trails  # one for each follower, see _followers.pxi
+        fastopt_pass *passes
+        size_t pass_capacity
         tuple number_letters
 
     def __init__(self, algorithm, Py_ssize_t index, key, given, Py_ssize_t group, uint64_t first_element):
@@ -269,7 +272,7 @@ cdef class Tensor:
         self.flags = flags_of(given)
         self.order, self.dtype = arrays.order_of(self.param), self.param.dtype
         self.letters = [*TABLE[algorithm.formula]["state"], *TABLE[algorithm.formula]["optional"]]
-        self.states = {}
+        self.states, self.trails = {}, []
         self.number_letters = TABLE[algorithm.formula]["numbers"]
         self.numbers = <double *>calloc(len(self.number_letters) + 1, sizeof(double))
         if self.numbers == NULL:
@@ -300,6 +303,7 @@ cdef class Tensor:
         free(self.source)
         free(self.dims)
         free(self.numbers)
+        free(self.passes)
 
     @property
     def now(self):
