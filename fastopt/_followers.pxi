@@ -111,6 +111,7 @@ cdef class Following(Handover):
     cdef:
         readonly list followers
         readonly object applied  # the average that the parameters are at the moment, or None
+        Intervals followed  # the memory of all trails; None until the next step needs it
 
     def __init__(self, algorithm, bint keeps_params, dict bounds, bint is_function):
         Handover.__init__(self, algorithm, keeps_params, bounds, is_function)
@@ -121,13 +122,31 @@ cdef class Following(Handover):
         cdef Follower follower = Follower(rule, seed)
         cdef Tensor tensor
         cdef list trails = [rule.trail(tensor) for tensor in self.tensors]
+        followed = self.memory_of_trails([
+            (tensor, -1, (<Trail>trail).array) for tensor, trail in zip(self.tensors, trails) if trail is not None
+        ])
         for tensor in self.tensors:
             make_room_for_passes(tensor, len(self.followers) + 1)
         for tensor, trail in zip(self.tensors, trails):  # from here on nothing fails
             tensor.trails.append(trail)
         self.followers.append(follower)
+        self.take_memory_of_trails(followed)
         self.is_assigned = False
         return follower
+
+    cdef Intervals memory_of_trails(self, list added):
+        """The memory of all trails and of others; refuses those that share any."""
+        cdef Tensor tensor
+        cdef Trail trail
+        return Intervals(self.tensors, self.algorithm.states, None, added + [
+            (tensor, -1, trail.array) for tensor in self.tensors for trail in tensor.trails if trail is not None
+        ])
+
+    cdef void take_memory_of_trails(self, Intervals followed) noexcept:
+        cdef Tensor tensor
+        self.followed = followed
+        for tensor in self.tensors:
+            tensor.param_apart = tensor.gradient_apart = NULL
 
     def unfollow(self, follower):
         """Takes a follower away."""
@@ -137,6 +156,7 @@ cdef class Following(Handover):
             tensor.trails.pop(place)
             tensor.c.pass_count = 0
         self.followers.pop(place)
+        self.followed = None
         self.is_assigned = False
 
     def trails_of(self, follower):
@@ -174,6 +194,8 @@ cdef class Following(Handover):
     cdef int _commit(self, object param_groups, Change change) except -1:
         cdef Follower follower
         Handover._commit(self, param_groups, change)
+        if change.added_tensors:
+            self.followed = None
         if change.copies:  # of parameters
             for follower in self.followers:
                 if follower.row is None:
@@ -191,14 +213,34 @@ cdef class Following(Handover):
         """Finds out what the followers write in the next step."""
         cdef Tensor tensor
         cdef Follower follower
-        cdef Py_ssize_t k, n = len(self.followers)
+        cdef Py_ssize_t i, k, n = len(self.followers)
+        if self.followed is None:
+            self.take_memory_of_trails(self.memory_of_trails([]))
         for follower in self.followers:
             follower.is_asked = False
-        for tensor in self.selected:
+        for i in range(len(self.selected)):
+            tensor = <Tensor>self.selected[i]
+            self.refuse_shared_with_trails(tensor, self.has_gradient[i])
             tensor.c.passes, tensor.c.pass_count = tensor.passes, 0
             for k in range(n):
                 if tensor.trails[k] is not None:
                     (<Follower>self.followers[k]).prepare(tensor, <Trail>tensor.trails[k], isa)
+        return 0
+
+    cdef int refuse_shared_with_trails(self, Tensor tensor, bint has_gradient) except -1:
+        """Refuses a parameter or a gradient that lies in memory which a follower writes."""
+        cdef Interval *other
+        if tensor.param_apart != tensor.c.call.buffers[0]:
+            other = self.followed.shared_with(tensor.now)
+            if other != NULL:
+                arrays.refuse_shared([(
+                    (tensor.index, 0, tensor.label),
+                    ((<Tensor>other.tensor).index, 1, (<Tensor>other.tensor).name_of(-1, None)),
+                )])
+            tensor.param_apart = tensor.c.call.buffers[0]
+        if has_gradient and (tensor.c.source != NULL or tensor.gradient_apart != cnp.PyArray_DATA(tensor.gradient)):
+            self.followed.refuse_gradient(tensor, tensor.gradient)
+            tensor.gradient_apart = cnp.PyArray_DATA(tensor.gradient) if tensor.c.source == NULL else NULL
         return 0
 
     cdef void count_followed(self) noexcept:

@@ -263,6 +263,7 @@ cdef class Tensor:
         list trails  # one for each follower, see _followers.pxi
         fastopt_pass *passes
         size_t pass_capacity
+        const void *param_apart, *gradient_apart  # that were found to share no memory with trails
         tuple number_letters
 
     def __init__(self, algorithm, Py_ssize_t index, key, given, Py_ssize_t group, uint64_t first_element):
@@ -338,7 +339,10 @@ cdef class Tensor:
         return self.c.call.first_element + self.c.count
 
     def name_of(self, Py_ssize_t buffer, names):
-        """The name of the parameter (buffer 0) or of a state in messages; names: the states', by letter."""
+        """The name of the parameter (buffer 0), of a state, or of what follows the parameter (-1) in messages; names:
+        the states', by letter."""
+        if buffer < 0:
+            return f"the average or mirror of {self.label}"
         return f"the state {names[self.letters[buffer - 2]]!r} of {self.label}" if buffer else self.label
 
     cdef void take_states(self, dict states) noexcept:

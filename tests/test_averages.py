@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import pickle
 import sys
 import threading
 import tracemalloc
+import warnings
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -284,6 +286,62 @@ def test_applied_swaps_the_averages_in_and_back(dtype: Any) -> None:
     assert average.steps == 4
 
 
+def test_an_interrupt_leaves_the_parameters_as_they_were() -> None:
+    fastopt.set_num_threads(1)
+    params = [np.ones(3), np.ones(70_000)]
+    opt = fastopt.Adam(params)
+    average = fastopt.ExponentialMovingAverage(opt)
+    for _ in range(2):
+        opt.step([np.ones(3), np.ones(70_000)])
+    own = contents(params)
+    for at in range(1, 400):
+        places = 0
+
+        def trace(frame: FrameType, event: str, _: object, at: int = at) -> Any:
+            nonlocal places
+            places += 1
+            if places == at:
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        is_swapped = False
+        try:
+            sys.settrace(trace)
+            with average.applied():
+                is_swapped = contents(params) == contents(average.arrays)
+        except KeyboardInterrupt:
+            is_swapped = False
+        finally:
+            sys.settrace(before)
+        assert contents(params) == own
+        assert opt.step([np.zeros(3), None], max_norm=1.0) == 0.0
+        own = contents(params)
+        if is_swapped:
+            return
+    raise AssertionError("the block has no end")
+
+
+def test_a_forked_child_goes_on() -> None:
+    params = [np.ones(100_000)]
+    opt = fastopt.SGD(params, lr=0.1)
+    average = fastopt.StochasticWeightAverage(opt)
+    opt.step([np.ones(100_000)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        status = 1
+        try:
+            opt.step([np.ones(100_000)])
+            with average.applied():
+                status = 0 if np.allclose(params[0], 0.85) else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert average.steps == 1
+
+
 def test_load_is_refused_while_an_average_is_applied(tmp_path: Any) -> None:
     params = [np.ones(3)]
     opt = fastopt.Adam(params)
@@ -526,6 +584,36 @@ def test_mirrors_that_do_not_fit_are_refused(given: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         opt.mirror(given)
     shared = np.ones(9, np.float16)
-    with pytest.raises(ValueError, match="parameter 0 and parameter 1 share memory"):
+    with pytest.raises(ValueError, match=r"mirror of parameter 0 and .* of parameter 1 share memory"):
         opt.mirror([shared[:3], shared[2:8].reshape(2, 3)])
+    mirror = opt.mirror([shared[:3], shared[3:].reshape(2, 3)])
+    with pytest.raises(ValueError, match="share memory"):
+        opt.mirror([shared[:3], np.ones((2, 3), np.float16)])
+    mirror.remove()
+    opt.mirror([shared[:3], np.ones((2, 3), np.float16)])
     opt.step([np.ones(3), np.ones((2, 3))])
+
+
+def test_gradients_and_parameters_in_the_memory_of_an_average_are_refused() -> None:
+    params, grads = [np.ones(3), np.ones(4)], [np.ones(3), np.ones(4)]
+    opt = fastopt.SGD(params, lr=0.1)
+    opt.step(grads)
+    average = fastopt.ExponentialMovingAverage(opt)
+    for wrong in (
+        [grads[0], average.arrays[1]],
+        [average.arrays[1][1:], grads[1]],
+        [average.arrays[0][::-1], None],
+    ):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="shares memory with the average or mirror of parameter"):
+                opt.step(wrong)
+    opt.step(grads)
+    assert average.steps == 1
+    average.remove()
+    opt.step([average.arrays[0], grads[1]])
+    other = fastopt.SGD(lr=0.1)
+    average = fastopt.ExponentialMovingAverage(other)
+    other.update([params[0]], [grads[0]])
+    with pytest.raises(ValueError, match="share memory"):
+        other.update([average.arrays[0]], [grads[0]])
+    assert average.steps == 1
