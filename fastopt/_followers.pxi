@@ -35,6 +35,7 @@ cdef class Follower:
     cdef:
         readonly object rule
         bytes row
+        const fastopt_optimizer *found  # the row, in the instruction set of the step
         bint writes_param, is_asked, is_due
         int64_t steps  # and share: those that the rule was asked about last
         double share, next_share, weight
@@ -44,7 +45,14 @@ cdef class Follower:
         self.rule, self.writes_param, self.seed = rule, rule.writes_param, seed
         self.row = None if rule.row is None else rule.row.encode()
 
-    cdef int ask(self, Trail trail) except -1:
+    cdef int begin(self, int isa) except -1:
+        """Begins a step."""
+        self.is_asked = False
+        if self.row is not None and table().isas[isa].name != NULL:
+            self.found = auxiliary_row(isa, self.row)
+        return 0
+
+    cdef inline int ask(self, Trail trail) except -1:
         """Asks the rule once for all parameters that have been in equally many steps."""
         if self.is_asked and self.steps == trail.steps and self.share == trail.share:
             return 0
@@ -70,7 +78,6 @@ cdef class Follower:
         trail.is_copy = self.row is None or (self.weight == 1.0 and not self.writes_param)
         trail.coefficients.scalars[0] = self.weight
         trail.coefficients.random_key = random_key_of(self.seed, trail.steps + 1)
-        memset(added, 0, sizeof(fastopt_pass))
         added.call.size = sizeof(fastopt_call)
         added.call.buffers[0] = tensor.c.call.buffers[0]
         added.call.buffers[2] = cnp.PyArray_DATA(trail.array)
@@ -78,12 +85,11 @@ cdef class Follower:
         added.call.first_element = tensor.c.call.first_element
         added.itemsizes[0], added.itemsizes[2] = tensor.c.itemsizes[0], cnp.PyArray_ITEMSIZE(trail.array)
         if table().isas[isa].name != NULL:
+            added.kernel = NULL
             if trail.is_copy:
                 added.converter = table().isas[isa].converters[tensor.storage * FASTOPT_STORAGES + trail.storage]
             else:
-                added.kernel = auxiliary_row(isa, self.row).kernels[
-                    format_of[tensor.storage][tensor.storage][trail.storage]
-                ][0]
+                added.kernel = self.found.kernels[format_of[tensor.storage][tensor.storage][trail.storage]][0]
         tensor.c.pass_count += 1
         return 0
 
@@ -214,17 +220,20 @@ cdef class Following(Handover):
         cdef Tensor tensor
         cdef Follower follower
         cdef Py_ssize_t i, k, n = len(self.followers)
+        cdef PyObject **items = (<PyListObject *>self.selected).ob_item  # no references are counted: it is every step
+        cdef PyObject **trails
         if self.followed is None:
             self.take_memory_of_trails(self.memory_of_trails([]))
         for follower in self.followers:
-            follower.is_asked = False
+            follower.begin(isa)
         for i in range(len(self.selected)):
-            tensor = <Tensor>self.selected[i]
+            tensor = <Tensor>items[i]
+            trails = (<PyListObject *>tensor.trails).ob_item
             self.refuse_shared_with_trails(tensor, self.has_gradient[i])
             tensor.c.passes, tensor.c.pass_count = tensor.passes, 0
             for k in range(n):
-                if tensor.trails[k] is not None:
-                    (<Follower>self.followers[k]).prepare(tensor, <Trail>tensor.trails[k], isa)
+                if <object>trails[k] is not None:
+                    (<Follower>self.followers[k]).prepare(tensor, <Trail>trails[k], isa)
         return 0
 
     cdef int refuse_shared_with_trails(self, Tensor tensor, bint has_gradient) except -1:
@@ -245,13 +254,15 @@ cdef class Following(Handover):
 
     cdef void count_followed(self) noexcept:
         """Counts the step that is being made."""
-        cdef Tensor tensor
-        cdef Trail trail
-        for tensor in self.selected:
-            for trail in tensor.trails:
-                if trail is not None:
-                    trail.steps += 1
-                    trail.share = trail.next_share
+        cdef Py_ssize_t i, k
+        cdef PyObject **items = (<PyListObject *>self.selected).ob_item
+        cdef PyObject **trails
+        for i in range(len(self.selected)):
+            trails = (<PyListObject *>(<Tensor>items[i]).trails).ob_item
+            for k in range(len(self.followers)):
+                if <object>trails[k] is not None:
+                    (<Trail>trails[k]).steps += 1
+                    (<Trail>trails[k]).share = (<Trail>trails[k]).next_share
 
     cdef void write_nothing(self) noexcept:
         """In a step that is skipped."""
