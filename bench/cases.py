@@ -57,7 +57,14 @@ FLAT = "1 x 64,000"
 """As many elements as `MANY` has."""
 MANY = "1,000 x 64"
 
-_WORKLOADS = {**SMALL_WORKLOADS, FLAT: [(64_000,)], "ResNet-50": resnet50(), "GPT-2 small": gpt2()}
+_IN_THE_CACHE: dict[str, Shapes] = {f"1 x 2^{k}": [(2**k,)] for k in (14, 18)}
+_WORKLOADS = {
+    **SMALL_WORKLOADS,
+    **_IN_THE_CACHE,
+    FLAT: [(64_000,)],
+    "ResNet-50": resnet50(),
+    "GPT-2 small": gpt2(),
+}
 WORKLOADS: dict[str, Shapes] = dict(sorted(_WORKLOADS.items(), key=lambda item: sum(map(prod, item[1]))))
 """By the number of elements."""
 

@@ -13,6 +13,7 @@ from limits import BANDWIDTH, DIVISION
 from peers import CANDIDATES
 from results import LIMITS, Results, best_of_formats, quantile, shown_ratio
 from targets import FIRST, TARGETS
+from whole_step import NORM, PLAIN, TORCH, WHOLE
 
 from fastopt.benchmark.report import markdown
 from fastopt.benchmark.timing import Timing, in_microseconds
@@ -286,6 +287,25 @@ def formats(results: Results) -> Iterable[str]:
     yield format_table(results)
 
 
+def whole_steps(results: Results) -> Iterable[str]:
+    if not results.whole:
+        return
+    yield "## The whole step\n"
+    yield (
+        "Adam, microseconds a step. *With a norm*: `max_norm`. *Whole step*: `max_norm`, a moving average of the "
+        "weights and `zero_grads`, in one call. *torch*: `clip_grad_norm_`, the fused Adam, `_foreach_lerp_` and "
+        "`zero_grad`. The first steps are compared with torch's.\n"
+    )
+    names = (PLAIN, NORM, WHOLE, TORCH)
+    rows = []
+    for one in results.whole:
+        for n in results.counts:
+            times = {name: Timing(middle, spread) for name, count, middle, spread in one["times"] if count == n}
+            ratio = f"{times[TORCH].median / times[WHOLE].median:.2f}" if {TORCH, WHOLE} <= times.keys() else ""
+            rows.append([one["workload"], str(n), *(str(times.get(name, "")) for name in names), ratio])
+    yield markdown(["workload", "threads", *names, "torch takes … times as long"], rows)
+
+
 def instruction_sets(results: Results) -> Iterable[str]:
     if not results.isas:
         return
@@ -312,6 +332,7 @@ def page(results: Results, pictures: Mapping[str, Any]) -> str:
         "## Where other libraries are faster\n",
         lost_list(results),
         *formats(results),
+        *whole_steps(results),
         *instruction_sets(results),
         "## Targets\n",
         "The targets, and whether this run reached them. Where several rows are judged, the worst is "

@@ -31,6 +31,7 @@ from page import one_core, page, with_summary
 from peers import CANDIDATES
 from pictures import draw
 from results import REPEAT, Results
+from whole_step import SIZES, measured_whole
 
 import fastopt
 from fastopt.benchmark.candidates import Unavailable, use_threads
@@ -244,6 +245,8 @@ def tasks(full: bool, seconds: float) -> Iterator[tuple[str, Callable[[], dict[s
         yield "busy: busy", partial(measured_busy, seconds)
     for workload in ("1 x 2^20", "1 x 2^24", "1 x 2^26") if full else ("1 x 2^20",):
         yield f"formats: {workload}", partial(measured_formats, workload, 2 * seconds)
+    for workload in SIZES if full else SIZES[:1]:
+        yield f"whole: {workload}", partial(measured_whole, workload, 2 * seconds)
     for one in isa_cases(full):
         yield f"isas: {one.label} {one.dtype} {one.workload}", partial(measured_isas, one, seconds / 3)
 

@@ -57,6 +57,7 @@ class Results:
         done = [task for task in data["tasks"].values() if "unavailable" not in task]
         self.iterations = [task for task in done if task["kind"] == "iterations"]
         self.formats = [task for task in done if task["kind"] == "formats"]
+        self.whole = [task for task in done if task["kind"] == "whole"]
         self.isas = [task for task in done if task["kind"] == "isas"]
         self.busy = next((task for task in done if task["kind"] == "busy"), None)
         self.rows: list[Row] = []

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 from cases import FLAT, MANY
 from limits import BANDWIDTH
 from results import LIMITS, Results, Row, best_of_formats, shown_ratio
+from whole_step import NORM, PLAIN, WHOLE
+from whole_step import TORCH as TORCH_WHOLE
 
 from fastopt.benchmark.report import number_of_threads
 from fastopt.benchmark.timing import in_microseconds
@@ -159,6 +161,26 @@ def sixteen_bits(other: str) -> Figures:
     return figures
 
 
+def whole_step(one: str, other: str, workload: str) -> Figures:
+    """How many times as long one way to make a whole step takes as another, with the same number of threads."""
+
+    def figures(results: Results) -> Iterable[tuple[float | None, object]]:
+        for task in results.whole:
+            times = {(name, count): middle for name, count, middle, _ in task["times"]}
+            for n in results.counts if task["workload"] == workload else ():
+                ratio = times[one, n] / times[other, n] if {(one, n), (other, n)} <= times.keys() else None
+                yield ratio, f"{workload}, {number_of_threads(n)}"
+
+    return figures
+
+
+def numba_in_the_cache(results: Results) -> Iterable[tuple[float | None, object]]:
+    for workload in IN_THE_CACHE:
+        row = results.row("Adam", workload)
+        for n in results.counts if row else ():
+            yield row.ratio(("numba", n), ("fastopt", n)), f"{row}, {number_of_threads(n)}"
+
+
 # -- The list --------------------------------------------------------------------------------------
 
 NOT_FUSED = ("RMSprop", "RMSprop momentum", "RMSprop centered", "RMSprop momentum centered", "Adadelta")
@@ -166,6 +188,8 @@ NOT_FUSED = ("RMSprop", "RMSprop momentum", "RMSprop centered", "RMSprop momentu
 
 TORCH = ("torch", "torch foreach", "torch fused")
 
+ADAM = "Adam"
+IN_THE_CACHE = ("1 x 2^14", "1 x 2^16", "1 x 2^18", "1 x 2^20")
 ONE_LARGE = "one array of 2^24 elements or more"
 ADAM_LARGE = "Adam, 2^24 elements or more"
 ADAM_FIRST = f"Adam, {FIRST}"
@@ -243,5 +267,27 @@ TARGETS = [
     ),
     Target(ADAM_BFLOAT16, "a float32 state takes {} as long as a bfloat16 state", 1.25, sixteen_bits("float32")),
     Target(ADAM_BFLOAT16, f"torch fused {BY_FASTOPT} with a bfloat16 state", 1.35, sixteen_bits("torch fused")),
+    Target(
+        f"{ADAM}, {IN_THE_CACHE[0]} to {IN_THE_CACHE[-1]}",
+        f"numba {BY_FASTOPT} with as many threads",
+        0.98,
+        numba_in_the_cache,
+    ),
+    *(
+        Target(
+            f"norm, {ADAM}, average and zeros, {workload}",
+            f"torch {BY_FASTOPT} with as many threads",
+            limit,
+            whole_step(TORCH_WHOLE, WHOLE, workload),
+        )
+        for workload, limit in {"1 x 2^24": 1.5, "ResNet-50": 1.7, MANY: 60}.items()
+    ),
+    Target(
+        f"{ADAM}, 1 x 2^24",
+        "a step with a norm takes {} as long as one without",
+        1.2,
+        whole_step(NORM, PLAIN, "1 x 2^24"),
+        at_least=False,
+    ),
 ]
 """Where a ratio is to be 1, 5 % are left for the noise."""

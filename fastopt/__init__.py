@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fastopt import functional, machine
+from fastopt.averages import ExponentialMovingAverage, Lookahead, StochasticWeightAverage
 from fastopt.clipping import GradScaler, clip_grad_norm, clip_grad_value, global_norm
 from fastopt.machine import (
     available_isas,
@@ -35,9 +36,12 @@ if TYPE_CHECKING:
 __version__: str
 __all__ = [
     *_optimizers,
+    "ExponentialMovingAverage",
     "GradScaler",
+    "Lookahead",
     "Optimizer",
     "OrphanedParameterWarning",
+    "StochasticWeightAverage",
     "available_isas",
     "clip_grad_norm",
     "clip_grad_value",

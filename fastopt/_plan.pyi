@@ -22,6 +22,7 @@ class Tensor:
     key: Key
     given: Any
     param: Array
+    now: Array
     label: str
     order: str
     dtype: Any
@@ -81,6 +82,20 @@ class Work:
     tuners: ThreadTuners
     def threads(self, elements: int) -> int: ...
 
+class Trail:
+    array: Array
+    steps: int
+    share: float
+    def __init__(self, array: Array, steps: int = 0, share: float = 0.0) -> None: ...
+
+class Follower:
+    rule: Any
+
+class Applied:
+    def __init__(self, optimizer: Any, average: Any, values: Callable[[], list[tuple[Array, Array]]]) -> None: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
+
 class Plan:
     algorithm: type[Algorithm]
     groups: list[Group]
@@ -94,6 +109,8 @@ class Plan:
     accumulated: Accumulated | None
     is_function: bool
     work: Work
+    followers: list[Follower]
+    applied: Any
     def __init__(
         self,
         algorithm: type[Algorithm],
@@ -113,6 +130,11 @@ class Plan:
         self, optimizer: Any, params: Any, grads: Any, asked: StepOptions | Mapping[str, Any] = ...
     ) -> float | None: ...
     def move(self, optimizer: Any, change: Change) -> None: ...
+    def follow(self, rule: Any, seed: int) -> Follower: ...
+    def unfollow(self, follower: Follower) -> None: ...
+    def trails_of(self, follower: Follower) -> dict[Key, Trail]: ...
+    def load_trails(self, entries: list[tuple[Trail, Array, int, float]]) -> None: ...
+    def copy_to(self, follower: Follower) -> None: ...
 
 class Gradients:
     tensors: list[Tensor]

@@ -1,9 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """One step: take the gradients, prepare what the kernels need, run them.
 
-A `Plan` belongs to one optimizer. It is built in four layers: a `Model` has the parameters and groups and makes all
+A `Plan` belongs to one optimizer. It is built in five layers: a `Model` has the parameters and groups and makes all
 changes of them (_model.pxi); a `Selection` takes the gradients of a call (_selection.pxi); a `Handover` takes parameters
-that come with the call (_handover.pxi); a `Plan` makes the step. A step checks all that it needs before the first write;
+that come with the call (_handover.pxi); a `Following` has what is written after the parameters (_followers.pxi); a
+`Plan` makes the step. A step checks all that it needs before the first write;
 from then on no Python code runs, so that an exception, an interrupt or a signal handler finds a step that was made or
 was not made.
 """
@@ -47,6 +48,7 @@ include "_function.pxi"
 include "_model.pxi"
 include "_selection.pxi"
 include "_handover.pxi"
+include "_followers.pxi"
 
 
 cdef struct Shared:  # by the tensors of one group that have made equally many steps
@@ -54,7 +56,7 @@ cdef struct Shared:  # by the tensors of one group that have made equally many s
     int64_t group, steps
 
 
-cdef class Plan(Handover):
+cdef class Plan(Following):
     """The steps of one optimizer."""
 
     cdef:
@@ -74,7 +76,7 @@ cdef class Plan(Handover):
         list stepping  # the selected tensors that have a gradient, while a call needs the list
 
     def __init__(self, algorithm, Turns turns, tuners, bint keeps_params=True, dict bounds={}, bint is_function=False):
-        Handover.__init__(self, algorithm, keeps_params, bounds, is_function)
+        Following.__init__(self, algorithm, keeps_params, bounds, is_function)
         self.turns, self.work = turns, Work(tuners)
         self.row = list(TABLE).index(algorithm.formula)
         self.factors = Factors(TABLE[algorithm.formula])
@@ -104,6 +106,7 @@ cdef class Plan(Handover):
                 clipping = None
         self.turns.enter()
         try:
+            self.refuse_while_applied()
             param_groups = optimizer.param_groups
             self.take_edits(optimizer, param_groups)
             if not is_handed_over:
@@ -116,6 +119,7 @@ cdef class Plan(Handover):
     def move(self, optimizer, Change change):
         """Makes the moves of a change, and the change, as a step that no parameter has a gradient in."""
         cdef int team, isa = selected()
+        self.refuse_while_applied()
         self.select(self.tensors)
         for i in range(len(self.tensors)):
             self.has_gradient[i] = False
@@ -198,9 +202,12 @@ cdef class Plan(Handover):
             kernels = table().isas[isa].optimizers[self.row].kernels
         self.shared_count = 0
         for i in range(len(self.selected)):
-            if not self.has_gradient[i]:
-                continue
             tensor = <Tensor>self.selected[i]
+            if not self.has_gradient[i]:
+                if self.followers and moves is None:
+                    tensor.c.kernel = NULL
+                    self.work.add(&tensor.c)
+                continue
             if shared == NULL or shared.group != tensor.group or shared.steps != tensor.steps:
                 place = self.shared_count
                 if place:  # a model of one group whose parameters all have gradients needs no dict
@@ -278,6 +285,8 @@ cdef class Plan(Handover):
             self.give_own_coefficients()
         if self.factors.is_needed:
             self.prepare_factors(isa, team)
+        if self.followers and (change is None or not change.moves):
+            self.prepare_followers(isa)
         return self.work.make_ready(team) if is_native else 1
 
     cdef double prepare_gradients(self, int isa, int team, double grad_scale, Clipping clipping) except? -1:
@@ -372,6 +381,8 @@ cdef class Plan(Handover):
                 )
         for i in range(<size_t>self.shared_count):
             self.shared[i].steps += 1
+        if self.followers and (change is None or not change.moves):
+            self.count_followed()
         if table().isas[isa].name == NULL:
             self.run_twins(None if change is None else change.moves, clipping)
         else:
@@ -381,6 +392,7 @@ cdef class Plan(Handover):
     cdef int skip(self, int isa, int team, Clipping clipping) except -1:
         """Writes zeros into the gradients, if they were asked for: a skipped step does nothing else."""
         cdef Tensor tensor
+        self.write_nothing()
         for tensor in self.stepping:
             tensor.c.kernel = NULL
             if table().isas[isa].name == NULL and clipping.zero_grads:
@@ -416,8 +428,8 @@ cdef class Plan(Handover):
         cdef uint64_t mode = fastopt_flush_subnormals() if flushes else 0
         try:
             for i in range(len(self.selected)):
+                tensor = <Tensor>self.selected[i]
                 if self.has_gradient[i]:
-                    tensor = <Tensor>self.selected[i]
                     scalars, states, grad = self.twin_arguments(tensor)
                     if clipping is not None and clipping.zero_grads:
                         grad = grad.copy()
@@ -427,6 +439,8 @@ cdef class Plan(Handover):
                         tensor.c.call.coefficients.random_key, tensor.c.call.first_element, self.factors.of(place),
                     )
                     place += 1
+                if self.followers and not moves:
+                    self.run_twins_of_followers(tensor)
             for move in moves or ():
                 tensor = move.tensor
                 storage.update(

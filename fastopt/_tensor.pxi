@@ -260,6 +260,11 @@ cdef class Tensor:
         cnp.npy_intp *dims
         readonly list letters  # of the states' buffers, in the kernel's order
         double *numbers  # the row's NUMBERS
+        list trails  # one for each follower, see _followers.pxi
+        fastopt_pass *passes
+        size_t pass_capacity
+        const void *param_apart  # that were found to share no memory with trails
+        const void *gradient_apart
         tuple number_letters
 
     def __init__(self, algorithm, Py_ssize_t index, key, given, Py_ssize_t group, uint64_t first_element):
@@ -269,7 +274,7 @@ cdef class Tensor:
         self.flags = flags_of(given)
         self.order, self.dtype = arrays.order_of(self.param), self.param.dtype
         self.letters = [*TABLE[algorithm.formula]["state"], *TABLE[algorithm.formula]["optional"]]
-        self.states = {}
+        self.states, self.trails = {}, []
         self.number_letters = TABLE[algorithm.formula]["numbers"]
         self.numbers = <double *>calloc(len(self.number_letters) + 1, sizeof(double))
         if self.numbers == NULL:
@@ -300,6 +305,7 @@ cdef class Tensor:
         free(self.source)
         free(self.dims)
         free(self.numbers)
+        free(self.passes)
 
     @property
     def now(self):
@@ -334,7 +340,10 @@ cdef class Tensor:
         return self.c.call.first_element + self.c.count
 
     def name_of(self, Py_ssize_t buffer, names):
-        """The name of the parameter (buffer 0) or of a state in messages; names: the states', by letter."""
+        """The name of the parameter (buffer 0), of a state, or of what follows the parameter (-1) in messages; names:
+        the states', by letter."""
+        if buffer < 0:
+            return f"the average or mirror of {self.label}"
         return f"the state {names[self.letters[buffer - 2]]!r} of {self.label}" if buffer else self.label
 
     cdef void take_states(self, dict states) noexcept:

@@ -4,6 +4,11 @@ cdef extern from "tasks.h" nogil:
     enum: FASTOPT_TASK
     ctypedef struct fastopt_source:
         pass
+    ctypedef struct fastopt_pass:
+        fastopt_kernel kernel
+        fastopt_converter converter
+        fastopt_call call
+        uint8_t itemsizes[3]
     ctypedef struct fastopt_tensor:
         fastopt_kernel kernel
         fastopt_call call
@@ -12,6 +17,8 @@ cdef extern from "tasks.h" nogil:
         fastopt_converter stage
         double stage_scale, stage_limit
         fastopt_converter write_back
+        const fastopt_pass *passes
+        int pass_count
         uint8_t zero_gradient
         uint8_t itemsizes[3]
         uint8_t sum_count

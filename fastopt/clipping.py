@@ -81,10 +81,14 @@ class GradScaler:
         backoff_factor: float = 0.5,
         growth_interval: int = 2000,
     ) -> None:
-        self.scale = _number("init_scale", init_scale, options.Interval(0, math.inf, "()"))
-        self.growth_factor = _number("growth_factor", growth_factor, options.Interval(1, math.inf, "()"))
-        self.backoff_factor = _number("backoff_factor", backoff_factor, options.Interval(0, 1, "()"))
-        self.growth_interval = _whole("growth_interval", growth_interval, 1)
+        self.scale = options.checked_number("init_scale", init_scale, options.Interval(0, math.inf, "()"))
+        self.growth_factor = options.checked_number(
+            "growth_factor", growth_factor, options.Interval(1, math.inf, "()")
+        )
+        self.backoff_factor = options.checked_number(
+            "backoff_factor", backoff_factor, options.Interval(0, 1, "()")
+        )
+        self.growth_interval = options.whole_number("growth_interval", growth_interval, 1)
         self.finite_steps = 0
 
     def update(self, norm: float | None) -> None:
@@ -116,7 +120,7 @@ class GradScaler:
         if missing:
             raise ValueError(f"state_dict: {', '.join(missing)} missing; pass what state_dict() returned")
         new = GradScaler(*(state_dict[name] for name in names[:4]))
-        steps = _whole("_growth_tracker", state_dict["_growth_tracker"], 0)
+        steps = options.whole_number("_growth_tracker", state_dict["_growth_tracker"], 0)
         self.__dict__.update(new.__dict__ | {"finite_steps": steps})
 
     def __repr__(self) -> str:
@@ -124,14 +128,3 @@ class GradScaler:
             f"GradScaler(init_scale={self.scale}, growth_factor={self.growth_factor}, "
             f"backoff_factor={self.backoff_factor}, growth_interval={self.growth_interval})"
         )
-
-
-def _number(name: str, value: Any, interval: options.Interval) -> float:
-    return options.check_in(name, options.as_number(name, value), interval)
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    number = options.as_number(name, value, "a whole number")
-    if not number >= least or number != math.floor(number) or math.isinf(number):
-        raise ValueError(f"{name}: {value!r} is out of range; it must be a whole number, at least {least}")
-    return int(number)

@@ -16,6 +16,7 @@ from fastopt._turns import Turns, exclusive, reading
 from fastopt.accumulation import Accumulating
 from fastopt.algorithm import Algorithm, Hyper
 from fastopt.arrays import Array, Key, within
+from fastopt.averages import Mirroring
 from fastopt.copying import Copying
 from fastopt.options import shown
 from fastopt.parameters import as_groups, as_params
@@ -31,7 +32,7 @@ Grads: TypeAlias = Sequence[Array | None] | Mapping[str, Array | None]
 Handed: TypeAlias = Sequence[Array] | Mapping[str, Array]
 
 
-class Optimizer(Settings, Accumulating, Copying):
+class Optimizer(Settings, Accumulating, Mirroring, Copying):
     """Updates parameters in place; each subclass is one algorithm.
 
     params: arrays, float32, float64 or bfloat16 (ml_dtypes), native, writable, C- or Fortran-contiguous: a

@@ -139,6 +139,19 @@ def check_in(label: str, number: float, interval: Interval) -> float:
     return number
 
 
+def checked_number(label: str, value: Any, interval: Interval) -> float:
+    """A real number in an interval as a float."""
+    return check_in(label, as_number(label, value), interval)
+
+
+def whole_number(label: str, value: Any, least: int) -> int:
+    """A whole number that is not less than ``least``, also as a float, as an int."""
+    number = as_number(label, value, "a whole number")
+    if not number >= least or number != math.floor(number) or math.isinf(number):
+        raise ValueError(f"{label}: {value!r} is out of range; it must be a whole number, at least {least}")
+    return int(number)
+
+
 _FINITE = Interval(-math.inf, ends="()")
 
 

@@ -5,7 +5,7 @@ Why bfloat16 is rounded at random, and by which random bits, stands there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -95,6 +95,40 @@ def store(array: Array, value: Array, random: Array) -> None:
     """Rounds to bfloat16: up with the probability by which the value lies above its lower neighbour."""
     bits = np.where(np.isnan(value), np.uint32(0x7FC00000), value.view(np.uint32) + random)
     array.view(np.uint16)[...] = bits >> np.uint32(16)
+
+
+def follow(
+    update: Callable[[Array, Array, Any], None] | None,
+    p: Array,
+    array: Array,
+    weight: float,
+    writes_param: bool,
+    random_key: int,
+    first_element: int,
+) -> None:
+    """A row of auxiliary.def that follows the update of a parameter, in place; None: the parameter is copied."""
+    wide = widened(p)
+    with np.errstate(all="ignore"):
+        if update is None:
+            nearest(array, wide)
+            return
+        update(wide, array, wide.dtype.type(weight))
+        if writes_param and wide is not p:
+            store(p, wide, next(random_bits(random_key, first_element, p)))
+
+
+def nearest(array: Array, value: Array) -> None:
+    """Stores values that are rounded to the nearest, of two equally near to the even one."""
+    if array.dtype.kind == "f":
+        array[...] = value
+        return
+    if value.dtype == np.float64:  # the 38 bits behind the others only say whether there is anything
+        bits, behind = value.view(np.uint64), np.uint64((1 << 38) - 1)
+        bits = (bits & ~behind) | (((bits & behind) + behind) & (behind + np.uint64(1)))
+        value = bits.view(np.float64).astype(np.float32)
+    even = value.view(np.uint32)
+    even = even + np.uint32(0x7FFF) + (even >> np.uint32(16) & np.uint32(1))
+    array.view(np.uint16)[...] = np.where(np.isnan(value), np.uint32(0x7FC00000), even) >> np.uint32(16)
 
 
 def random_bits(random_key: int, first_element: int, p: Array) -> Iterator[Array]:

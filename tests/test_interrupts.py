@@ -408,11 +408,14 @@ def traced(call: Callable[[], object], at: int, handler: Callable[[], object] = 
             handler()
         return trace
 
+    callbacks = gc.callbacks[:]
+    gc.callbacks.clear()  # hypothesis has one, in which an exception would be lost
     sys.settrace(trace)
     try:
         call()
     finally:
         sys.settrace(None)
+        gc.callbacks[:] = callbacks
     return next(count)
 
 

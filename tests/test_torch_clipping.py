@@ -1,8 +1,9 @@
-"""Norms, clipping and the scale of a loss, against torch in float64."""
+"""Clipping and the scale of losses, against torch in float64."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,90 +12,85 @@ from table import Array
 
 import fastopt
 
-torch: Any = pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
-SHAPES = [(3, 5), (7,), (), (40, 130), (5000,)]
-NORMS = pytest.mark.parametrize("norm_type", [2.0, math.inf])
+SHAPES = [(300, 50), (7,), (), (5000,), (3, 4, 5), (65_537,)]
 
 
-def gradients(scale: float, seed: int = 0) -> list[Array]:
+def arrays(seed: int, scale: float) -> list[Array]:
     rng = np.random.default_rng(seed)
-    return [np.asarray(rng.standard_normal(shape) * scale) for shape in SHAPES]
+    return [np.asarray(scale * rng.standard_normal(shape)) for shape in SHAPES]
 
 
-def parameters(grads: list[Array]) -> list[Any]:
-    """Tensors that have these gradients."""
-    found = [torch.zeros(grad.shape, dtype=torch.float64, requires_grad=True) for grad in grads]
-    for tensor, grad in zip(found, grads, strict=True):
-        tensor.grad = torch.from_numpy(grad.copy())
+def tensors(grads: list[Array]) -> list[Any]:
+    """Parameters of torch that have copies of the gradients."""
+    found = []
+    for grad in grads:
+        parameter = torch.nn.Parameter(torch.zeros(grad.shape, dtype=torch.float64))
+        parameter.grad = torch.from_numpy(grad.copy())
+        found.append(parameter)
     return found
 
 
-def close(found: Array, expected: Any) -> None:
-    expected = expected.detach().numpy()
-    assert np.abs(found - expected).max() <= 1e-12 * np.abs(expected).max()
+def close(ours: Array, theirs: Array) -> None:
+    assert np.abs(ours - theirs).max(initial=0) <= 1e-12 * np.abs(theirs).max(initial=0)
 
 
-@NORMS
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-@pytest.mark.parametrize("max_norm", [0.1, 10.0, 1e9])
-def test_clip_grad_norm(norm_type: float, scale: float, max_norm: float) -> None:
-    grads = gradients(scale)
-    tensors = parameters(grads)
-    expected = torch.nn.utils.clip_grad_norm_(tensors, max_norm, norm_type)
-    assert fastopt.global_norm(grads, norm_type) == pytest.approx(float(expected), rel=1e-12)
-    assert fastopt.clip_grad_norm(grads, max_norm, norm_type) == pytest.approx(float(expected), rel=1e-12)
-    for grad, tensor in zip(grads, tensors, strict=True):
-        close(grad, tensor.grad)
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e-160, 1e150])
+@pytest.mark.parametrize("norm_type", [2.0, math.inf])
+@pytest.mark.parametrize("max_norm", [0.5, 1e4])
+def test_norms(scale: float, norm_type: float, max_norm: float) -> None:
+    grads = arrays(0, scale)
+    theirs = tensors(grads)
+    total = float(torch.nn.utils.clip_grad_norm_(theirs, max_norm, norm_type))
+    params = [np.zeros(grad.shape) for grad in grads]
+    stepped = fastopt.SGD(params, lr=1.0).step(grads, max_norm=max_norm, norm_type=norm_type)
+    assert fastopt.global_norm(grads, norm_type) == stepped
+    assert fastopt.clip_grad_norm(grads, max_norm, norm_type) == stepped
+    if math.isfinite(total) and total > 0:  # torch's own sum of squares overflows where ours does not
+        assert stepped == pytest.approx(total, rel=1e-12)
+        for param, grad, other in zip(params, grads, theirs, strict=True):
+            close(grad, other.grad.numpy())
+            close(-param, other.grad.numpy())
 
 
-@pytest.mark.parametrize("value", [1e-3, 0.5, 1e9])
-def test_clip_grad_value(value: float) -> None:
-    grads = gradients(1.0)
-    tensors = parameters(grads)
-    torch.nn.utils.clip_grad_value_(tensors, value)
-    fastopt.clip_grad_value(grads, value)
-    for grad, tensor in zip(grads, tensors, strict=True):
-        close(grad, tensor.grad)
+@pytest.mark.parametrize("limit", [0.0, 0.3, 1e3])
+def test_values(limit: float) -> None:
+    grads = arrays(1, 1.0)
+    theirs = tensors(grads)
+    torch.nn.utils.clip_grad_value_(theirs, limit)
+    params = [np.zeros(grad.shape) for grad in grads]
+    fastopt.SGD(params, lr=1.0).step(grads, max_value=limit)
+    fastopt.clip_grad_value(grads, limit)
+    for param, grad, other in zip(params, grads, theirs, strict=True):
+        close(grad, other.grad.numpy())
+        close(-param, other.grad.numpy())
 
 
-@NORMS
-def test_steps_that_clip(norm_type: float) -> None:
-    """By value first, then by the norm of all, as a torch program that calls both."""
-    params = [np.ones(shape) for shape in SHAPES]
-    optimizer = fastopt.Adam(params, lr=0.1, weight_decay=0.1)
-    tensors = [torch.ones(shape, dtype=torch.float64, requires_grad=True) for shape in SHAPES]
-    other = torch.optim.Adam(tensors, lr=0.1, weight_decay=0.1)
-    for step in range(10):
-        grads = gradients(10.0 ** (step % 3 - 1), seed=step)
-        for tensor, grad in zip(tensors, grads, strict=True):
-            tensor.grad = torch.from_numpy(grad) / 8
-        torch.nn.utils.clip_grad_value_(tensors, 0.1)
-        torch.nn.utils.clip_grad_norm_(tensors, 2.0, norm_type)
-        other.step()
-        optimizer.step(grads, grad_scale=1 / 8, max_value=0.1, max_norm=2.0, norm_type=norm_type)
-    for param, tensor in zip(params, tensors, strict=True):
-        close(param, tensor)
-
-
-def test_the_scale_of_a_loss_over_50_steps() -> None:
-    options = {"init_scale": 2.0**10, "growth_factor": 1.5, "backoff_factor": 0.25, "growth_interval": 4}
-    params, tensors = [np.ones(3)], [torch.ones(3, dtype=torch.float64, requires_grad=True)]
-    optimizer, other = fastopt.SGD(params, lr=0.01), torch.optim.SGD(tensors, lr=0.01)
-    scaler = fastopt.GradScaler(**options)  # type: ignore[arg-type]
-    torchs = torch.amp.GradScaler("cpu", **options)
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("wrong", [math.inf, -math.inf, math.nan])
+def test_the_scale_of_losses(wrong: float) -> None:
+    """Fifty steps with infinities on the way: the same scales, the same steps skipped, the same parameters."""
+    bad_steps = {3, 4, 5, 17, 30, 41, 42}
+    options = {"init_scale": 2.0**10, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 4}
+    start = np.linspace(-1, 1, 1000)
+    parameter = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    optimizer = torch.optim.Adam([parameter], lr=0.01)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = torch.amp.GradScaler("cpu", **options)
+    param = start.copy()
+    opt, ours = fastopt.Adam([param], lr=0.01), fastopt.GradScaler(**options)  # type: ignore[arg-type]
     for step in range(50):
-        assert scaler.scale == pytest.approx(torchs.get_scale(), rel=1e-12)
-        grad = rng.standard_normal(3)
-        if step in {3, 11, 12, 30}:
-            grad[1] = np.inf if step % 2 else np.nan
-        torchs.scale(torch.zeros(()))  # torch makes its scale when it is first asked for it
-        tensors[0].grad = torch.from_numpy(grad * scaler.scale)
-        torchs.step(other)
-        torchs.update()
-        norm = optimizer.step([grad * scaler.scale], grad_scale=1 / scaler.scale, skip_nonfinite=True)
-        scaler.update(norm)
-        np.testing.assert_allclose(
-            params[0], tensors[0].detach().numpy(), rtol=1e-8
-        )  # torch's 1 / scale is a float32
+        grad = np.random.default_rng(step).standard_normal(1000)
+        if step in bad_steps:
+            grad[-1] = wrong
+        theirs.scale(torch.zeros(1))  # torch makes its scale when it is first asked for it
+        parameter.grad = torch.from_numpy(grad * theirs.get_scale())
+        theirs.step(optimizer)
+        theirs.update()
+        norm = opt.step([grad * ours.scale], grad_scale=1 / ours.scale, skip_nonfinite=True)
+        ours.update(norm)
+        assert ours.scale == theirs.get_scale()
+        assert math.isfinite(norm or 0.0) == (step not in bad_steps)
+        close(param, parameter.detach().numpy())
+    assert ours.state_dict() == theirs.state_dict()

@@ -1,0 +1,619 @@
+"""Averages of the weights, Lookahead and mirrors."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import pickle
+import sys
+import threading
+import tracemalloc
+import warnings
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import table
+from table import Array
+
+import fastopt
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+SIZES = [0, 1, 5, 17, 4097, 16_385, 65_537]
+Maker = Callable[[fastopt.Optimizer], Any]
+MAKERS: dict[str, Maker] = {
+    "EMA": lambda opt: fastopt.ExponentialMovingAverage(opt, 0.7),
+    "slow EMA": lambda opt: fastopt.ExponentialMovingAverage(opt),
+    "corrected EMA": lambda opt: fastopt.ExponentialMovingAverage(opt, 0.9, bias_correction=True),
+    "EMA of a schedule": lambda opt: fastopt.ExponentialMovingAverage(opt, lambda t: min(0.9, (1 + t) / (10 + t))),
+    "SWA": lambda opt: fastopt.StochasticWeightAverage(opt),
+    "late SWA": lambda opt: fastopt.StochasticWeightAverage(opt, start=3, every=2),
+    "Lookahead": lambda opt: fastopt.Lookahead(opt, k=2),
+}
+
+
+def arrays(dtype: Any = np.float64, seed: int = 0, sizes: list[int] = SIZES) -> list[Array]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(size).astype(dtype) for size in sizes]
+
+
+def contents(*lists: list[Array]) -> list[bytes]:
+    return [array.tobytes() for arrays in lists for array in arrays]
+
+
+# -- What they compute -----------------------------------------------------------------------------
+
+
+def expected(name: str, path: list[Array]) -> tuple[Array, Array]:
+    """The average by its definition, and the parameters; path: the parameters after 0, 1, 2, … steps without it."""
+    start, *after = path
+    if "EMA" in name:
+        decays = {"EMA": [0.7], "slow EMA": [0.999], "corrected EMA": [0.9]}.get(name, []) * len(after)
+        decays = decays or [min(0.9, (1 + t) / (10 + t)) for t in range(len(after))]
+        if name == "corrected EMA":
+            weights = [(1 - d) * math.prod(decays[i + 1 :]) for i, d in enumerate(decays)]
+            return sum(w * p for w, p in zip(weights, after, strict=True)) / sum(weights), after[-1]
+        average = after[0]
+        for decay, p in zip(decays[1:], after[1:], strict=True):
+            average = decay * average + (1 - decay) * p
+        return average, after[-1]
+    if name == "SWA":
+        return np.mean(after, axis=0), after[-1]
+    if name == "late SWA":
+        return np.mean(after[4::2], axis=0), after[-1]
+    slow = p = start
+    for t in range(1, len(path)):
+        p = p + (path[t] - path[t - 1])
+        if t % 2 == 0:
+            slow = p = slow + 0.5 * (p - slow)
+    return slow, p
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_averages_are_what_their_definitions_say(name: str) -> None:
+    plain, params = arrays(), arrays()
+    opt, other = fastopt.SGD(params, lr=0.1), fastopt.SGD(plain, lr=0.1)
+    average = MAKERS[name](opt)
+    paths = [[p.copy()] for p in plain]
+    for step in range(8):
+        grads = arrays(seed=1 + step)
+        opt.step(grads)
+        other.step(grads)
+        for path, p in zip(paths, plain, strict=True):
+            path.append(p.copy())
+    assert average.steps == 8
+    for path, array, p in zip(paths, average.arrays, params, strict=True):
+        want, want_p = expected(name, path)
+        np.testing.assert_allclose(array, want, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(p, want_p, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["EMA", "SWA"])
+def test_torch_has_the_same_averages(kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    swa_utils = pytest.importorskip("torch.optim.swa_utils")
+    params = arrays()
+    model = torch.nn.ParameterList([torch.nn.Parameter(torch.from_numpy(p.copy())) for p in params])
+    multi = swa_utils.get_ema_multi_avg_fn(0.95) if kind == "EMA" else None
+    theirs = swa_utils.AveragedModel(model, multi_avg_fn=multi)
+    opt = fastopt.Adam(params, lr=0.1)
+    ours = fastopt.ExponentialMovingAverage(opt, 0.95) if kind == "EMA" else fastopt.StochasticWeightAverage(opt)
+    for step in range(20):
+        opt.step(arrays(seed=1 + step))
+        with torch.no_grad():
+            for p, q in zip(params, model, strict=True):
+                q.copy_(torch.from_numpy(p))
+        theirs.update_parameters(model)
+    for a, b in zip(ours.arrays, theirs.module, strict=True):
+        b = b.detach().numpy()
+        assert np.abs(a - b).max(initial=0) <= 1e-12 * np.abs(b).max(initial=0)
+
+
+def test_the_first_step_copies_infinities_and_signs_too() -> None:
+    for isa in fastopt.available_isas():
+        fastopt.set_isa(isa)
+        params = [np.array([math.inf, -math.inf, -0.0, 0.0, 1e-310])]
+        opt = fastopt.SGD(params, lr=0.0)
+        average = fastopt.ExponentialMovingAverage(opt)
+        opt.step([np.zeros(5)])
+        assert average.arrays[0].tobytes() == params[0].tobytes()
+
+
+@pytest.mark.parametrize("format", table.FORMATS)
+def test_the_same_bits_everywhere(format: str) -> None:
+    parameter, gradient, states = table.FORMATS[format]
+    results = []
+    for isa in fastopt.available_isas():
+        for threads in (1, 2, 5) if isa != "numpy" else (1,):
+            fastopt.set_isa(isa)
+            fastopt.set_num_threads(threads)
+            params = arrays(table.dtype_of(parameter))
+            opt = fastopt.Adam(params, lr=0.1, state_dtype=None if states == parameter else states)
+            averages = [make(opt) for make in MAKERS.values()]
+            copies = [np.empty_like(p, kind) for kind in (np.float16, BFLOAT16) for p in params]
+            opt.mirror(copies[: len(params)])
+            opt.mirror(copies[len(params) :])
+            for step in range(6):
+                grads: list[Any] = arrays(table.dtype_of(gradient), 1 + step)
+                if step == 2:
+                    grads[3] = grads[5] = None
+                opt.step(grads, max_norm=1.0 if step % 2 else None, zero_grads=step == 3)
+            assert all(
+                x.dtype == (np.float64 if parameter == "float64" else np.float32) for x in averages[0].arrays
+            )
+            results.append(contents(*(average.arrays for average in averages), copies, params))
+    assert all(result == results[-1] for result in results)
+
+
+@pytest.mark.parametrize("isa", fastopt.available_isas())
+def test_parameters_without_a_gradient_take_part(isa: str) -> None:
+    fastopt.set_isa(isa)
+    params = [np.ones(3), np.ones(40)]
+    opt = fastopt.SGD(params, lr=0.1)
+    average = fastopt.ExponentialMovingAverage(opt, 0.5)
+    opt.step([np.ones(3), None])
+    params[1][:] = 3.0
+    opt.step([np.ones(3), None])
+    assert (average.arrays[1] == 2.0).all()
+    opt.step([np.ones(3), np.ones(40)])
+    assert (params[1] == 2.9).all()
+    assert opt.state_dict()["state"].get(1, {}).get("momentum_buffer") is None
+
+
+# -- All or nothing --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", fastopt.available_isas())
+@pytest.mark.parametrize("name", MAKERS)
+def test_steps_that_are_skipped_or_refused_change_nothing(name: str, isa: str) -> None:
+    fastopt.set_isa(isa)
+    params = arrays()
+    opt = fastopt.Adam(params, lr=0.1)
+    average = MAKERS[name](opt)
+    copies = [np.empty_like(p, np.float16) for p in params]
+    opt.mirror(copies)
+    opt.step(arrays(seed=1))
+    before = contents(params, average.arrays, copies), str(average.state_dict())
+    bad: list[Any] = arrays(seed=2)
+    bad[-1][-1] = math.nan
+    assert math.isnan(opt.step(bad, skip_nonfinite=True, zero_grads=True) or 0.0)
+    bad[4] = None
+    with pytest.raises(ValueError, match="parameter 5"):
+        opt.step([*bad[:5], np.ones(3), bad[6]])
+    assert (contents(params, average.arrays, copies), str(average.state_dict())) == before
+    opt.step(bad)
+    assert average.steps == 2
+    assert contents(average.arrays) != before[0][len(params) : 2 * len(params)] or name in (
+        "late SWA",
+        "Lookahead",
+    )
+
+
+def test_an_interrupt_finds_a_step_made_or_not_made() -> None:
+    fastopt.set_num_threads(1)
+
+    def run(at: int) -> tuple[list[bytes], bool]:
+        params, copies = [np.ones(3), np.ones(70_000)], [np.empty(3, np.float16), np.empty(70_000, np.float16)]
+        opt = fastopt.Adam(params, lr=lambda t: 0.1)
+        averages = [make(opt) for make in MAKERS.values()]
+        opt.mirror(copies)
+        places = 0
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal places
+            places += 1
+            if places == at:
+                raise KeyboardInterrupt
+            return trace
+
+        interrupted = False
+        before = sys.gettrace()
+        try:
+            sys.settrace(trace)
+            opt.step([np.ones(3), np.ones(70_000)], max_norm=1.0)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(before)
+        found = contents(
+            params, copies, *(average.arrays for average in averages[:-1])
+        )  # but what Lookahead starts from
+        found.append(str([average.steps for average in averages]).encode())
+        opt.step([np.ones(3), np.ones(70_000)])
+        return found, interrupted
+
+    made, _ = run(0)
+    seen = set()
+    for at in range(1, 400):
+        found, interrupted = run(at)
+        seen.add(tuple(found))
+        if not interrupted:
+            break
+    else:
+        raise AssertionError("the step has no end")
+    assert tuple(made) in seen
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.0, math.nan, "0.9", None])
+def test_wrong_arguments_are_refused(wrong: Any) -> None:
+    opt = fastopt.SGD([np.ones(3)])
+    with pytest.raises((TypeError, ValueError), match=r"^decay: "):
+        fastopt.ExponentialMovingAverage(opt, wrong)
+    with pytest.raises((TypeError, ValueError), match=r"^alpha: "):
+        fastopt.Lookahead(opt, alpha=0.0 if wrong == 1.0 else wrong)
+    with pytest.raises((TypeError, ValueError), match=r"^every: "):
+        fastopt.StochasticWeightAverage(opt, every=0 if wrong == 1.0 else wrong)
+    with pytest.raises(TypeError, match=r"^opt: expected an optimizer"):
+        fastopt.Lookahead([np.ones(3)])
+    average = fastopt.ExponentialMovingAverage(opt, lambda t: 2.0)
+    with pytest.raises(ValueError, match=r"^decay\(0\): 2.0 is out of range"):
+        opt.step([np.ones(3)])
+    assert average.steps == 0
+    assert opt.state[0]["step"] == 0
+
+
+# -- Applied ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, BFLOAT16], ids=str)
+def test_applied_swaps_the_averages_in_and_back(dtype: Any) -> None:
+    params = arrays(dtype)
+    opt = fastopt.Adam(params, lr=0.1)
+    average, other = fastopt.ExponentialMovingAverage(opt, 0.9), fastopt.StochasticWeightAverage(opt)
+    for step in range(3):
+        opt.step(arrays(dtype, 1 + step))
+    before, averages = contents(params), contents(average.arrays)
+    with pytest.raises(KeyError), average.applied():
+        for p, a in zip(params, average.arrays, strict=True):
+            assert (p == a.astype(dtype)).all()
+        assert contents(average.arrays) == averages
+        for call in (
+            lambda: opt.step(arrays(dtype, 9)),
+            lambda: other.applied().__enter__(),
+            lambda: average.applied().__enter__(),
+            average.remove,
+        ):
+            with pytest.raises(RuntimeError, match=r"average.applied\(\)"):
+                call()
+        raise KeyError
+    assert contents(params) == before
+    opt.step(arrays(dtype, 9))
+    assert average.steps == 4
+
+
+def test_an_interrupt_leaves_the_parameters_as_they_were() -> None:
+    fastopt.set_num_threads(1)
+    params = [np.ones(3), np.ones(70_000)]
+    opt = fastopt.Adam(params)
+    average = fastopt.ExponentialMovingAverage(opt)
+    for _ in range(2):
+        opt.step([np.ones(3), np.ones(70_000)])
+    own = contents(params)
+    for at in range(1, 400):
+        places = 0
+
+        def trace(frame: FrameType, event: str, _: object, at: int = at) -> Any:
+            nonlocal places
+            places += 1
+            if places == at:
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        is_swapped = False
+        try:
+            sys.settrace(trace)
+            with average.applied():
+                is_swapped = contents(params) == contents(average.arrays)
+        except KeyboardInterrupt:
+            is_swapped = False
+        finally:
+            sys.settrace(before)
+        assert contents(params) == own
+        assert opt.step([np.zeros(3), None], max_norm=1.0) == 0.0
+        own = contents(params)
+        if is_swapped:
+            return
+    raise AssertionError("the block has no end")
+
+
+def test_a_forked_child_goes_on() -> None:
+    params = [np.ones(100_000)]
+    opt = fastopt.SGD(params, lr=0.1)
+    average = fastopt.StochasticWeightAverage(opt)
+    opt.step([np.ones(100_000)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        status = 1
+        try:
+            opt.step([np.ones(100_000)])
+            with average.applied():
+                status = 0 if np.allclose(params[0], 0.85) else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert average.steps == 1
+
+
+def test_load_is_refused_while_an_average_is_applied(tmp_path: Any) -> None:
+    params = [np.ones(3)]
+    opt = fastopt.Adam(params)
+    average = fastopt.ExponentialMovingAverage(opt)
+    fastopt.save(tmp_path / "a.npz", opt)
+    with average.applied(), pytest.raises(RuntimeError, match=r"average.applied\(\)"):
+        fastopt.load(tmp_path / "a.npz", opt)
+
+
+def test_update_has_averages_by_name() -> None:
+    params = {"w": np.ones(3), "b": np.ones((2, 2), np.float32)}
+    opt = fastopt.SGD(lr=0.5)
+    average = fastopt.ExponentialMovingAverage(opt, 0.5)
+    for _ in range(2):
+        opt.update(params, {name: np.ones_like(p) for name, p in params.items()})
+    opt.update({"w": params["w"]}, {"w": np.zeros(3)})
+    assert average.arrays["b"].tolist() == [[0.25] * 2] * 2
+    assert average.arrays["w"].tolist() == [0.125] * 3
+    with pytest.raises(TypeError, match=r"^params: .*applied\(params=...\)"), average.applied():
+        pass
+    with average.applied(params=params):
+        assert params["w"].tolist() == [0.125] * 3
+    assert params["w"].tolist() == [0.0] * 3
+    with pytest.raises(ValueError, match=r"^'x': there is no average"), average.applied(params={"x": np.ones(3)}):
+        pass
+    again = fastopt.SGD(lr=0.5)
+    other = fastopt.ExponentialMovingAverage(again, 0.5)
+    other.load_state_dict(average.state_dict())
+    assert other.state_dict()["state"].keys() == {"w", "b"}
+    for one in opt, again:
+        one.update(params, {name: np.ones_like(p) for name, p in params.items()})
+        params = {name: np.ones_like(p) * (0 if name == "w" else -0.0) for name, p in params.items()}
+    assert average.steps == 4
+    assert other.state_dict()["state"]["w"]["step"] == 4
+    with pytest.raises(TypeError, match=r"^mirror: "):
+        opt.mirror({"w": np.ones(3, np.float16)})
+
+
+# -- States, copies, threads -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("way", ["state_dict", "deepcopy", "pickle", "file"])
+def test_averages_go_on_with_the_same_bits(name: str, way: str, tmp_path: Any) -> None:
+    if way == "pickle" and name == "EMA of a schedule":
+        pytest.skip("a lambda cannot be pickled")
+    params = arrays()
+    opt = fastopt.Adam(params, lr=0.1)
+    average = MAKERS[name](opt)
+    for step in range(3):
+        opt.step(arrays(seed=1 + step))
+    if way in ("deepcopy", "pickle"):
+        whole = params, opt, average
+        others, opt2, average2 = copy.deepcopy(whole) if way == "deepcopy" else pickle.loads(pickle.dumps(whole))
+    else:
+        others = arrays(seed=7)
+        opt2 = fastopt.Adam(others, lr=0.1)
+        average2 = MAKERS[name](opt2)
+        if way == "file":
+            fastopt.save(tmp_path / "a.safetensors", opt, averages=[average])
+            fastopt.load(tmp_path / "a.safetensors", opt2, averages=[average2])
+        else:
+            opt2.load_state_dict(opt.state_dict())
+            average2.load_state_dict(average.state_dict())
+            for p, q in zip(params, others, strict=True):
+                q[...] = p
+    for step in range(3, 7):
+        grads = arrays(seed=1 + step)
+        opt.step(grads)
+        opt2.step(grads)
+    assert average2.steps == average.steps == 7
+    assert contents(others, average2.arrays) == contents(params, average.arrays)
+    assert repr(average2).partition(" at ")[0] == repr(average).partition(" at ")[0]
+
+
+def test_states_that_do_not_fit_are_refused() -> None:
+    opt = fastopt.Adam([np.ones(3), np.ones(4)])
+    average = fastopt.ExponentialMovingAverage(opt)
+    opt.step([np.ones(3), np.ones(4)])
+    before = average.state_dict()
+    good = before["state"][0]
+    for wrong, message in (
+        ({}, "it has no 'state'"),
+        ({"state": {0: good}}, "lacks parameter 1"),
+        ({"state": {0: good, 1: good}}, "parameter 1: its shape is"),
+        ({"state": {**before["state"], 2: good}}, "has parameter 2"),
+        ({"state": {0: {**good, "step": -1}, 1: before["state"][1]}}, "parameter 0: step: -1"),
+        ({"state": {0: {"average": good["average"]}, 1: before["state"][1]}}, "it has no 'step'"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            average.load_state_dict(wrong)
+        assert str(average.state_dict()) == str(before)
+
+
+def test_removed_averages_stay_as_they_are() -> None:
+    params = [np.ones(3)]
+    opt = fastopt.SGD(params, lr=0.1)
+    first, second = fastopt.ExponentialMovingAverage(opt, 0.5), fastopt.StochasticWeightAverage(opt)
+    opt.step([np.ones(3)])
+    first.remove()
+    first.remove()
+    kept = first.arrays[0].copy()
+    opt.step([np.ones(3)])
+    assert (first.arrays[0] == kept).all()
+    assert (first.steps, second.steps) == (1, 2)
+    second.remove()
+    opt.step([np.ones(3)])
+    assert second.steps == 2
+
+
+def test_they_are_updated_in_the_order_of_their_making() -> None:
+    for is_first in True, False:
+        params = [np.zeros(3)]
+        opt = fastopt.SGD(params, lr=1.0)
+        makers = [lambda o: fastopt.StochasticWeightAverage(o), lambda o: fastopt.Lookahead(o, k=1)]
+        swa = next(a for a in [make(opt) for make in makers[:: 1 if is_first else -1]] if hasattr(a, "every"))
+        opt.step([np.ones(3)])
+        assert (swa.arrays[0] == (-1.0 if is_first else -0.5)).all()
+
+
+def test_parameters_that_are_added_later_take_part() -> None:
+    opt = fastopt.SGD([np.zeros(3)], lr=1.0)
+    average = fastopt.ExponentialMovingAverage(opt, 0.5)
+    opt.step([np.ones(3)])
+    opt.add_param_group({"params": [np.zeros(2)]})
+    assert len(average.arrays) == 2
+    opt.step([np.ones(3), np.ones(2)])
+    assert average.arrays[1].tolist() == [-1.0, -1.0]
+    assert average.arrays[0].tolist() == [-1.5] * 3
+
+
+def test_reset_leaves_averages_alone() -> None:
+    opt = fastopt.Adam([np.zeros(3)])
+    average = fastopt.ExponentialMovingAverage(opt)
+    opt.step([np.ones(3)])
+    opt.reset()
+    opt.step([np.ones(3)])
+    assert average.steps == 2
+
+
+def test_steps_of_several_threads() -> None:
+    opt = fastopt.SGD([np.zeros(100_000)], lr=1.0)
+    average = fastopt.StochasticWeightAverage(opt)
+    grads = [np.ones(100_000)]
+    threads = [threading.Thread(target=lambda: [opt.step(grads) for _ in range(25)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert average.steps == 100
+    np.testing.assert_allclose(average.arrays[0], -50.5)
+
+
+def test_steady_steps_take_no_memory() -> None:
+    params = [np.ones(100_000), np.ones(3)]
+    opt = fastopt.Adam(params)
+    averages = [make(opt) for make in MAKERS.values()]
+    opt.mirror([np.empty_like(p, np.float16) for p in params])
+    grads = [np.ones(100_000), np.ones(3)]
+    for _ in range(5):
+        opt.step(grads, max_norm=1.0)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        for _ in range(20):
+            opt.step(grads, max_norm=1.0)
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - before < 40_000  # the smallest large array has 200,000 bytes
+    assert after - before < 20_000
+    assert averages[0].steps == 25
+
+
+# -- Mirrors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", fastopt.available_isas())
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, BFLOAT16], ids=str)
+@pytest.mark.parametrize("copied", [np.float16, BFLOAT16], ids=str)
+def test_a_mirror_is_written_at_once_after_steps_and_loads(
+    dtype: Any, copied: Any, isa: str, tmp_path: Any
+) -> None:
+    fastopt.set_isa(isa)
+    params = arrays(dtype, sizes=[0, 7, 20_000])
+    params[1][:3] = [math.nan, math.inf, -1e-30]
+    opt = fastopt.SGD(params, lr=0.1)
+    copies = [np.full_like(p, 5, copied) for p in params]
+
+    @np.errstate(all="ignore")
+    def check() -> None:
+        for p, mirrored in zip(params, copies, strict=True):
+            wide = p.astype(np.float64)
+            near = np.abs(wide - mirrored.astype(np.float64))
+            for other in (
+                np.nextafter(mirrored, mirrored.dtype.type(1e4)),
+                np.nextafter(mirrored, mirrored.dtype.type(-1e4)),
+            ):
+                assert not (near > np.abs(wide - other.astype(np.float64))).any()
+            assert (np.isnan(wide) == np.isnan(mirrored.astype(np.float64))).all()
+
+    mirror = opt.mirror(copies)
+    check()
+    opt.step(arrays(dtype, 1, [0, 7, 20_000]))
+    check()
+    fastopt.save(tmp_path / "a.npz", opt)
+    opt.step(arrays(dtype, 2, [0, 7, 20_000]))
+    after = contents(copies)
+    fastopt.load(tmp_path / "a.npz", opt)
+    check()
+    assert contents(copies) != after
+    mirror.remove()
+    opt.step(arrays(dtype, 2, [0, 7, 20_000]))
+    assert contents(copies) != after
+
+
+def test_a_half_is_rounded_once() -> None:
+    # just above the middle between two numbers of bfloat16, by less than float32 can tell
+    value = 1 + 2.0**-8 + 2.0**-40
+    for isa in fastopt.available_isas():
+        fastopt.set_isa(isa)
+        copies = [np.empty(1, BFLOAT16)]
+        fastopt.SGD([np.array([value])]).mirror(copies)
+        assert float(copies[0][0]) == 1 + 2.0**-7
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([np.ones(3, np.float16)], "got 1 arrays for 2 parameters"),
+        ([np.ones(3, np.float16), np.ones(4, np.float16)], "parameter 1: its shape is"),
+        ([np.ones(3, np.float16), np.ones((2, 3), np.float32)], "parameter 1: its dtype is float32"),
+        ([np.ones(3, np.float16), np.ones((3, 2), np.float16).T], "parameter 1: .* in C order"),
+        (np.ones(3, np.float16), "put an array into a list"),
+    ],
+)
+def test_mirrors_that_do_not_fit_are_refused(given: Any, message: str) -> None:
+    opt = fastopt.SGD([np.ones(3), np.ones((2, 3))])
+    with pytest.raises((TypeError, ValueError), match=message):
+        opt.mirror(given)
+    shared = np.ones(9, np.float16)
+    with pytest.raises(ValueError, match=r"mirror of parameter 0 and .* of parameter 1 share memory"):
+        opt.mirror([shared[:3], shared[2:8].reshape(2, 3)])
+    mirror = opt.mirror([shared[:3], shared[3:].reshape(2, 3)])
+    with pytest.raises(ValueError, match="share memory"):
+        opt.mirror([shared[:3], np.ones((2, 3), np.float16)])
+    mirror.remove()
+    opt.mirror([shared[:3], np.ones((2, 3), np.float16)])
+    opt.step([np.ones(3), np.ones((2, 3))])
+
+
+def test_gradients_and_parameters_in_the_memory_of_an_average_are_refused() -> None:
+    params, grads = [np.ones(3), np.ones(4)], [np.ones(3), np.ones(4)]
+    opt = fastopt.SGD(params, lr=0.1)
+    opt.step(grads)
+    average = fastopt.ExponentialMovingAverage(opt)
+    for wrong in (
+        [grads[0], average.arrays[1]],
+        [average.arrays[1][1:], grads[1]],
+        [average.arrays[0][::-1], None],
+    ):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="shares memory with the average or mirror of parameter"):
+                opt.step(wrong)
+    opt.step(grads)
+    assert average.steps == 1
+    average.remove()
+    opt.step([average.arrays[0], grads[1]])
+    other = fastopt.SGD(lr=0.1)
+    average = fastopt.ExponentialMovingAverage(other)
+    other.update([params[0]], [grads[0]])
+    with pytest.raises(ValueError, match="share memory"):
+        other.update([average.arrays[0]], [grads[0]])
+    assert average.steps == 1
