@@ -85,13 +85,13 @@ class _Engine:
 
     def _note_entries(self, owner: _Adaptor) -> None:
         """Records the tensors that torch's dict shows, so that the next step can tell whether they were replaced."""
-        self.entries = [
-            (owner.state[p], name, tensor)
-            for p, tensors, seen in zip(self.params, self.tensors, self.seen, strict=True)
-            if seen
-            for name, tensor in tensors.items()
-        ]
-        self.shown = [(p, owner.state[p]) for p, seen in zip(self.params, self.seen, strict=True) if seen]
+        indices = [i for i, seen in enumerate(self.seen) if seen]
+        self.keys = [self.params[i] for i in indices]
+        self.entries = [owner.state[p] for p in self.keys]
+        found = [(owner.state[self.params[i]], *item) for i in indices for item in self.tensors[i].items()]
+        self.holders = [entry for entry, _, _ in found]
+        self.labels = [name for _, name, _ in found]
+        self.shown = [tensor for _, _, tensor in found]
 
     def options(self, group: dict[str, Any]) -> dict[str, Any]:
         """The options of one of torch's groups, as numbers."""
@@ -142,8 +142,8 @@ class _Engine:
             [len(group["params"]) for group in owner.param_groups] == self.sizes
             and all(map(operator.is_, params, self.params))
             and [_identity(p) for p in params] == self.identities
-            and all(owner.state.get(p) is entry for p, entry in self.shown)
-            and all(entry.get(name) is tensor for entry, name, tensor in self.entries)
+            and all(map(operator.is_, map(owner.state.get, self.keys), self.entries))
+            and all(map(operator.is_, map(dict.get, self.holders, self.labels), self.shown))
             and bool((self.steps == self.steps_expected).all())
         )
 
