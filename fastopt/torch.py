@@ -1,0 +1,243 @@
+"""torch's optimizers with fastopt's step: ``fastopt.torch.Adam(model.parameters(), lr=1e-3)``.
+
+Each class here is a subclass of torch's class of the same name. Options, groups, hooks, schedulers and state dicts
+are torch's; only ``step`` is fastopt's. The options ``foreach`` and ``fused`` choose between implementations of
+torch's and have no effect. What fastopt cannot compute is refused by name; steps with sparse gradients are torch's own.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastopt import optimizers
+from fastopt.options import options_of, shown
+from fastopt.storage import storage_dtype
+from fastopt.torch_state import from_torch
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def _array(tensor: torch.Tensor) -> Any:
+    """The tensor's memory as an array."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(storage_dtype("bfloat16"))
+    return tensor.numpy()
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    """The array's memory as a tensor."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _identity(p: torch.Tensor) -> tuple[Any, ...]:
+    """What the arrays of a parameter depend on; .double() and .data = … change it."""
+    return p.data_ptr(), p.dtype, p.shape, p.stride()
+
+
+def _axes(p: torch.Tensor) -> list[int]:
+    """The axes in the order of memory, so that a channels_last parameter is a contiguous array."""
+    strides = p.stride()
+    return sorted(range(p.dim()), key=lambda axis: -strides[axis])
+
+
+class _Engine:
+    """A fastopt optimizer on the memory of the parameters, and its states as tensors."""
+
+    def __init__(self, owner: _Adaptor) -> None:
+        cls = getattr(optimizers, type(owner).__name__)
+        self.groups = owner.param_groups
+        self.params = [p for group in self.groups for p in group["params"]]
+        self.identities = [_identity(p) for p in self.params]
+        self.sizes = [len(group["params"]) for group in self.groups]
+        for index, p in enumerate(self.params):
+            _check(index, p)
+        self.axes = [_axes(p) for p in self.params]
+        self.is_plain = [axes == list(range(len(axes))) for axes in self.axes]
+        views = [p.detach().permute(axes) for p, axes in zip(self.params, self.axes, strict=True)]
+        # a parameter with gaps is updated in a copy, which is written back
+        self.copies = [(view, view.contiguous()) for view in views if not view.is_contiguous()]
+        copies = iter(self.copies)
+        arrays = [_array(view if view.is_contiguous() else next(copies)[1]) for view in views]
+        self.names = tuple(name for name in options_of(cls) if name in owner.defaults)
+        places = iter(arrays)
+        groups = [
+            {"params": [next(places) for _ in group["params"]], **self.options(group)} for group in self.groups
+        ]
+        self.optimizer = cls(groups)
+        self.steps = np.zeros(
+            len(arrays), np.float64 if torch.get_default_dtype() == torch.float64 else np.float32
+        )
+        self.tensors = [self._states(index) for index in range(len(arrays))]
+        self._take_states(owner.state)
+        self.steps_expected = self.steps.copy()
+        self.seen = [p in owner.state and bool(owner.state[p]) for p in self.params]
+        for p, tensors, seen in zip(self.params, self.tensors, self.seen, strict=True):
+            if seen:
+                owner.state[p].update(tensors)
+        self._note_entries(owner)
+
+    def _note_entries(self, owner: _Adaptor) -> None:
+        """Records the tensors that torch's dict shows, so that the next step can tell whether they were replaced."""
+        indices = [i for i, seen in enumerate(self.seen) if seen]
+        self.keys = [self.params[i] for i in indices]
+        self.entries = [owner.state[p] for p in self.keys]
+        found = [(owner.state[self.params[i]], *item) for i in indices for item in self.tensors[i].items()]
+        self.holders = [entry for entry, _, _ in found]
+        self.labels = [name for _, name, _ in found]
+        self.shown = [tensor for _, _, tensor in found]
+
+    def options(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The options of one of torch's groups, as numbers."""
+        if group.get("capturable") or group.get("differentiable"):
+            raise ValueError(
+                "capturable, differentiable: fastopt has neither; leave them False, or use torch.optim"
+            )
+        return {
+            name: value if type(value := group[name]) in (float, bool, int) else _number(value)
+            for name in self.names
+        }
+
+    def _states(self, index: int) -> dict[str, Any]:
+        """A parameter's states under torch's names, in the parameter's shape."""
+        back = np.argsort(self.axes[index])
+        states = {
+            name: _tensor(array).permute(tuple(back))
+            for name, array in self.optimizer.state[index].items()
+            if name != "step"
+        }
+        if "dampening" not in self.names:  # SGD of torch counts no steps
+            states["step"] = torch.from_numpy(self.steps[index : index + 1]).view(())
+        return states
+
+    def _take_states(self, states: Any) -> None:
+        """Copies the states that torch's dict holds into the optimizer."""
+        found: dict[int, Any] = {}
+        for index, p in enumerate(self.params):
+            known = {name: value for name, value in states.get(p, {}).items() if value is not None}
+            if not known:
+                continue
+            entry = {
+                name: value.to(p.dtype).permute(self.axes[index]) if name in self.tensors[index] else value
+                for name, value in known.items()
+                if name != "step"
+            }
+            step = known.get("step", 1.0)
+            self.steps[index] = float(step)
+            found[index] = {**entry, "step": int(step)}
+        saved = self.optimizer.state_dict()
+        saved["state"] |= from_torch({**saved, "state": found})["state"]
+        self.optimizer.load_state_dict(saved)
+
+    def fits(self, owner: _Adaptor) -> bool:
+        """Whether groups, parameters, their memory and their states are those that the engine was made for."""
+        params = [p for group in owner.param_groups for p in group["params"]]
+        return (
+            [len(group["params"]) for group in owner.param_groups] == self.sizes
+            and all(map(operator.is_, params, self.params))
+            and [_identity(p) for p in params] == self.identities
+            and all(map(operator.is_, map(owner.state.get, self.keys), self.entries))
+            and all(map(operator.is_, map(dict.get, self.holders, self.labels), self.shown))
+            and bool((self.steps == self.steps_expected).all())
+        )
+
+    def step(self, owner: _Adaptor) -> None:
+        grads: list[Any] = []
+        for index, p in enumerate(self.params):
+            grad = p.grad
+            if grad is None:
+                grads.append(None)
+                continue
+            if not grad.is_cpu:
+                raise ValueError(f"gradient of parameter {index}: on {grad.device}; fastopt needs it on the CPU")
+            if grad.requires_grad:
+                grad = grad.detach()
+            grads.append(_array(grad if self.is_plain[index] else grad.permute(self.axes[index])))
+        for ours, theirs in zip(self.optimizer.param_groups, owner.param_groups, strict=True):
+            for name, value in self.options(theirs).items():
+                if ours[name] != value:
+                    ours[name] = value
+        for view, copy in self.copies:
+            copy.copy_(view)
+        self.optimizer.step(grads)
+        for view, copy in self.copies:
+            view.copy_(copy)
+        stepped = [grad is not None for grad in grads]
+        np.add(self.steps, 1, out=self.steps, where=np.array(stepped))
+        np.copyto(self.steps_expected, self.steps)
+        new = [i for i, seen in enumerate(self.seen) if stepped[i] and not seen]
+        for index in new:  # torch, too, shows a state from the first gradient on
+            self.seen[index] = True
+            owner.state[self.params[index]].update(self.tensors[index])
+        if new:
+            self._note_entries(owner)
+        torch.autograd.graph.increment_version([p for p, moved in zip(self.params, stepped, strict=True) if moved])
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.item()
+    return tuple(_number(x) for x in value) if isinstance(value, tuple | list) else value
+
+
+def _check(index: int, p: torch.Tensor) -> None:
+    """Refuses a parameter that fastopt cannot update."""
+    if not p.is_cpu:
+        raise ValueError(f"parameter {index}: on {p.device}; fastopt updates on the CPU; use torch.optim there")
+    if p.dtype not in DTYPES:
+        raise TypeError(f"parameter {index}: {shown(p.dtype)}; fastopt updates float32, float64 and bfloat16")
+    if type(p) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        raise TypeError(f"parameter {index}: {type(p).__name__} has no memory of its own; use torch.optim")
+
+
+class _Adaptor(torch.optim.Optimizer):
+    """What the classes of this module add to torch's: a step."""
+
+    _engine: _Engine | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # torch's fused classes let GradScaler leave the scale to them
+        vars(self).pop("_step_supports_amp_scaling", None)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        self._engine = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # load_state_dict ends here, and so do copies and pickles
+        self._engine = None
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Updates every parameter that has a gradient, in one call; the closure, if any, is called first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if any(p.grad is not None and p.grad.is_sparse for group in self.param_groups for p in group["params"]):
+            self._engine = None
+            theirs: Any = type(self).__mro__[2]
+            step = theirs.step
+            # hooks and profiler are around this call already
+            (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
+            return loss
+        if self._engine is None or not self._engine.fits(self):
+            self._engine = _Engine(self)
+        self._engine.step(self)
+        return loss
+
+
+def _made(name: str) -> type[_Adaptor]:
+    base = getattr(torch.optim, name)
+    doc = f"`torch.optim.{name}` with the step of `fastopt.{name}`."
+    return type(name, (_Adaptor, base), {"__module__": __name__, "__doc__": doc})
+
+
+__all__ = [name for name in optimizers.__all__ if hasattr(torch.optim, name)]
+globals().update({name: _made(name) for name in __all__})

@@ -1,0 +1,332 @@
+"""fastopt.torch against torch's own classes, in real trainings."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+from typing import Any
+
+import pytest
+from own_process import run
+
+torch = pytest.importorskip("torch")
+
+import fastopt.torch as adaptor  # noqa: E402
+
+every_class = pytest.mark.parametrize("name", adaptor.__all__)
+OPTIONS: dict[str, dict[str, Any]] = {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9, "centered": True}}
+
+
+class Training:
+    """A small network, the same for every seed, with one optimizer."""
+
+    def __init__(self, cls: Any, dtype: Any = torch.float64, **options: Any) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(32, 5, dtype=torch.float64, generator=generator).to(dtype)
+        self.y = torch.randn(32, 2, dtype=torch.float64, generator=generator).to(dtype)
+        self.model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).to(dtype)
+        with torch.no_grad():
+            for p in self.model.parameters():
+                p.copy_(torch.randn(p.shape, dtype=torch.float64, generator=generator) / 2)
+        first, second = self.model[0].parameters(), self.model[2].parameters()
+        options = {"lr": 0.01, **OPTIONS.get(cls.__name__, {}), **options}
+        self.optimizer = cls([{"params": list(first)}, {"params": list(second), "lr": 0.02}], **options)
+
+    def loss(self) -> Any:
+        self.optimizer.zero_grad()
+        loss = ((self.model(self.x) - self.y) ** 2).mean()
+        loss.backward()
+        return loss
+
+    def go(self, steps: int = 5) -> None:
+        for _ in range(steps):
+            self.loss()
+            self.optimizer.step()
+
+
+def pair(name: str, **options: Any) -> tuple[Training, Training]:
+    return Training(getattr(torch.optim, name), **options), Training(getattr(adaptor, name), **options)
+
+
+def check(one: Training, other: Training, rtol: float = 1e-12) -> None:
+    for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol)
+
+
+@every_class
+def test_the_same_training_and_state_dicts_both_ways(name: str) -> None:
+    theirs, ours = pair(name)
+    theirs.go()
+    ours.go()
+    check(theirs, ours)
+    saved, own = copy.deepcopy(theirs.optimizer.state_dict()), copy.deepcopy(ours.optimizer.state_dict())
+    assert {i: sorted(entry) for i, entry in saved["state"].items()} == {
+        i: sorted(entry) for i, entry in own["state"].items()
+    }
+    theirs.optimizer.load_state_dict(own)
+    ours.optimizer.load_state_dict(saved)
+    theirs.go()
+    ours.go()
+    check(theirs, ours)
+
+
+@every_class
+def test_torchs_own_inputs(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        database = pytest.importorskip("torch.testing._internal.common_optimizers").optim_db
+    (info,) = [entry for entry in database if entry.optim_cls.__name__ == name]
+    inputs = info.optim_inputs_func(device="cpu")
+    assert inputs
+    for entry in inputs:
+        options = {key: value for key, value in entry.kwargs.items() if key != "params"}
+        theirs, ours = pair(name, **options)
+        if options.get("capturable") or options.get("differentiable"):
+            ours.loss()
+            with pytest.raises(ValueError, match="capturable, differentiable"):
+                ours.optimizer.step()
+            continue
+        theirs.go()
+        ours.go()
+        check(theirs, ours)
+
+
+def schedules(optimizer: Any) -> list[Any]:
+    return [
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=20),
+        torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
+    ]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("name", ["Adam", "SGD"])
+def test_schedulers_clipping_hooks_and_closures(name: str, which: int) -> None:
+    calls: list[str] = []
+    both = pair(name)
+    for training in both:
+        optimizer = training.optimizer
+        optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+        optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+        schedule = schedules(optimizer)[which]
+        for _ in range(8):
+            training.loss()
+            torch.nn.utils.clip_grad_norm_(training.model.parameters(), 0.1)
+            optimizer.step()
+            schedule.step()
+        assert optimizer.step(training.loss) is not None
+    assert calls == ["before", "after"] * 18
+    check(*both)
+
+
+def test_grad_scaler() -> None:
+    both = pair("Adam", fused=True)
+    for training in both:
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        for iteration in range(4):
+            training.optimizer.zero_grad()
+            loss = ((training.model(training.x) - training.y) ** 2).mean()
+            scaler.scale(loss * (float("inf") if iteration == 1 else 1.0)).backward()
+            scaler.step(training.optimizer)
+            scaler.update()
+    check(*both)
+
+
+def test_swa() -> None:
+    both = pair("SGD")
+    averages = []
+    for training in both:
+        average = torch.optim.swa_utils.AveragedModel(training.model)
+        schedule = torch.optim.swa_utils.SWALR(training.optimizer, swa_lr=0.05)
+        for _ in range(5):
+            training.go(1)
+            average.update_parameters(training.model)
+            schedule.step()
+        averages.append(list(average.parameters()))
+    for a, b in zip(*averages, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@every_class
+def test_a_pickle_goes_on_with_the_same_bits(name: str) -> None:
+    straight, broken = (Training(getattr(adaptor, name)) for _ in range(2))
+    straight.go(6)
+    broken.go(3)
+    broken = pickle.loads(pickle.dumps(broken))
+    broken.go(3)
+    for a, b in zip(straight.model.parameters(), broken.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+RESUME = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from test_torch_adaptor import Training, adaptor
+training = Training(adaptor.Adam)
+saved = torch.load({path!r})
+training.model.load_state_dict(saved["model"])
+training.optimizer.load_state_dict(saved["optimizer"])
+training.go(3)
+torch.save(training.model.state_dict(), {path!r} + ".end")
+"""
+
+
+def test_a_checkpoint_resumes_in_a_new_process_with_the_same_bits(tmp_path: Any) -> None:
+    training, path = Training(adaptor.Adam), str(tmp_path / "checkpoint.pt")
+    training.go(3)
+    torch.save({"model": training.model.state_dict(), "optimizer": training.optimizer.state_dict()}, path)
+    training.go(3)
+    run(RESUME.format(tests=__file__.rpartition("/")[0], path=path))
+    for key, value in torch.load(path + ".end").items():
+        assert torch.equal(value, training.model.state_dict()[key])
+
+
+def test_autograd_notices_a_step() -> None:
+    w = torch.ones(3, requires_grad=True)
+    optimizer = adaptor.SGD([w], lr=0.1)
+    loss = (w * w).sum()
+    w.grad = torch.ones(3)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("layout", ["transposed", "with gaps", "channels last"])
+def test_layouts(layout: str) -> None:
+    base = torch.arange(48, dtype=torch.float64).reshape(2, 3, 2, 4) / 7
+    param = {
+        "transposed": base[0, 0].t(),
+        "with gaps": base[:, :, :, ::2],
+        "channels last": base.contiguous(memory_format=torch.channels_last),
+    }[layout]
+    found = []
+    for cls in torch.optim.Adam, adaptor.Adam:
+        p = (
+            param.clone(memory_format=torch.preserve_format)
+            if layout != "with gaps"
+            else base.clone()[:, :, :, ::2]
+        )
+        p.requires_grad_()
+        optimizer = cls([p], lr=0.1)
+        for step in range(3):
+            p.grad = torch.full(p.shape, 0.5 + step, dtype=p.dtype).flip(0) * param
+            optimizer.step()
+        found.append((p, optimizer.state[p]["exp_avg"]))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_of_none_and_groups_that_come_later() -> None:
+    both = pair("Adam")
+    for training in both:
+        late = torch.ones(3, dtype=torch.float64, requires_grad=True)
+        training.go(2)
+        training.optimizer.add_param_group({"params": [late], "lr": 0.5})
+        training.go(2)
+        late.grad = torch.ones(3, dtype=torch.float64)
+        training.optimizer.step()
+        assert training.optimizer.state[late]["step"] == 1
+        assert torch.allclose(late.detach(), torch.full((3,), 0.5, dtype=torch.float64))
+    check(*both)
+
+
+def test_a_model_that_becomes_double() -> None:
+    ours = Training(adaptor.Adam, torch.float32)
+    ours.go(3)
+    ours.model.double()
+    ours.x, ours.y = ours.x.double(), ours.y.double()
+    ours.go(3)
+    entry = ours.optimizer.state[ours.model[0].weight]
+    assert entry["step"] == 6 and entry["exp_avg"].dtype == torch.float64
+
+
+def test_states_that_the_user_replaces_take_effect() -> None:
+    both = pair("Adam")
+    for training in both:
+        training.go(3)
+        training.optimizer.state[training.model[0].weight]["step"].fill_(10)
+        entry = training.optimizer.state[training.model[2].weight]
+        entry["exp_avg"] = torch.zeros_like(entry["exp_avg"])
+        training.go(2)
+    check(*both)
+
+
+def test_bfloat16_parameters() -> None:
+    pytest.importorskip("ml_dtypes")
+    ours = Training(adaptor.Adam, torch.bfloat16)
+    before = ours.loss().item()
+    ours.go(50)
+    assert ours.loss().item() < before
+    stream = io.BytesIO()
+    torch.save(ours.optimizer.state_dict(), stream)
+    stream.seek(0)
+    ours.optimizer.load_state_dict(torch.load(stream))
+    ours.go(1)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_sparse_gradients_do_as_in_torch() -> None:
+    found = []
+    for module in torch.optim, adaptor:
+        embedding = torch.nn.Embedding(5, 3, sparse=True, _weight=torch.ones(5, 3))
+        optimizer = module.Adagrad(embedding.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            embedding(torch.tensor([1, 3])).sum().backward()
+            optimizer.step()
+        found.append(embedding.weight)
+        optimizer = module.Adam(embedding.parameters())
+        with pytest.raises(RuntimeError, match="sparse"):
+            optimizer.step()
+    assert torch.equal(*found)
+
+
+TWO_PROCESSES = """
+import sys, torch, torch.distributed as dist, torch.multiprocessing as mp
+sys.path.insert(0, {tests!r})
+
+def work(rank, port):
+    from test_torch_adaptor import Training, adaptor
+    dist.init_process_group("gloo", init_method="file://{path}", rank=rank, world_size=2)
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+    found = []
+    for cls in torch.optim.Adam, adaptor.Adam:
+        training = Training(cls)
+        training.model = torch.nn.parallel.DistributedDataParallel(training.model)
+        training.optimizer = ZeroRedundancyOptimizer(training.model.parameters(), optimizer_class=cls, lr=0.01)
+        training.go(4)
+        found.append(list(training.model.parameters()))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    context = mp.start_processes(work, (0,), nprocs=2, start_method="fork")
+"""
+
+
+def test_zero_redundancy_in_two_processes(tmp_path: Any) -> None:
+    run(TWO_PROCESSES.format(tests=__file__.rpartition("/")[0], path=tmp_path / "meeting"))
+
+
+def test_hooks_run_once_where_torch_makes_the_step() -> None:
+    calls: list[str] = []
+    torch.optim.SGD([torch.ones(1)])  # torch wraps the step of a class when it is first made
+    embedding = torch.nn.Embedding(5, 3, sparse=True)
+    optimizer = adaptor.SGD(embedding.parameters())
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    embedding(torch.tensor([1])).sum().backward()
+    optimizer.step()
+    assert calls == ["before"]
+
+
+def test_what_cannot_be_updated_is_refused_by_name() -> None:
+    for tensor, error, words in [
+        (torch.ones(2, device="meta"), ValueError, "parameter 0: on meta"),
+        (torch.ones(2, dtype=torch.float16), TypeError, "parameter 0: torch.float16"),
+        (torch.ones(2, dtype=torch.complex64), TypeError, "parameter 0: torch.complex64"),
+    ]:
+        optimizer = adaptor.Adam([tensor.requires_grad_()])
+        with pytest.raises(error, match=words):
+            optimizer.step()
