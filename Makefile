@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 
-.PHONY: help demo paths schedules test nightly bench bench-full check clean
+.PHONY: help demo paths schedules textbook test nightly bench bench-full check clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -23,6 +23,11 @@ paths: $(VENV)/demo  ## draw the paths that the optimizers take
 
 schedules: $(VENV)/demo  ## draw every schedule
 	$(BIN)/python examples/schedules.py
+
+TEXTBOOK = $(filter-out %/common.py,$(wildcard examples/textbook/*.py))
+
+textbook: $(VENV)/demo  ## run the textbook's experiments and draw them, in minutes
+	set -e; for program in $(TEXTBOOK); do $(BIN)/python $$program; done
 
 test: $(VENV)/test  ## the tests, in minutes
 	$(BIN)/pytest -n 2 --dist worksteal tests
