@@ -196,7 +196,7 @@ def _check(index: int, p: torch.Tensor) -> None:
         raise TypeError(f"parameter {index}: {type(p).__name__} has no memory of its own; use torch.optim")
 
 
-class _Adaptor(torch.optim.Optimizer):
+class _Adaptor(torch.optim.Optimizer):  # type: ignore[misc]
     """What the classes of this module add to torch's: a step."""
 
     _engine: _Engine | None = None
@@ -204,7 +204,7 @@ class _Adaptor(torch.optim.Optimizer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # torch's fused classes let GradScaler leave the scale to them
-        vars(self).pop("_step_supports_amp_scaling", None)
+        self.__dict__.pop("_step_supports_amp_scaling", None)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)

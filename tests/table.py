@@ -394,7 +394,8 @@ def right_values(cls: Class, name: str) -> list[Any]:
         return [1, 2, np.int64(7), 2**40] + [None] * (default is None)
 
     def good(kind: Any) -> list[Any]:
-        numbers = (0.0, 0, 1e-3, 0.3, np.float32(0.5), 0.9, 1.0, 3, 1e-300, 1e40)
+        smallest = 1e-30 if getattr(kind, "is_held", False) else 1e-300  # an eps must not be 0 in float32
+        numbers = (0.0, 0, 1e-3, 0.3, np.float32(0.5), 0.9, 1.0, 3, smallest, 1e40)
         return [x for x in numbers if lies_within(kind, x)]
 
     if isinstance(default, tuple):
