@@ -456,7 +456,7 @@ def callable_options(cls: type, checked: Mapping[str, Any]) -> tuple[str, ...]:
 
 def is_lost_in_float32(value: Any) -> bool:
     """Whether a number above 0 is 0 in float32."""
-    return type(value) is float and value > 0.0 and float(np.float32(value)) == 0.0
+    return type(value) is float and 0.0 < value <= SMALLEST_FLOAT32 / 2
 
 
 def lost_in_float32(cls: type, checked: Mapping[str, Any]) -> str | None:
