@@ -18,8 +18,11 @@ from typing import ParamSpec
 P = ParamSpec("P")
 
 
-def run(code: str, *, seconds: float = 60, environment: dict[str, str] | None = None) -> str:
-    """What a program prints; kills it, and all that it started, when it takes too long."""
+def run(code: str, *, seconds: float = 600, environment: dict[str, str] | None = None) -> str:
+    """What a program prints; kills it, and all that it started, when it hangs.
+
+    What hangs, hangs for ever; the seconds are many because a sanitizer makes a program slow, and a machine may be busy.
+    """
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryFile("w+") as output:  # not a pipe: a child that hangs would hold it open
         process = subprocess.Popen(
