@@ -400,12 +400,12 @@ def test_a_child_never_waits() -> None:
         in_threads(refused)
         assert fork(refused) == 0
 
-    assert fork(child, seconds=5) == 0
+    assert fork(child) == 0
     waiting_before = threading.active_count()
     assert waiting_before == 3
     holder.end()
     waiting.join()
-    assert fork(lambda: holder.optimizer.step(holder.grads), seconds=5) == 0
+    assert fork(lambda: holder.optimizer.step(holder.grads)) == 0
 
 
 @own_process
