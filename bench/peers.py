@@ -26,6 +26,7 @@ from fastopt.benchmark.candidates import (
     ONE_THREAD,
     Candidate,
     Unavailable,
+    elementwise,
     library,
 )
 from fastopt.benchmark.cases import Case, allocate
@@ -156,6 +157,7 @@ def as_expressions(tape: Tape, arrays: Sequence[Array], scalars: Sequence[Array]
 
 def numexpr_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     """The NumPy twin as expressions for numexpr, as few as possible."""
+    elementwise(case)
     evaluate = library("numexpr").evaluate
     clock, coefficients, as_scalar = itertools.count(1), case.coefficients(), np.dtype(case.dtype).type
     scalars = [np.array(value, case.dtype) for value in coefficients(1)]

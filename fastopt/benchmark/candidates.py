@@ -27,6 +27,12 @@ class Unavailable(Exception):
     """Says why a candidate cannot run a case."""
 
 
+def elementwise(case: Case) -> None:
+    """Refuses optimizers whose step is more than one loop over the elements."""
+    if internals.needs_sums(case.cls):
+        raise Unavailable("optimizers that need sums are not written as one loop")
+
+
 def library(name: str) -> Any:
     """Imports a module that is not one of the package's dependencies."""
     try:
@@ -42,18 +48,20 @@ def fastopt_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
 def numpy_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     """The NumPy twin, as one writes it by hand."""
     coefficients, clock = case.coefficients(), itertools.count(1)
-    tensors = case.with_states(params, grads)
+    tensors = [internals.TwinStep(case.cls, case.hyper, arrays) for arrays in case.with_states(params, grads)]
 
     def step() -> None:
-        scalars = coefficients(next(clock))
-        for arrays in tensors:
-            internals.twin_update(case.cls, arrays, scalars)
+        t = next(clock)
+        scalars = coefficients(t)
+        for tensor in tensors:
+            tensor(t, scalars)
 
     return step
 
 
 def numpy_out_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     """The NumPy twin with its temporaries allocated beforehand."""
+    elementwise(case)
     coefficients, clock = case.coefficients(), itertools.count(1)
     scalars = [np.array(value, case.dtype) for value in coefficients(1)]
     buffers: dict[tuple[int, ...], list[Array]] = {}
@@ -71,6 +79,7 @@ def numpy_out_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
 
 def numba_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     """The NumPy twin as one loop over the elements, compiled by numba; parallel on more than one thread."""
+    elementwise(case)
     numba = library("numba")
     coefficients, clock, as_scalar = case.coefficients(), itertools.count(1), np.dtype(case.dtype).type
     tensors = case.with_states(params, grads)

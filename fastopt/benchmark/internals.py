@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
 
 import fastopt
@@ -74,10 +75,45 @@ def coefficients_of(cls: OptimizerClass, hyper: Hyper) -> Callable[[int], tuple[
     return lambda t: (*algorithm.coefficients(hyper, t), sign, *algorithm.decay(hyper))
 
 
+def needs_sums(cls: OptimizerClass) -> bool:
+    """Whether the update of one element depends on sums over its whole tensor."""
+    return bool(_kernels.TABLE[formula_of(cls)]["factors"])
+
+
 def twin_update(cls: OptimizerClass, arrays: Sequence[Any], scalars: Sequence[Any]) -> None:
-    """One step of the NumPy twin. arrays: parameter, gradient, then the row's state buffers (None if unused)."""
+    """What the NumPy twin computes of one tensor's elements, in place.
+
+    arrays: parameter, gradient, then the row's state buffers (None if unused). scalars: the kernel's coefficients, then
+    the row's FACTORS, which are 1 where they are left out.
+    """
     param, grad, *states = arrays
-    reference.update(cls.algorithm, param, grad, states, scalars)
+    row = _kernels.TABLE[formula_of(cls)]
+    k = len(row["scalars"])
+    factors = scalars[k:] or [1.0] * len(row["factors"])
+    reference.update(cls.algorithm, param, grad, states, scalars[:k], factors)
+
+
+class TwinStep:
+    """The steps of one tensor by the NumPy twin, with its sums and the numbers that are part of its state."""
+
+    def __init__(self, cls: OptimizerClass, hyper: Hyper, arrays: Sequence[Any]) -> None:
+        """arrays: as for `twin_update`."""
+        self.cls, self.hyper, self.arrays = cls, hyper, arrays
+        row, first = _kernels.TABLE[formula_of(cls)], cls.algorithm.initial_states(hyper)
+        self.numbers = {name: np.array([first.get(name, 0.0)]) for name in row["numbers"]}
+        self.sums: tuple[str, ...] = row["sums"]
+
+    def __call__(self, t: int, scalars: Sequence[float]) -> None:
+        """Makes step ``t``, 1 first; scalars: the kernel's coefficients."""
+        factors: Sequence[float] = ()
+        if needs_sums(self.cls):
+            param, grad, *states = self.arrays
+            algorithm, n_factors = self.cls.algorithm, len(_kernels.TABLE[formula_of(self.cls)]["factors"])
+            totals = reference.total(reference.sums(algorithm, param, grad, states, scalars, n_factors))
+            sums = {name: np.array([value]) for name, value in zip(self.sums, totals, strict=True)}
+            found = algorithm.prepare(self.hyper, np.array([t]), sums, self.numbers)
+            factors = [float(np.asarray(value).reshape(-1)[0]) for value in found]
+        twin_update(self.cls, self.arrays, [*scalars, *factors])
 
 
 def kernel_call(cls: OptimizerClass, options: Hyper, params: list[Array], grads: list[Array]) -> Step:

@@ -49,6 +49,8 @@ class Recorded(np.lib.mixins.NDArrayOperatorsMixin):
     def __array_ufunc__(
         self, ufunc: np.ufunc, method: str, *inputs: Any, out: tuple[Any, ...] = (), **options: Any
     ) -> Recorded:
+        if method == "__call__" and options == {"dtype": np.float64}:
+            return Recorded(self.tape)  # a number for a sum, on which no element of the update depends
         if method != "__call__" or options:
             raise TypeError(f"{ufunc.__name__}: only plain calls are recorded")
         result = out[0] if out else Recorded(self.tape)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
 from fastopt.benchmark import internals
-from fastopt.benchmark.candidates import Candidate, use_threads
+from fastopt.benchmark.candidates import Candidate, numpy_step, use_threads
 from fastopt.benchmark.cases import PERIOD, Case, fill, pieces
 from fastopt.benchmark.internals import Array, Step
 
@@ -21,8 +22,19 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 
 @lru_cache(maxsize=2)
 def expected(case: Case, dtype: str) -> list[Array]:
-    """The parameters after STEPS of the NumPy twin in a dtype, worked out piece by piece to save memory."""
+    """The parameters after STEPS of the NumPy twin in a dtype, worked out piece by piece to save memory.
+
+    Where an update needs sums over its tensor, there are no pieces.
+    """
     arrays, coefficients = [np.empty(shape, dtype) for shape in case.shapes], case.coefficients()
+    if internals.needs_sums(case.cls):
+        values = [np.empty_like(array) for array in arrays]
+        step = numpy_step(replace(case, dtype=dtype), arrays, values)
+        fill(arrays, 0)
+        for t in STEPS:
+            fill(values, t)
+            step()
+        return arrays
     grads = [pieces(arrays, t, dtype) for t in STEPS]
     for (p, values), *steps in zip(pieces(arrays, 0, dtype), *grads, strict=True):
         p[...] = values
