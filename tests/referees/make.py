@@ -1,6 +1,6 @@
 """Stores the numbers of other people's optimizers, for tests/test_referees.py.
 
-    pip install torch==2.13.0 adabelief-pytorch==0.2.1 …    (the packages below that are asked for)
+    pip install torch==2.13.0 adabelief-pytorch==0.2.1 …    (the packages below that are asked for; timm imports torchvision)
     python tests/referees/make.py timm keras …
 
 Each line of <library>.json has a call there, ours, how many steps are made, and the parameters after some of them,
@@ -185,7 +185,60 @@ def keras_lines() -> Iterator[dict[str, Any]]:
     yield line(make, "hundred", "Lion()", "Lion(lr=1e-3)")
 
 
+def timm() -> Iterator[dict[str, Any]]:
+    make = torch_like(importlib.import_module("timm.optim"))
+    alone = "max_grad_norm=None, foreach=False"
+    yield from both(make, f"Lamb({alone})", "LAMB()")
+    yield line(make, "ten", f"Lamb({TEN}, trust_clip=True, {alone})", f"LAMB({TEN}, trust_clip=True)")
+    for more in "always_adapt=True, betas=(0.8, 0.9), eps=1e-3", "bias_correction=False":
+        more = f"lr=0.1, weight_decay=0.0, {more}"
+        yield line(make, "ten", f"Lamb({more}, {alone})", f"LAMB({more})")
+    yield from both(make, "Lars(foreach=False)", "LARS()")
+    for more in (
+        "momentum=0.9, trust_coeff=0.1",
+        "momentum=0.9, nesterov=True, eps=0.1",
+        "momentum=0.9, dampening=0.5, trust_coeff=0.5, trust_clip=True",
+    ):
+        yield line(make, "ten", f"Lars({TEN}, {more}, foreach=False)", f"LARS({TEN}, {more})")
+    more = "lr=0.1, momentum=0.9, always_adapt=True"
+    yield line(make, "ten", f"Lars({more}, foreach=False)", f"LARS({more})")
+
+
+def optax() -> Iterator[dict[str, Any]]:
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    library = importlib.import_module("optax")
+
+    def make(call: str, start: Array) -> Step:
+        name, _, options = call.partition("(")
+        optimizer = library.inject_hyperparams(getattr(library, name))(**eval(f"dict({options}"))
+        param = jax.numpy.asarray(start)
+        state = optimizer.init(param)
+
+        def step(grad: Array, factor: float) -> Array:
+            nonlocal param, state
+            state.hyperparams["learning_rate"] = state.hyperparams["learning_rate"] * factor
+            updates, state = optimizer.update(jax.numpy.asarray(grad), state, param)
+            param = library.apply_updates(param, updates)
+            return np.asarray(param, np.float64)
+
+        return step
+
+    rate = TEN.replace("lr", "learning_rate")
+    yield line(make, "ten", f"lamb({rate})", f"LAMB({TEN})")
+    yield line(make, "hundred", "lamb(learning_rate=1e-3)", "LAMB(weight_decay=0.0, always_adapt=True)")
+    yield line(make, "ten", f"novograd({rate})", f"NovoGrad({TEN})")
+    yield line(make, "hundred", "novograd(learning_rate=1e-3)", "NovoGrad()")
+    more = "b1=0.8, b2=0.9, eps=1e-3, eps_root=0.1"
+    yield line(
+        make, "ten", f"novograd({rate}, {more})", f"NovoGrad({TEN}, betas=(0.8, 0.9), eps=1e-3, eps_root=0.1)"
+    )
+
+
 LIBRARIES = {
+    "timm": timm,
+    "optax": optax,
     "adabelief_pytorch": adabelief_pytorch,
     "madgrad": madgrad,
     "pytorch_optimizer": pytorch_optimizer,
