@@ -88,14 +88,20 @@ def _slow(cls: type[Optimizer], name: str, names: tuple[str, ...], args: tuple[A
     for letter in (*algorithm.letters(group.h), *numbers):
         array = given[algorithm.states[letter]]
         if array is None:
-            raise TypeError(
-                f"{algorithm.states[letter]}: missing; pass an array of param's shape and dtype, at first zeros"
-            )
+            array_of = "a 0-d float64 array" if letter in numbers else "an array of param's shape and dtype"
+            raise TypeError(f"{algorithm.states[letter]}: missing; pass {array_of}, at first zeros")
         needed[letter] = array
     owned = {letter: _owned_number(algorithm.states[letter], needed.pop(letter)) for letter in numbers}
     tensor = Tensor(algorithm, 0, "param", given["param"], 0, 0)
     refuse_lost("", group, [tensor])
     found = arrays.checked_states(tensor.label, tensor.param, needed, algorithm.states)
+    for name, number in owned.items():
+        besides = {
+            algorithm.states[letter]: array for letter, array in {**found, **owned}.items() if letter != name
+        }
+        for other, array in {"param": tensor.param, "grad": given["grad"], **besides}.items():
+            if isinstance(array, np.ndarray) and np.may_share_memory(number, array):
+                raise ValueError(f"{algorithm.states[name]} and {other} share memory; pass an array of its own")
     owner = _Owner()
     plan = Plan(algorithm, Turns(), _thread.tuners, is_function=True)
     change = Change()
@@ -117,6 +123,7 @@ def _owned_number(name: str, array: Any) -> Any:
         raise TypeError(
             f"{name}: expected a 0-d float64 array, which is updated in place; make it with numpy.zeros(())"
         )
+    array = arrays.plain(name, array)
     if not array.flags.writeable:
         arrays.refuse_read_only(name)
     return array

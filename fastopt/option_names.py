@@ -40,8 +40,7 @@ def _mistake(cls: type, name: str, besides: frozenset[str]) -> str | None:
         return "it chooses one of torch's implementations, fastopt has one; leave it out"
     others = sorted(other.__name__ for other in _relatives(cls) if name in options_of(other))
     if others:
-        classes = f"{', '.join(others[:4])}{' and others' * (len(others) > 4)}"
-        return f"an option of {classes}, not of {cls.__name__}; it has {', '.join(own)}"
+        return f"an option of {', '.join(others)}, not of {cls.__name__}; it has {', '.join(own)}"
     for meant in similar(name, [*own, *(besides - {"names"})]):  # name is a usual key of the user's own
         # lr_scale and base_lr are longer on purpose
         if not re.search(rf"^{meant}_\w|\w_{meant}$", name.lower()):

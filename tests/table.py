@@ -72,6 +72,16 @@ def states_in_use(cls: Class, h: dict[str, Any]) -> list[str]:
     return [states_of(cls)[letter] for letter in cls.algorithm.letters(h)]
 
 
+def numbers_of(cls: Class) -> list[str]:
+    """What users call the numbers of a tensor that are state: float64 arrays without a dimension."""
+    return [states_of(cls)[letter] for letter in TABLE[cls.algorithm.formula]["numbers"]]
+
+
+def needs_sums(cls: Class) -> bool:
+    """Whether an element's update depends on its whole tensor."""
+    return bool(TABLE[cls.algorithm.formula]["sums"])
+
+
 def flags_of(cls: Class) -> dict[str, Any]:
     """What a parameter group has besides options, with its first values."""
     return cls.algorithm.flags

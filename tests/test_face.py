@@ -260,7 +260,9 @@ def state_is_named_and_aligned(variant: table.Variant) -> None:
     names = {*table.states_in_use(variant.cls, optimizer.param_groups[0])}
     for i, (name, param) in enumerate(params.items()):
         state = optimizer.state[name]
-        assert set(state) == names | {"step"}
+        numbers = {*table.numbers_of(variant.cls)}
+        assert set(state) == names | numbers | {"step"}
+        assert all((state[key].shape, state[key].dtype) == ((), np.float64) for key in numbers)
         assert state["step"] == 0 == optimizer.state[i]["step"]
         for key in names:
             assert state[key].shape == param.shape

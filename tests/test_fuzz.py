@@ -604,8 +604,13 @@ def test_any_call_of_a_function(
         needed = table.states_in_use(cls, table.defaults_of(cls) | h) if right else [*names.values()]
         arrays = {}
         for name, kind in zip(names.values(), states, strict=False):
-            state: Any = np.array(np.abs(numbers(spec[1], dtype, 50)))
-            if kind == "C":
+            is_number = name in table.numbers_of(cls)
+            state: Any = np.array(
+                np.abs(numbers(() if is_number else spec[1], "float64" if is_number else dtype, 50))
+            )
+            if is_number and kind == "C":
+                pass
+            elif kind == "C":
                 state = np.zeros_like(world.params[0], dtype=dtype_of(dtype), subok=False)
                 state[...] = np.abs(numbers(spec[1], dtype, 50))
             elif kind == "None":
@@ -614,7 +619,9 @@ def test_any_call_of_a_function(
                 state = {**LAYOUTS, **RUBBISH, **BENT}[kind](state)
             if isinstance(state, np.ndarray):
                 world.keep(state)
-            if name in needed and right:
+            if is_number and right:
+                right = is_state(state, "float64", state) and state.shape == ()
+            elif name in needed and right:
                 right = is_state(state, dtype, world.params[0])
             arrays[name] = state
         function = getattr(functional, cls.__name__.lower())

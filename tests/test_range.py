@@ -126,8 +126,8 @@ def test_decay_of_bfloat16_at_the_ends(value: float) -> None:
 EPSILONS = [
     (cls, name)
     for cls in table.OPTIMIZERS
-    for name, default in table.defaults_of(cls).items()
-    if name.startswith("eps") and not isinstance(default, bool)
+    for name, option in table.declared(cls).items()
+    if getattr(option.kind, "is_held", False) and not isinstance(option.default, bool)
 ]
 BELOW_FLOAT32 = 1e-46
 

@@ -14,9 +14,9 @@ import table
 from table import Array
 
 import fastopt
-from fastopt import _kernels
+from fastopt import functional
 
-WITH_SUMS = [cls for cls in table.OPTIMIZERS if _kernels.TABLE[cls.algorithm.formula]["sums"]]
+WITH_SUMS = [cls for cls in table.OPTIMIZERS if table.needs_sums(cls)]
 SIZES = [(1000,), (33, 7), (), (0,), (5000,)]
 
 
@@ -169,3 +169,32 @@ def test_norms_of_zero(cls: Any, start: float) -> None:
     optimizer.step([np.full(3, 0.5)])
     assert np.isfinite(params[0]).all()
     assert (params[0] < start).all()
+
+
+WITH_NUMBERS = [cls for cls in table.OPTIMIZERS if table.numbers_of(cls)]
+
+
+@pytest.mark.parametrize("cls", WITH_NUMBERS, ids=lambda cls: cls.__name__)
+def test_a_number_of_a_function_must_be_an_array_of_its_own(cls: Any) -> None:
+    function = getattr(functional, cls.__name__.lower())
+    param, grad = np.ones(3), np.ones(3)
+    buffers = {name: np.zeros(3) for name in table.states_in_use(cls, table.defaults_of(cls))}
+    numbers = {name: np.zeros(()) for name in table.numbers_of(cls)}
+    for name in numbers:
+        shared = [param, grad, *buffers.values()]
+        masked: Any = np.ma.MaskedArray(0.0)
+        wrong = {
+            "missing; pass a 0-d float64 array": [None],
+            "expected a 0-d float64 array": [0.0, np.float64(0), np.zeros(1), np.zeros((), np.float32), [0.0]],
+            "masked": [masked],
+            "read-only": [np.broadcast_to(np.zeros(()), ())],
+            "share memory; pass an array of its own": [array[1:2].reshape(()) for array in shared],
+        }
+        for message, values in wrong.items():
+            for value in values:
+                with pytest.raises((TypeError, ValueError), match=rf"^{name}.*{message}"):
+                    function(param, grad, **buffers, **numbers | {name: value}, step=1)
+                assert param.tolist() == [1, 1, 1]
+                assert not any(array.any() for array in [*buffers.values(), *numbers.values()])
+    function(param, grad, **buffers, **numbers, step=1)
+    assert (param < 1).all()

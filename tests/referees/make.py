@@ -1,6 +1,7 @@
 """Stores the numbers of other people's optimizers, for tests/test_referees.py.
 
-    pip install torch==2.13.0 adabelief-pytorch==0.2.1 …    (the packages below that are asked for; timm imports torchvision)
+    pip install torch==2.13.0 adabelief-pytorch==0.2.1 …    (the packages below that are asked for)
+                                                            (timm imports torchvision)
     python tests/referees/make.py timm keras …
 
 Each line of <library>.json has a call there, ours, how many steps are made, and the parameters after some of them,
