@@ -89,7 +89,10 @@ def count_divisions(case: Case) -> tuple[int, int]:
     """How many square roots and divisions the formula takes for each element, counted in the NumPy twin."""
     arrays = [np.ones(1, case.dtype), np.ones(1, case.dtype), *case.states((1,), case.dtype)]
     scalars = [np.array(value, case.dtype) for value in case.coefficients()(1)]
-    names = [ufunc.__name__ for ufunc, _, _ in trace(partial(internals.twin_update, case.cls), arrays, scalars)]
+    names = [
+        ufunc.__name__
+        for ufunc, _, _ in trace(partial(internals.twin_update, case.cls, case.hyper), arrays, scalars)
+    ]
     return names.count("sqrt"), names.count("divide")
 
 

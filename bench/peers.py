@@ -163,7 +163,7 @@ def numexpr_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     scalars = [np.array(value, case.dtype) for value in coefficients(1)]
     tensors = case.with_states(params, grads)
     present = [[a.reshape(-1) for a in arrays if a is not None] for arrays in tensors]
-    tape = trace(partial(internals.twin_update, case.cls), tensors[0], scalars)
+    tape = trace(partial(internals.twin_update, case.cls, case.hyper), tensors[0], scalars)
     lines = as_expressions(tape, [a for a in tensors[0] if a is not None], scalars)
     temporaries = {
         name: allocate((max(p.size for p in params),), case.dtype) for name, _ in lines if name[0] == "t"

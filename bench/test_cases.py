@@ -72,7 +72,7 @@ def test_the_twin_as_expressions(variant: Any) -> None:
     scalars = [np.array(value, one.dtype) for value in one.coefficients()(1)]
 
     def twin(arrays: Any, scalars: Any) -> None:
-        internals.twin_update(one.cls, arrays, scalars)
+        internals.twin_update(one.cls, one.hyper, arrays, scalars)
 
     present = [a for a in arrays if a is not None]
     lines = as_expressions(trace(twin, arrays, scalars), present, scalars)

@@ -34,6 +34,8 @@ cdef class Group:
     cdef readonly size_t subset  # the optional states in use, as the bits that number the row's kernels
     cdef uint64_t seed
     cdef double sign, weight_decay, decay
+    cdef bint adds_l1
+    cdef double l1  # if so, l1 * sign(p) is added to the gradient
     cdef dict resolved  # the options as plain numbers, for the call of that number
     cdef int64_t resolved_for
     cdef Py_ssize_t scalar_count, required  # the row's own scalars; its states that are not optional
@@ -48,9 +50,9 @@ cdef class Group:
         self.scalar_count = len(TABLE[algorithm.formula]["scalars"]) - len(COMMON_SCALARS)
         self.required = len(TABLE[algorithm.formula]["state"])
         self.resolved_for = -1
+        self.adds_l1 = algorithm.adds_l1 and "l1" in h
         if not callables:
-            self.resolved = with_lr_factor(h)
-            self.weight_decay, self.decay = algorithm.decay(self.resolved)
+            self.take_numbers(h)
 
     cdef Group with_options(self, dict h):
         """The same with other numbers."""
@@ -59,13 +61,20 @@ cdef class Group:
         other.coefficients, other.subset, other.seed, other.sign = (
             self.coefficients, self.subset, self.seed, self.sign
         )
-        other.needed, other.lost = self.needed, self.lost
+        other.needed, other.lost, other.adds_l1 = self.needed, self.lost, self.adds_l1
         other.scalar_count, other.required, other.resolved_for = self.scalar_count, self.required, -1
         other.h = h
         if not self.callables:
-            other.resolved = with_lr_factor(h)
-            other.weight_decay, other.decay = self.algorithm.decay(other.resolved)
+            other.take_numbers(h)
         return other
+
+    cdef int take_numbers(self, dict numbers) except -1:
+        """Takes the options as plain numbers, for the steps to come."""
+        self.resolved = with_lr_factor(numbers)
+        self.weight_decay, self.decay = self.algorithm.decay(self.resolved)
+        if self.adds_l1:
+            self.l1 = numbers["l1"]
+        return 0
 
     cdef Group with_lr(self, double lr):
         cdef dict h = self.h.copy()
@@ -123,8 +132,7 @@ cdef class Group:
     cdef int ask(self, int64_t call, int64_t steps_taken) except -1:
         """Asks each callable once in a call: for its number after so many steps."""
         if self.callables and self.resolved_for != call:
-            self.resolved = with_lr_factor(self.numbers_after(steps_taken))
-            self.weight_decay, self.decay = self.algorithm.decay(self.resolved)
+            self.take_numbers(self.numbers_after(steps_taken))
             self.resolved_for = call
         return 0
 

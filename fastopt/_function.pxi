@@ -95,7 +95,7 @@ cdef class Function:
                     return self.slow(args, kwargs)
             c.call.buffers[k] = cnp.PyArray_DATA(array)
         group = self.group_of(options)
-        if group.callables or (group.lost is not None and stored[0] != FLOAT64):
+        if group.callables or group.l1 != 0.0 or (group.lost is not None and stored[0] != FLOAT64):
             return self.slow(args, kwargs)
         if <double>group.h["lr"] != lr:
             items = items_of(options)

@@ -56,6 +56,12 @@ cdef struct Shared:  # by the tensors of one group that have made equally many s
     int64_t group, steps
 
 
+cdef struct L1:  # of one tensor in one step
+    fastopt_pass before
+    fastopt_coefficients coefficients
+    fastopt_coefficients kernels  # the kernel's: it multiplies the gradient by nothing more
+
+
 cdef class Plan(Following):
     """The steps of one optimizer."""
 
@@ -73,6 +79,9 @@ cdef class Plan(Following):
         size_t shared_capacity
         fastopt_coefficients *own_coefficients  # of each tensor, where each gradient has a factor of its own
         size_t own_capacity
+        bint has_l1
+        L1 *l1
+        size_t l1_capacity
         list stepping  # the selected tensors that have a gradient, while a call needs the list
 
     def __init__(self, algorithm, Turns turns, tuners, bint keeps_params=True, dict bounds={}, bint is_function=False):
@@ -85,6 +94,7 @@ cdef class Plan(Following):
     def __dealloc__(self):
         free(self.shared)
         free(self.own_coefficients)
+        free(self.l1)
 
     # -- A call --
 
@@ -248,6 +258,7 @@ cdef class Plan(Following):
         cdef Group group
         cdef int64_t clock = -1
         self.calls += 1
+        self.has_l1 = False
         for k in range(self.shared_count):
             shared = &self.shared[k]
             group = <Group>self.groups[shared.group]
@@ -258,6 +269,7 @@ cdef class Plan(Following):
                         clock = max(clock, self.shared[i].steps)
                 group.ask(self.calls, clock)
             group.fill(&shared.coefficients, shared.steps + 1, grad_scale)
+            self.has_l1 |= group.l1 != 0.0
         return 0
 
     cdef int prepare(
@@ -283,6 +295,8 @@ cdef class Plan(Following):
         self.fill_coefficients(grad_scale)
         if clipping is not None and clipping.needs_norm and not self.norms.are_factors_equal:
             self.give_own_coefficients()
+        if self.has_l1:
+            self.add_l1(isa)
         if self.factors.is_needed:
             self.prepare_factors(isa, team)
         if self.followers and (change is None or not change.moves):
@@ -318,6 +332,36 @@ cdef class Plan(Following):
             self.own_coefficients[i] = tensor.c.call.coefficients[0]
             self.own_coefficients[i].scalars[grad_scale] *= self.norms.factors[i]
             tensor.c.call.coefficients = &self.own_coefficients[i]
+        return 0
+
+    cdef int add_l1(self, int isa) except -1:
+        """Has l1 * sign(p) added to gradients task by task, after all that multiplies them and before weight decay."""
+        cdef Tensor tensor
+        cdef Group group
+        cdef L1 *l1
+        cdef Py_ssize_t i, grad_scale = len(TABLE[self.algorithm.formula]["scalars"]) - len(COMMON_SCALARS)
+        grow(<void **>&self.l1, &self.l1_capacity, len(self.selected), sizeof(L1))
+        self.is_assigned = self.work.is_measured = False  # what follows holds for this call alone
+        for i in range(len(self.selected)):
+            tensor = <Tensor>self.selected[i]
+            group = <Group>self.groups[tensor.group]
+            if not self.has_gradient[i] or group.l1 == 0.0:
+                continue
+            l1 = &self.l1[i]
+            l1.kernels = tensor.c.call.coefficients[0]
+            l1.coefficients.scalars[0], l1.coefficients.scalars[1] = l1.kernels.scalars[grad_scale], group.l1
+            l1.kernels.scalars[grad_scale] = 1.0
+            tensor.c.call.coefficients = &l1.kernels
+            if tensor.c.stage_limit == INFINITY:  # else it is staged already, and has been multiplied
+                clip_on_its_way(&tensor.c, isa, tensor.storage, tensor.gradient_storage, 1.0, INFINITY)
+            l1.before.call.size = sizeof(fastopt_call)
+            l1.before.call.coefficients = &l1.coefficients
+            if table().isas[isa].name != NULL:
+                arithmetic = FLOAT64 if tensor.storage == FLOAT64 else FLOAT32
+                l1.before.kernel = auxiliary_row(isa, b"l1").kernels[
+                    format_of[tensor.storage][tensor.storage][arithmetic]
+                ][0]
+            tensor.c.before = &l1.before
         return 0
 
     cdef int prepare_factors(self, int isa, int team) except -1:
@@ -417,6 +461,9 @@ cdef class Plan(Following):
         grad = tensor.gradient.reshape(tensor.shape)
         if tensor.c.stage_limit != INFINITY and tensor.c.stage_limit:
             grad = storage.clipped(grad, tensor.c.stage_scale, tensor.c.stage_limit)
+        if tensor.c.before != NULL:
+            numbers = tensor.c.before.call.coefficients.scalars
+            grad = storage.with_l1(tensor.now, grad, numbers[0], numbers[1])
         return scalars_of(tensor.c.call.coefficients, self.algorithm), states, grad
 
     cdef int run_twins(self, list moves, Clipping clipping) except -1:

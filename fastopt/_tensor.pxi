@@ -52,7 +52,7 @@ cdef void clip_on_its_way(
 cdef void stage_gradient(fastopt_tensor *tensor, int isa, int format, int gradient) noexcept:
     """Has the gradient converted, task by task, where kernels of the format take it in another storage."""
     cdef const fastopt_format *stored = &table().formats[format]
-    tensor.stage, tensor.stage_scale, tensor.stage_limit = NULL, 1.0, INFINITY
+    tensor.stage, tensor.stage_scale, tensor.stage_limit, tensor.before = NULL, 1.0, INFINITY, NULL
     # 16 bits: exactly, to float32
     if table().isas[isa].name != NULL and strcmp(stored.gradient, stored.kernel_gradient):
         tensor.stage = table().isas[isa].converters[gradient * FASTOPT_STORAGES + FASTOPT_FLOAT32]

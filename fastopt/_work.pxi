@@ -16,6 +16,7 @@ cdef extern from "tasks.h" nogil:
         const fastopt_source *source
         fastopt_converter stage
         double stage_scale, stage_limit
+        const fastopt_pass *before
         fastopt_converter write_back
         const fastopt_pass *passes
         int pass_count

@@ -28,6 +28,9 @@ class Algorithm:
     flags: ClassVar[Hyper] = {}
     """Entries of a group besides the options, with their first values: saved like options, not edited by users."""
 
+    adds_l1: ClassVar[bool] = True
+    """Whether an option ``l1``, where there is one, adds l1 * sign(p) to the gradient; else it is the formula's own."""
+
     @staticmethod
     def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
         """Returns the row's SCALARS in their order, for step ``t``, which is 1 first.

@@ -13,6 +13,7 @@ COMMON = {
     "lr": "the learning rate (torch's).",
     "weight_decay": "g + weight_decay * p takes the place of g (torch's).",
     "decoupled_weight_decay": "p is multiplied by 1 - lr * weight_decay before the update instead (torch's).",
+    "l1": "l1 * sign(p) is added to g, with sign(0) = 0, also where weight decay is decoupled (fastopt's).",
     "maximize": "-g takes the place of g (torch's).",
     "state_dtype": 'how the states are stored: "bfloat16" keeps those of float32 parameters in half the memory; '
     "None: in the parameter's dtype (fastopt's).",

@@ -77,6 +77,13 @@ def update(
         return algorithm.twin(p, g, *states, *own, *(p.dtype.type(value) for value in factors)) or ()
 
 
+def with_l1(p: Array, grad: Array, factor: float, l1: float) -> Array:
+    """factor * grad + l1 * sign(p): the twin of ``src_c/formulas/l1.h``."""
+    number = p.dtype.type
+    with np.errstate(all="ignore"):
+        return number(factor) * grad + number(l1) * np.sign(p)
+
+
 def sums(
     algorithm: type[Algorithm],
     p: Array,

@@ -152,6 +152,11 @@ def clipped(grad: Array, scale: float, limit: float) -> Array:
         return np.clip(number(scale) * wide, -number(limit), number(limit))
 
 
+def with_l1(p: Array, grad: Array, factor: float, l1: float) -> Array:
+    """`reference.with_l1` of arrays however they are stored."""
+    return reference.with_l1(widened(p), widened(grad), factor, l1)
+
+
 def clip_in_place(grad: Array, factor: float, limit: float) -> None:
     """A gradient times ``factor``, clipped to ±limit; 16 bits are rounded to the nearest even."""
     with np.errstate(all="ignore"):

@@ -232,6 +232,15 @@ static void call_at(const fastopt_tensor *tensor, size_t begin, size_t end, char
     tensor->kernel(&call, 0, end - begin);
 }
 
+/* What changes `count` elements of a staged gradient, which begins with element `begin` of the tensor. */
+static void call_before(const fastopt_tensor *tensor, size_t begin, size_t count, char *gradient)
+{
+    fastopt_call call = tensor->before->call;
+    call.buffers[0] = (char *)tensor->call.buffers[0] + begin * tensor->itemsizes[0];
+    call.buffers[2] = gradient;
+    tensor->before->kernel(&call, 0, count);
+}
+
 static void run_staged(const fastopt_tensor *tensor, size_t begin, size_t chunk_end, char *scratch)
 {
     const fastopt_source *const source = tensor->source;
@@ -258,6 +267,8 @@ static void run_staged(const fastopt_tensor *tensor, size_t begin, size_t chunk_
                     scatter(source, begin, end, found);
             }
         }
+        if (tensor->before)
+            call_before(tensor, begin, count, gradient);
         if (tensor->kernel)
             call_at(tensor, begin, end, gradient);
     }

@@ -34,7 +34,7 @@ typedef struct {
 void fastopt_source_of(fastopt_source *source, const void *data, size_t itemsize, int ndim,
                        const ptrdiff_t *shape, const ptrdiff_t *strides, int fortran);
 
-/* One pass after the update of a tensor, on the elements of each task while they lie in the core's cache. */
+/* One pass before or after the update of a tensor, on elements that lie in the core's cache. */
 typedef struct {
     fastopt_kernel kernel;       /* of auxiliary.def; NULL: the parameter is copied to buffers[2] by `converter` */
     fastopt_converter converter;
@@ -56,6 +56,7 @@ typedef struct {
      * float32. It also multiplies by stage_scale and clips to ±stage_limit. */
     fastopt_converter stage;
     double stage_scale, stage_limit;
+    const fastopt_pass *before; /* NULL, or what changes the staged gradient, its buffers[2], before the kernel */
     fastopt_converter write_back; /* NULL, or what puts the staged gradient back where it came from */
     const fastopt_pass *passes;
     int pass_count;

@@ -82,6 +82,11 @@ def needs_sums(cls: Class) -> bool:
     return bool(TABLE[cls.algorithm.formula]["sums"])
 
 
+def adds_l1(cls: Class) -> bool:
+    """Whether the option l1 changes the gradient before the kernel takes it."""
+    return "l1" in declared(cls) and cls.algorithm.adds_l1
+
+
 def flags_of(cls: Class) -> dict[str, Any]:
     """What a parameter group has besides options, with its first values."""
     return cls.algorithm.flags

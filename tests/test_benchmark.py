@@ -99,7 +99,7 @@ def test_the_twin_as_a_loop(variant: table.Variant) -> None:
     scalars = [np.array(value, one.dtype) for value in one.coefficients()(1)]
 
     def twin(arrays: Any, scalars: Any) -> None:
-        internals.twin_update(one.cls, arrays, scalars)
+        internals.twin_update(one.cls, one.hyper, arrays, scalars)
 
     present = [a for a in arrays if a is not None]
     scope: dict[str, Any] = {"np": np, "prange": range}

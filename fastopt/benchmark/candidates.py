@@ -65,7 +65,7 @@ def numpy_out_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     coefficients, clock = case.coefficients(), itertools.count(1)
     scalars = [np.array(value, case.dtype) for value in coefficients(1)]
     buffers: dict[tuple[int, ...], list[Array]] = {}
-    update = partial(internals.twin_update, case.cls)
+    update = partial(internals.twin_update, case.cls, case.hyper)
     tapes = [record(update, arrays, scalars, buffers) for arrays in case.with_states(params, grads)]
 
     def step() -> None:
@@ -84,7 +84,7 @@ def numba_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     coefficients, clock, as_scalar = case.coefficients(), itertools.count(1), np.dtype(case.dtype).type
     tensors = case.with_states(params, grads)
     scalars = [np.array(value, case.dtype) for value in coefficients(1)]
-    tape = trace(partial(internals.twin_update, case.cls), tensors[0], scalars)
+    tape = trace(partial(internals.twin_update, case.cls, case.hyper), tensors[0], scalars)
     present = [[array for array in arrays if array is not None] for arrays in tensors]
     flat = [[array.reshape(-1) for array in arrays] for arrays in present]
     scope: dict[str, Any] = {"np": np, "prange": numba.prange}

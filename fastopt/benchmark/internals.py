@@ -80,7 +80,7 @@ def needs_sums(cls: OptimizerClass) -> bool:
     return bool(_kernels.TABLE[formula_of(cls)]["factors"])
 
 
-def twin_update(cls: OptimizerClass, arrays: Sequence[Any], scalars: Sequence[Any]) -> None:
+def twin_update(cls: OptimizerClass, hyper: Hyper, arrays: Sequence[Any], scalars: Sequence[Any]) -> None:
     """What the NumPy twin computes of one tensor's elements, in place.
 
     arrays: parameter, gradient, then the row's state buffers (None if unused). scalars: the kernel's coefficients, then
@@ -89,8 +89,12 @@ def twin_update(cls: OptimizerClass, arrays: Sequence[Any], scalars: Sequence[An
     param, grad, *states = arrays
     row = _kernels.TABLE[formula_of(cls)]
     k = len(row["scalars"])
-    factors = scalars[k:] or [1.0] * len(row["factors"])
-    reference.update(cls.algorithm, param, grad, states, scalars[:k], factors)
+    own, factors = list(scalars[:k]), scalars[k:] or [1.0] * len(row["factors"])
+    if cls.algorithm.adds_l1 and hyper.get("l1"):
+        at = row["scalars"].index("grad_scale")
+        grad = reference.with_l1(param, grad, own[at], hyper["l1"])
+        own[at] = 1.0
+    reference.update(cls.algorithm, param, grad, states, own, factors)
 
 
 class TwinStep:
@@ -113,7 +117,7 @@ class TwinStep:
             sums = {name: np.array([value]) for name, value in zip(self.sums, totals, strict=True)}
             found = algorithm.prepare(self.hyper, np.array([t]), sums, self.numbers)
             factors = [float(np.asarray(value).reshape(-1)[0]) for value in found]
-        twin_update(self.cls, self.arrays, [*scalars, *factors])
+        twin_update(self.cls, self.hyper, self.arrays, [*scalars, *factors])
 
 
 def kernel_call(cls: OptimizerClass, options: Hyper, params: list[Array], grads: list[Array]) -> Step:

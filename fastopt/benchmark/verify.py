@@ -40,7 +40,7 @@ def expected(case: Case, dtype: str) -> list[Array]:
         p[...] = values
         states = case.states(p.shape, dtype)
         for t, (_, g) in zip(STEPS, steps, strict=True):
-            internals.twin_update(case.cls, [p, g, *states], coefficients(t))
+            internals.twin_update(case.cls, case.hyper, [p, g, *states], coefficients(t))
     return arrays
 
 

@@ -37,6 +37,7 @@ class Adagrad(Optimizer):
         eps: Epsilon = 1e-10,
         *,
         maximize: bool = False,
+        l1: NonNegative = 0.0,
         eps_root: Epsilon = 0.0,
         state_dtype: StateDtype = None,
         seed: Seed = 0,

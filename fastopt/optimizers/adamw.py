@@ -25,6 +25,7 @@ class AdamW(Adam):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        l1: NonNegative = 0.0,
         eps_root: Epsilon = 0.0,
         eps_hat: EpsHat = 0.0,
         bias_correction: bool = True,

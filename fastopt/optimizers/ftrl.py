@@ -60,6 +60,7 @@ class FTRL(Optimizer):
     class algorithm(Algorithm):
         formula = "ftrl"
         states = {"s": "accumulator", "z": "linear"}
+        adds_l1 = False
 
         @staticmethod
         def decay(h: Hyper) -> tuple[float, float]:

@@ -38,6 +38,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        l1: NonNegative = 0.0,
         lr_in_momentum: bool = False,
         decoupled_weight_decay: bool = False,
         state_dtype: StateDtype = None,
