@@ -156,6 +156,7 @@ def training(
     batch: int,
     rng: np.random.Generator,
     dropout: float = 0.0,
+    max_norm: float | None = None,
 ) -> Iterator[Progress]:
     """Trains for as long as somebody asks for the next step: ``for now in training(...)``, until a break."""
     seconds, epochs = 0.0, 0
@@ -165,7 +166,7 @@ def training(
         for begin in range(0, len(data), batch):
             chosen = order[begin : begin + batch]
             loss, grads = network.gradients(data.take(chosen), dropout, rng)
-            optimizer.step(grads)
+            optimizer.step(grads, max_norm=max_norm)
             seconds += time.perf_counter() - start
             yield Progress(epochs + (begin + len(chosen)) / len(data), seconds, loss)
             start = time.perf_counter()
