@@ -71,6 +71,11 @@ def quietly(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     return copy_context().run(call)
 
 
+def shown_as(value: Any) -> str:
+    """The repr of a value. For arrays NumPy enters `errstate`, and an interrupt there would leave that in force."""
+    return copy_context().run(repr, value)
+
+
 def is_bfloat16(array: Any) -> bool:
     """Whether it is an array or scalar of ml_dtypes.bfloat16; there is none as long as ml_dtypes is not imported."""
     ml_dtypes = sys.modules.get("ml_dtypes")

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastopt._kernels import TABLE
 from fastopt.algorithm import Hyper
-from fastopt.arrays import Array, Key, quietly, within
+from fastopt.arrays import Array, Key, quietly, shown_as, within
 from fastopt.option_names import IMPLEMENTATION_OPTIONS
 from fastopt.options import options_of, shown
 from fastopt.storage import storage_dtype
@@ -74,7 +74,7 @@ class States(Mapping[Key, "dict[str, Any]"]):
         return len(self._place)
 
     def __repr__(self) -> str:
-        return repr(dict(self))
+        return shown_as(dict(self))
 
 
 # -- Out ---------------------------------------------------------------------------------------------

@@ -183,7 +183,7 @@ class Optimizer(Settings, Accumulating, Mirroring, Copying):
         lines = [f"{type(self).__name__} ("]
         for index, group in enumerate(self.param_groups):
             lines.append(f"  group {index}: {len(group['params'])} parameters")
-            lines += [f"    {k}: {v!r}" for k, v in group.items() if k != "params"]
+            lines += [f"    {k}: {arrays.shown_as(v)}" for k, v in group.items() if k != "params"]
         return "\n".join([*lines, ")"])
 
     # -- Changes: each is prepared where it may still be refused, then made at once by `Plan.commit` --

@@ -19,6 +19,7 @@ from fastopt.options import shown
 from fastopt.storage import storage_dtype
 
 NOT_IN_TORCH: dict[str, Any] = {
+    "l1": 0.0,
     "eps_root": 0.0,
     "eps_hat": False,
     "bias_correction": True,

@@ -190,7 +190,7 @@ def plain_value(cls: Class, name: str, value: Any) -> Any:
 EFFECTIVE = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9}
 """Values, for the classes that have these options, under which the other options have an effect."""
 
-NEEDED = {"seed": {"state_dtype": "bfloat16"}}
+NEEDED: dict[str, dict[str, Any]] = {"seed": {"state_dtype": "bfloat16"}, "always_adapt": {"weight_decay": 0.0}}
 """What one option needs to have an effect, where it is none of those."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import itertools
 import random
 import re
@@ -404,7 +405,9 @@ def traced(call: Callable[[], object], at: int, handler: Callable[[], object] = 
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event in ("call", "opcode") and next(count) == at:
+        # of a generator every opcode: its "call" may be that of `close`, where no signal arrives
+        is_generator = frame.f_code.co_flags & inspect.CO_GENERATOR
+        if (event == "opcode" or (event == "call" and not is_generator)) and next(count) == at:
             handler()
         return trace
 

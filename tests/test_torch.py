@@ -153,7 +153,10 @@ def changed_from(variant: table.Variant) -> table.Variant:
 ENABLED = [
     v
     for v in table.VARIANTS
-    if v.changed and all(v.options.get(k, 1) != 0 or k == v.changed for k in table.EFFECTIVE)
+    if v.changed
+    and all(
+        v.options.get(k, 1) != 0 or k in (v.changed, *table.NEEDED.get(v.changed, ())) for k in table.EFFECTIVE
+    )
 ]
 
 
