@@ -34,6 +34,8 @@ cdef class Group:
     cdef readonly size_t subset  # the optional states in use, as the bits that number the row's kernels
     cdef uint64_t seed
     cdef double sign, weight_decay, decay
+    cdef bint has_check  # whether options that are right by themselves may not go together
+    cdef tuple items  # the user's dict from which `with_numbers` made it, as `items_of` gives it
     cdef bint adds_l1
     cdef double l1  # if so, l1 * sign(p) is added to the gradient
     cdef dict resolved  # the options as plain numbers, for the call of that number
@@ -51,6 +53,7 @@ cdef class Group:
         self.required = len(TABLE[algorithm.formula]["state"])
         self.resolved_for = -1
         self.adds_l1 = algorithm.adds_l1 and "l1" in h
+        self.has_check = algorithm.check is not Algorithm.check
         if not callables:
             self.take_numbers(h)
 
@@ -61,7 +64,8 @@ cdef class Group:
         other.coefficients, other.subset, other.seed, other.sign = (
             self.coefficients, self.subset, self.seed, self.sign
         )
-        other.needed, other.lost, other.adds_l1 = self.needed, self.lost, self.adds_l1
+        other.needed, other.lost = self.needed, self.lost
+        other.adds_l1, other.has_check = self.adds_l1, self.has_check
         other.scalar_count, other.required, other.resolved_for = self.scalar_count, self.required, -1
         other.h = h
         if not self.callables:
@@ -91,9 +95,12 @@ cdef class Group:
         cdef PyObject *value = NULL
         cdef PyObject *bound
         cdef dict h = None
+        cdef tuple mine_items
+        cdef Group found
         cdef double number
         if not PyDict_CheckExact(mine) or 2 * len(<dict>mine) != len(items):
             return None
+        mine_items = items_of(<dict>mine)  # before any Python code runs
         while PyDict_Next(mine, &place, &key, &value):
             if key != <PyObject *>PyTuple_GET_ITEM(items, n):
                 return None
@@ -112,10 +119,13 @@ cdef class Group:
             n += 2
         if h is None:
             return None
-        self.algorithm.check(h)
+        if self.has_check:
+            self.algorithm.check(h)
         if self.algorithm.optional_states(h) != self.needed:
             return None
-        return self.with_options(h)
+        found = self.with_options(h)
+        found.items = mine_items
+        return found
 
     cdef bint has_no_decay(self) noexcept:
         """Whether nothing is added to the gradients in any step."""
@@ -196,11 +206,17 @@ cdef bint is_unchanged(object mappings, list items) noexcept:
 
 
 cdef tuple items_of(dict mapping):
-    cdef list items = []
-    for key, value in mapping.items():
-        items.append(key)
-        items.append(value)
-    return tuple(items)
+    cdef tuple items = PyTuple_New(2 * len(mapping))
+    cdef Py_ssize_t place = 0, n = 0
+    cdef PyObject *key = NULL
+    cdef PyObject *value = NULL
+    while PyDict_Next(mapping, &place, &key, &value):
+        Py_INCREF(<object>key)
+        PyTuple_SET_ITEM(items, n, <object>key)
+        Py_INCREF(<object>value)
+        PyTuple_SET_ITEM(items, n + 1, <object>value)
+        n += 2
+    return items
 
 
 # -- Changes -----------------------------------------------------------------------------------

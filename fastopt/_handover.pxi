@@ -98,7 +98,7 @@ cdef class Handover(Selection):
         cdef Interval *other
         self.is_assigned = False  # where tasks are cut depends on the addresses
         for tensor in chosen:
-            tensor.disjoint = NULL
+            tensor.gap.end = 0
         if self.call_intervals is not None:
             self.handed_over.hold_params(chosen)
         for tensor in chosen if self.call_intervals is not None else ():
@@ -146,7 +146,7 @@ cdef class Handover(Selection):
         for i in range(len(self.selected)):
             (<Tensor>self.selected[i]).keep_param((<list>given)[i])
         for tensor in self.tensors:
-            tensor.disjoint = NULL
+            tensor.gap.end = 0
         for index, h, before, params, items in groups:
             (<dict>h)["params"] = params
             self.items[index] = items

@@ -49,16 +49,15 @@ cdef class Model:
             changed = []
             for i in range(len(self.items)):
                 mine = (<list>param_groups)[i]
-                if not is_group_unchanged(mine, <tuple>self.items[i]):
-                    items = items_of(<dict>mine) if type(mine) is dict else ()  # before any Python code runs
+                if len(self.items) == 1 or not is_group_unchanged(mine, <tuple>self.items[i]):
                     group = (<Group>self.groups[i]).with_numbers(mine, <tuple>self.items[i], self.bounds)
                     if group is None:  # more than a number has changed
                         optimizer._take_edits()
                         return 0
-                    changed.append((i, group, items))
-            for i, group, items in changed:
+                    changed.append((i, group))
+            for i, group in changed:
                 self.replace_group(i, group)
-                self.items[i] = items
+                self.items[i] = (<Group>group).items
             return 0
         optimizer._take_edits()
         return 0
@@ -122,7 +121,7 @@ cdef class Model:
         if change.intervals is not None:
             self.intervals = change.intervals
             for tensor in self.tensors:
-                tensor.disjoint = NULL
+                tensor.gap.end = 0
         return 0
 
     cdef void replace_group(self, Py_ssize_t index, Group group) noexcept:

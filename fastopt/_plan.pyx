@@ -10,8 +10,8 @@ was not made.
 """
 
 from cpython.dict cimport PyDict_CheckExact, PyDict_GetItem, PyDict_Next
-from cpython.ref cimport PyObject
-from cpython.tuple cimport PyTuple_GET_ITEM
+from cpython.ref cimport Py_INCREF, PyObject
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_New, PyTuple_SET_ITEM
 from cpython.unicode cimport PyUnicode_Check
 cimport cython
 from cython.parallel cimport prange
@@ -27,6 +27,7 @@ import sys
 import numpy as np
 
 from fastopt import arrays, options, orphans, reference, step_options, storage
+from fastopt.algorithm import Algorithm
 from fastopt._kernels import COMMON_SCALARS, FORMATS, OPENMP, TABLE, openmp_places
 
 from fastopt._kernels cimport (
@@ -39,6 +40,7 @@ cnp.import_array()
 
 include "_room.pxi"
 include "_work.pxi"
+include "_intervals.pxi"
 include "_tensor.pxi"
 include "_change.pxi"
 include "_orphans.pxi"

@@ -65,17 +65,6 @@ cdef extern from "numpy/arrayobject.h":
         int flags
 
 
-cdef struct Interval:
-    uintptr_t begin, end
-    PyObject *tensor
-    Py_ssize_t buffer
-
-
-cdef int by_address(const void *a, const void *b) noexcept nogil:
-    cdef uintptr_t first = (<const Interval *>a).begin, second = (<const Interval *>b).begin
-    return (first > second) - (first < second)
-
-
 cdef int ALWAYS_WRITEABLE = cnp.NPY_ARRAY_WRITEABLE
 
 
@@ -88,141 +77,6 @@ cdef void *dtype_of(cnp.ndarray array) except NULL:
     """NumPy's only object for the native dtype of floats like an array's, which lives for ever."""
     cdef object dtype = cnp.PyArray_DescrFromType(cnp.PyArray_TYPE(array))
     return <void *>dtype
-
-
-cdef class Intervals:
-    """The memory that steps write, sorted by address: no two parameters or states share any, nor a gradient.
-
-    tensors: all of a plan. names: what the user calls their states. before: what held until now. added: tuples of a
-    tensor, the number of a buffer and its array. without: tensors whose states `before` are replaced.
-    """
-
-    cdef Interval *intervals
-    cdef Py_ssize_t count, capacity
-    cdef readonly list tensors
-    cdef readonly object names
-
-    def __init__(self, list tensors, names, Intervals before=None, list added=[], set without=None):
-        cdef Py_ssize_t i = 0, most = before_count(before) + len(added)
-        cdef list pairs = []
-        self.tensors, self.names = tensors, names
-        self.reserve(most)
-        new = sorted(
-            [(address_of(array), tensor.index, buffer, tensor, array.nbytes)
-             for tensor, buffer, array in added if array.size],
-            key=lambda entry: entry[:3],
-        )
-        for address, _, buffer, tensor, nbytes in new:
-            while i < before_count(before) and before.intervals[i].begin < <uintptr_t>address:
-                self.append(&before.intervals[i], without, pairs)
-                i += 1
-            self.append_new(<uintptr_t>address, nbytes, tensor, buffer, pairs)
-        while i < before_count(before):
-            self.append(&before.intervals[i], without, pairs)
-            i += 1
-        if pairs:
-            arrays.refuse_shared(pairs)
-
-    def __dealloc__(self):
-        free(self.intervals)
-
-    cdef int reserve(self, Py_ssize_t most) except -1:
-        if most >= self.capacity:
-            free(self.intervals)
-            self.count = self.capacity = 0
-            self.intervals = <Interval *>calloc(most + 1, sizeof(Interval))
-            if self.intervals == NULL:
-                raise MemoryError
-            self.capacity = most + 1
-        return 0
-
-    cdef int hold_params(self, list tensors) except -1:
-        """Holds the parameters of one call in place of what was held, so that nothing is made in a steady step."""
-        cdef Py_ssize_t i
-        cdef Tensor tensor
-        cdef Interval *interval
-        self.reserve(len(tensors))
-        self.tensors, self.count = tensors, 0
-        for tensor in tensors:
-            if tensor.c.count:
-                interval = &self.intervals[self.count]
-                interval.begin = <uintptr_t>tensor.c.call.buffers[0]
-                interval.end = interval.begin + tensor.c.count * tensor.c.itemsizes[0]
-                interval.tensor, interval.buffer = <PyObject *>tensor, 0
-                self.count += 1
-        if self.count > 1:
-            qsort(self.intervals, self.count, sizeof(Interval), &by_address)
-        for i in range(1, self.count):
-            if self.intervals[i - 1].end > self.intervals[i].begin:
-                arrays.refuse_shared([tuple([
-                    ((<Tensor>t).index, 0, (<Tensor>t).label)
-                    for t in (<object>self.intervals[i - 1].tensor, <object>self.intervals[i].tensor)
-                ])])
-        return 0
-
-    cdef int append(self, Interval *interval, without, list pairs) except -1:
-        if interval.buffer == 0 or not without or <object>interval.tensor not in without:
-            self.append_new(
-                interval.begin, interval.end - interval.begin, <Tensor>interval.tensor, interval.buffer, pairs
-            )
-        return 0
-
-    cdef int append_new(self, uintptr_t begin, size_t nbytes, Tensor tensor, Py_ssize_t buffer, list pairs) except -1:
-        cdef Interval *last = &self.intervals[self.count - 1] if self.count else NULL
-        self.intervals[self.count] = Interval(begin, begin + nbytes, <PyObject *>tensor, buffer)
-        if last != NULL and last.end > begin:
-            pairs.append(tuple([
-                (t.index, b, t.name_of(b, self.names))
-                for t, b in ((<Tensor>last.tensor, last.buffer), (tensor, buffer))
-            ]))
-            if last.end > begin + nbytes:  # the longer one may share memory with the next as well
-                self.intervals[self.count] = last[0]
-        self.count += 1
-        return 0
-
-    cdef Interval *shared_with(self, cnp.ndarray array) noexcept:
-        """The interval that shares memory with an array, or NULL."""
-        cdef uintptr_t begin = address_of(array), end = begin + cnp.PyArray_ITEMSIZE(array)
-        cdef Py_ssize_t low = 0, high = self.count, middle, reach
-        cdef int k
-        for k in range(cnp.PyArray_NDIM(array)):
-            if cnp.PyArray_DIMS(array)[k] == 0:
-                return NULL
-            reach = (cnp.PyArray_DIMS(array)[k] - 1) * cnp.PyArray_STRIDES(array)[k]
-            if reach < 0:
-                begin += reach
-            else:
-                end += reach
-        while low < high:  # the first interval that begins at `end` or behind it
-            middle = (low + high) // 2
-            if self.intervals[middle].begin < end:
-                low = middle + 1
-            else:
-                high = middle
-        return &self.intervals[low - 1] if low and self.intervals[low - 1].end > begin else NULL
-
-    def with_arrays(self, list tensors, list added, set without=None):
-        """These and others; `added` and `without` as above."""
-        return Intervals(tensors, self.names, self, added, without)
-
-    def holds(self, array):
-        """Whether an array shares memory with what steps write."""
-        return self.shared_with(array) != NULL
-
-    cdef int refuse_gradient(self, Tensor tensor, cnp.ndarray grad) except -1:
-        """Refuses a gradient that lies in memory which a step writes."""
-        cdef Interval *other = self.shared_with(grad)
-        if other != NULL:
-            arrays.refuse_shared_gradient(tensor.label, (<Tensor>other.tensor).name_of(other.buffer, self.names))
-        return 0
-
-
-cdef inline Py_ssize_t before_count(Intervals before) noexcept:
-    return before.count if before is not None else 0
-
-
-cdef inline uintptr_t address_of(cnp.ndarray array) noexcept:
-    return <uintptr_t>cnp.PyArray_DATA(array)
 
 
 @cython.final
@@ -251,7 +105,7 @@ cdef class Tensor:
         readonly Py_ssize_t index, group
         bint is_known_orphan  # the user has been warned that only the optimizer refers to its array
         cnp.ndarray gradient  # while a step runs; for as long as it is bound
-        const void *disjoint  # the address of the last gradient that was found to share no memory
+        Gap gap  # around the last gradient that was found to share no memory
         const void *zeroed  # the address of the last gradient that zeros could be written into, with all others
         int storage, gradient_storage, state_storage  # the gradient's is UNSEEN before there has been one
         int format  # of these three
@@ -410,14 +264,20 @@ cdef class Tensor:
         return self.flags[0] & cnp.NPY_ARRAY_WRITEABLE != 0
 
     cdef inline bint take_gradient_again(self, cnp.ndarray grad) noexcept:
-        """Takes a gradient that lies where the last one lay, if this is one: nothing more has to be checked."""
+        """Takes a gradient of the last one's form that lies near it, if this is one: nothing more has to be checked."""
         if (
-            cnp.PyArray_DATA(grad) != self.disjoint or self.c.source != NULL
+            self.c.source != NULL or not self.gap_has(grad)
             or not self.has_form(grad, self.gradient_dtype, self.contiguity | cnp.NPY_ARRAY_ALIGNED)
         ):
             return False
         self.gradient = grad
+        self.c.call.buffers[1] = cnp.PyArray_DATA(grad)
         return True
+
+    cdef inline bint gap_has(self, cnp.ndarray grad) noexcept:
+        """Whether memory of the gradient's size, where the gradient begins, is written by no step."""
+        cdef uintptr_t begin = address_of(grad)
+        return self.gap.begin <= begin and begin + self.c.count * self.c.itemsizes[1] <= self.gap.end
 
     cdef int take_gradient(
         self, object given, bint is_bound, Intervals intervals, Intervals call_intervals
@@ -447,9 +307,8 @@ cdef class Tensor:
             self.refuse_shared(grad, intervals, call_intervals)
             grad = arrays.rounded(grad)
         if cnp.PyArray_CHKFLAGS(grad, self.contiguity | cnp.NPY_ARRAY_ALIGNED) or not self.c.count:
-            if cnp.PyArray_DATA(grad) != self.disjoint:
+            if not self.gap_has(grad):
                 self.refuse_shared(grad, intervals, call_intervals)
-                self.disjoint = cnp.PyArray_DATA(grad)
             self.c.source = NULL
         else:
             self.refuse_shared(grad, intervals, call_intervals)
@@ -461,6 +320,7 @@ cdef class Tensor:
         return is_rounded
 
     cdef int refuse_shared(self, cnp.ndarray grad, Intervals intervals, Intervals call_intervals) except -1:
+        self.gap = Gap(0, <uintptr_t>-1)
         intervals.refuse_gradient(self, grad)
         if call_intervals is not None:
             call_intervals.refuse_gradient(self, grad)
@@ -473,7 +333,7 @@ cdef class Tensor:
             format = format_of[self.storage][storage][self.state_storage]
         if format < 0:
             arrays.refuse_gradient_dtype(self.label, self.dtype, grad, given)
-        self.gradient_storage, self.format, self.disjoint, self.zeroed = storage, format, NULL, NULL
+        self.gradient_storage, self.format, self.gap.end, self.zeroed = storage, format, 0, NULL
         self.gradient_dtype = dtype_of(grad) if storage == storage_of(grad) else NULL  # else it is rounded
         self.c.itemsizes[1] = 8 if storage == FLOAT64 else 4 if storage == FLOAT32 else 2
         self.c.kernel = NULL

@@ -1,0 +1,225 @@
+"""What a call costs besides its arithmetic: the same steps, asked for in every way that the face offers.
+
+    python bench/calls.py
+
+Each way's parameters are compared with those of the first before anything is timed. All ways of a table run in turn,
+round after round in one process; that is repeated in five runs, and each figure is the median of the five.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+import fastopt
+from fastopt import functional
+from fastopt.benchmark.candidates import use_threads
+from fastopt.benchmark.internals import OPTIMIZERS, Array, Step, facts
+from fastopt.benchmark.timing import in_microseconds, measure
+
+RUNS = 5
+OTHERS = 2
+"""Sets of gradients that are used in turn where every step has new arrays."""
+
+NANO = 1e-9
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A figure that a way must not exceed: times that of another way, or nanoseconds for each array above it."""
+
+    way: str
+    than: str
+    most: float
+    is_ratio: bool = False
+
+    def figure(self, times: Mapping[str, float], arrays: int) -> float:
+        if self.is_ratio:
+            return times[self.way] / times[self.than]
+        return (times[self.way] - times[self.than]) / arrays / NANO
+
+    def line(self, times: Mapping[str, float], arrays: int) -> str:
+        found = self.figure(times, arrays)
+        if self.is_ratio:
+            return f"{self.way} takes {found:.2f} times as long as {self.than} (at most {self.most:g})"
+        return f"{self.way} takes {found:.0f} ns an array more than {self.than} (at most {self.most:g})"
+
+
+def parameters(arrays: int, size: int) -> list[Array]:
+    return [np.full(size, 1 + k / 1024, np.float32) for k in range(arrays)]
+
+
+def gradients(arrays: int, size: int) -> list[Array]:
+    return [np.full(size, 1 / 1024, np.float32) for _ in range(arrays)]
+
+
+Ways = Mapping[str, tuple[Step, list[Array]]]
+"""Steps by their names, each with its parameters."""
+
+
+def ways_of(arrays: int, size: int) -> Ways:
+    """Adam on arrays of one size. The learning rate that is edited is the same number in another object."""
+    names = [f"w{k}" for k in range(arrays)]
+    found: dict[str, tuple[Step, list[Array]]] = {}
+
+    def add(name: str, make: Callable[[list[Array], list[Array]], Step]) -> None:
+        params = parameters(arrays, size)
+        found[name] = make(params, gradients(arrays, size)), params
+
+    def named(arrays: list[Array]) -> dict[str, Array]:
+        return dict(zip(names, arrays, strict=True))
+
+    def bound(params: list[Array], grads: list[Array]) -> Step:
+        optimizer = fastopt.Adam(params)
+        optimizer.bind(grads)
+        return optimizer.step
+
+    def listed(params: list[Array], grads: list[Array]) -> Step:
+        return partial(fastopt.Adam(params).step, grads)
+
+    def listed_anew(params: list[Array], grads: list[Array]) -> Step:
+        step, others = fastopt.Adam(params).step, turns(grads)
+        return lambda: step(next(others))
+
+    def by_name(params: list[Array], grads: list[Array]) -> Step:
+        return partial(fastopt.Adam(named(params)).step, named(grads))
+
+    def updated(params: list[Array], grads: list[Array]) -> Step:
+        return partial(fastopt.Adam().update, params, grads)
+
+    def updated_anew(params: list[Array], grads: list[Array]) -> Step:
+        update, others = fastopt.Adam().update, turns(grads)
+        return lambda: update(params, next(others))
+
+    def updated_by_name(params: list[Array], grads: list[Array]) -> Step:
+        return partial(fastopt.Adam().update, named(params), named(grads))
+
+    def edited(params: list[Array], grads: list[Array]) -> Step:
+        optimizer = fastopt.Adam(params)
+        optimizer.bind(grads)
+        group, step, rates = optimizer.param_groups[0], optimizer.step, itertools.cycle([0.001, float("0.001")])
+
+        def call() -> None:
+            group["lr"] = next(rates)
+            step()
+
+        return call
+
+    def scheduled(params: list[Array], grads: list[Array]) -> Step:
+        optimizer = fastopt.Adam(params, lr=lambda step: 0.001)
+        optimizer.bind(grads)
+        return optimizer.step
+
+    add("step() with bound gradients", bound)
+    add("step(list)", listed)
+    add("step(list of new arrays)", listed_anew)
+    add("step(dict)", by_name)
+    add("update(list, list)", updated)
+    add("update(list, list of new arrays)", updated_anew)
+    add("update(dict, dict)", updated_by_name)
+    add("step() after an edit of lr", edited)
+    add("step() with a callable lr", scheduled)
+    return found
+
+
+def turns(grads: list[Array]) -> Any:
+    return itertools.cycle([grads, *([g.copy() for g in grads] for _ in range(OTHERS - 1))])
+
+
+def ways_of_groups(groups: int, size: int) -> Ways:
+    """Adam on as many groups as arrays, of which none, one or all are edited before each step."""
+    found: dict[str, tuple[Step, list[Array]]] = {}
+    for name, count in (("no group edited", 0), ("one group edited", 1), ("all groups edited", groups)):
+        params, grads = parameters(groups, size), gradients(groups, size)
+        optimizer = fastopt.Adam([{"params": [p]} for p in params])
+        optimizer.bind(grads)
+        rates = itertools.cycle([0.001, float("0.001")])
+
+        def call(optimizer: Any = optimizer, count: int = count, rates: Any = rates) -> None:
+            rate = next(rates)
+            for group in optimizer.param_groups[:count]:
+                group["lr"] = rate
+            optimizer.step()
+
+        found[name] = call, params
+    return found
+
+
+def ways_of_function(cls: Any, size: int) -> Ways:
+    """A bound step of an optimizer, and its function on arrays that the caller owns."""
+    params, grads = parameters(1, size), gradients(1, size)
+    optimizer = cls(params)
+    optimizer.bind(grads)
+    own, function = parameters(1, size), getattr(functional, cls.__name__.lower())
+    states = {name: array.copy() for name, array in cls(own).state[0].items() if name != "step"}
+    clock = itertools.count(1)
+    return {
+        "step() with bound gradients": (optimizer.step, params),
+        "function": (lambda: function(own[0], grads[0], **states, step=next(clock)), own),
+    }
+
+
+def times_of(ways: Ways, seconds: float) -> dict[str, float]:
+    """The median of five runs of each way, after all were found to compute the same."""
+    for _ in range(3):
+        for step, _params in ways.values():
+            step()
+    (_, first), *others = ways.values()
+    for _, params in others:
+        for a, b in zip(first, params, strict=True):
+            np.testing.assert_array_equal(a, b)
+    steps = {name: step for name, (step, _) in ways.items()}
+    runs = [measure(steps, lambda _: use_threads(1), seconds) for _ in range(RUNS)]
+    return {name: median(run[name].median for run in runs) for name in steps}
+
+
+BOUND, LISTED = "step() with bound gradients", "step(list)"
+ONE = [
+    Limit("update(dict, dict)", BOUND, 2, is_ratio=True),
+    Limit("step() after an edit of lr", BOUND, 2, is_ratio=True),
+]
+MANY = [
+    Limit(LISTED, BOUND, 35),
+    Limit("step(list of new arrays)", BOUND, 60),
+    Limit("update(list, list)", LISTED, 30),
+    Limit("update(list, list of new arrays)", "step(list of new arrays)", 30),
+    Limit("update(dict, dict)", "step(dict)", 30),
+]
+
+
+def show(title: str, times: Mapping[str, float], arrays: int, limits: list[Limit]) -> None:
+    print(f"\n{title}\n")
+    for name, seconds in times.items():
+        print(f"  {in_microseconds(seconds):>8} µs  {name}")
+    for limit in limits:
+        print(f"  {limit.line(times, arrays)}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each of five runs of a table; default 2")
+    seconds = parser.parse_args(argv).seconds
+    for fact, value in facts().items():
+        print(f"{fact + ':':<18}{value}")
+    show("Adam, 1 array of 1,000", times_of(ways_of(1, 1000), seconds), 1, ONE)
+    show("Adam, 1,000 arrays of 64", times_of(ways_of(1000, 64), seconds), 1000, MANY)
+    times = times_of(ways_of_groups(1000, 64), seconds)
+    show("Adam, 1,000 groups of one array of 64", times, 1000, [Limit("all groups edited", "no group edited", 200)])
+    one = (times["one group edited"] - times["no group edited"]) / NANO
+    print(f"  one group edited takes {one:,.0f} ns more than no group edited")
+    print("\nfunctional, 1 array of 1,000: how many times as long as a step with bound gradients (at most 2)\n")
+    for cls in OPTIMIZERS:
+        times = times_of(ways_of_function(cls, 1000), seconds / 10)
+        ratio = Limit("function", BOUND, 2, is_ratio=True).figure(times, 1)
+        print(f"  {ratio:5.2f}  {in_microseconds(times['function']):>6} µs  {cls.__name__}")
+
+
+if __name__ == "__main__":
+    main()
