@@ -15,13 +15,15 @@ cdef class Function:
     cdef size_t row
     cdef tuple last  # the options of the last call, as `items_of` gives them, and the group made of them
     cdef double default_lr
-    cdef bint is_simple  # whether the row has no sums, factors or numbers
+    cdef Factors factors
+    cdef int buffers  # how many of the names are of arrays like the parameter; those behind are of numbers
 
     def __init__(self, algorithm, tuple names, double default_lr, checked, slow):
         self.names, self.default_lr, self.checked, self.slow = names, default_lr, checked, slow
         self.row = list(TABLE).index(algorithm.formula)
         row = TABLE[algorithm.formula]
-        self.is_simple = not (row["sums"] or row["factors"] or row["numbers"])
+        self.factors = Factors(row)
+        self.buffers = len(names) - len(row["numbers"])
         self.last = ((), None)
 
     cdef Group group_of(self, dict options):
@@ -40,14 +42,15 @@ cdef class Function:
         cdef dict options = kwargs.copy()
         cdef int64_t t
         cdef double lr = self.default_lr, grad_scale = 1.0
-        cdef int isa = selected(), flags, k, other, storage, buffer, count = len(args)
+        cdef int isa = selected(), flags, k, other, storage, buffer, format, count = len(args)
         cdef int[3] stored
         cdef uintptr_t[FASTOPT_MAX_BUFFERS] begin
         cdef uintptr_t[FASTOPT_MAX_BUFFERS] end
         cdef const fastopt_optimizer *row
+        cdef list numbers = []
         memset(&c, 0, sizeof(c))
         step = options.pop("step", None)
-        if not self.is_simple or count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:
+        if count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:
             return self.slow(args, kwargs)
         given = options.pop("lr", self)
         if given is not self:
@@ -78,22 +81,29 @@ cdef class Function:
                 return self.slow(args, kwargs)
             array = <cnp.ndarray>given
             storage = storage_of(array)
-            buffer = k if k < 2 else 2
             if (
                 storage < 0
                 or not cnp.PyArray_CHKFLAGS(array, flags if k == 1 else flags | cnp.NPY_ARRAY_WRITEABLE)
                 or not cnp.PyArray_ISNOTSWAPPED(array)
-                or not cnp.PyArray_SAMESHAPE(array, param)
-                or (k > 2 and stored[2] >= 0 and stored[2] != storage)
             ):
                 return self.slow(args, kwargs)
-            stored[buffer] = storage
+            if k < self.buffers:
+                buffer = k if k < 2 else 2
+                if not cnp.PyArray_SAMESHAPE(array, param) or (k > 2 and stored[2] >= 0 and stored[2] != storage):
+                    return self.slow(args, kwargs)
+                stored[buffer] = storage
+                c.call.buffers[k] = cnp.PyArray_DATA(array)
+            else:
+                if storage != FLOAT64 or cnp.PyArray_NDIM(array):
+                    return self.slow(args, kwargs)
+                numbers.append(array)
             begin[k] = <uintptr_t>cnp.PyArray_DATA(array)
             end[k] = begin[k] + cnp.PyArray_NBYTES(array)
             for other in range(k):
                 if begin[other] < end[k] and begin[k] < end[other]:
                     return self.slow(args, kwargs)
-            c.call.buffers[k] = cnp.PyArray_DATA(array)
+        if len(numbers) != self.factors.n_numbers:
+            return self.slow(args, kwargs)
         group = self.group_of(options)
         if group.callables or group.l1 != 0.0 or (group.lost is not None and stored[0] != FLOAT64):
             return self.slow(args, kwargs)
@@ -102,7 +112,7 @@ cdef class Function:
             group = group.with_lr(lr)
             self.last = (items, group)
         row = &table().isas[isa].optimizers[self.row]
-        for k in range(len(self.names)):
+        for k in range(self.buffers):
             if c.call.buffers[k] == NULL and (
                 k < 2 + group.required or group.subset >> (k - 2 - group.required) & 1
             ):
@@ -116,15 +126,52 @@ cdef class Function:
         if row.kernels[k][group.subset] == NULL:
             other = format_of[stored[0]][stored[1]][stored[0]]
         c.kernel = faster_kernel(row, other, group.subset, group, row.kernels[other][group.subset])
-        stage_gradient(&c, isa, k, stored[1])
+        format = k
+        stage_gradient(&c, isa, format, stored[1])
         for k in range(3):
             c.itemsizes[k] = 8 if stored[k] == FLOAT64 else 4 if stored[k] == FLOAT32 else 2
         group.fill(&coefficients, t, grad_scale)
         c.call.size = sizeof(fastopt_call)
         c.call.coefficients = &coefficients
         c.count = cnp.PyArray_SIZE(param)
-        run_alone(&c)
+        if self.factors.is_needed:
+            self.run_with_factors(&c, row.sum_kernels[format][group.subset], group, t, numbers)
+        else:
+            run_alone(&c)
         return None
+
+    cdef int run_with_factors(
+        self, fastopt_tensor *c, fastopt_kernel sum_kernel, Group group, int64_t t, list numbers
+    ) except -1:
+        """The step of a row whose update needs sums, or numbers of the tensor."""
+        cdef Factors factors = self.factors
+        cdef double[FASTOPT_MAX_SUMS * PARALLEL_BLOCKS] blocks
+        cdef double[FASTOPT_MAX_SUMS] totals
+        cdef double[FASTOPT_MAX_FACTORS] found
+        cdef fastopt_kernel kernel = c.kernel
+        cdef size_t k, block
+        for k in range(<size_t>factors.n_sums):
+            totals[k] = 0.0
+        if factors.n_sums:
+            c.kernel, c.sum_count, c.call.sums = sum_kernel, factors.n_sums, blocks
+            run_alone(c)
+            c.kernel, c.sum_count, c.call.sums = kernel, 0, NULL
+            for block in range((c.count + FASTOPT_SUM_BLOCK - 1) // FASTOPT_SUM_BLOCK):
+                for k in range(<size_t>factors.n_sums):
+                    totals[k] += blocks[block * factors.n_sums + k]
+        prepared = factors.prepared(
+            group,
+            np.array([t], np.int64),
+            {name: np.array([totals[k]]) for k, name in enumerate(factors.sum_names)},
+            {name: np.array([array[()]]) for name, array in zip(factors.number_names, numbers)},
+        )
+        for k in range(<size_t>factors.n_factors):
+            found[k] = prepared[k][0]
+        c.call.factors = found
+        run_alone(c)
+        for array, values in zip(numbers, prepared[factors.n_factors:]):
+            (<double *>cnp.PyArray_DATA(<cnp.ndarray>array))[0] = values[0]
+        return 0
 
 
 cdef void run_alone(const fastopt_tensor *tensor) noexcept:

@@ -104,17 +104,23 @@ cdef class Factors:
             name: np.array([(<Tensor>tensor).numbers[k] for tensor in members])
             for k, name in enumerate(self.number_names)
         }
-        found = arrays.quietly(group.algorithm.prepare, group.resolved, t, sums, numbers)
-        if len(found) != self.n_factors:
-            raise ValueError(f"{group.algorithm.formula}: prepare must return {self.n_factors} factors, got {len(found)}")
-        for k, values in enumerate([*found, *(numbers[name] for name in self.number_names)]):
-            values = np.broadcast_to(np.asarray(values, np.float64), (len(members),)).tolist()
+        for k, values in enumerate(self.prepared(group, t, sums, numbers)):
             for i, place in enumerate(places):
                 if k < self.n_factors:
                     self.factors[place * self.n_factors + k] = values[i]
                 else:
                     self.numbers[place * self.n_numbers + k - self.n_factors] = values[i]
         return 0
+
+    cdef list prepared(self, Group group, object t, dict sums, dict numbers):
+        """What `Algorithm.prepare` returns, and then the numbers: for each a list with an entry for every tensor."""
+        found = arrays.quietly(group.algorithm.prepare, group.resolved, t, sums, numbers)
+        if len(found) != self.n_factors:
+            raise ValueError(f"{group.algorithm.formula}: prepare must return {self.n_factors} factors, got {len(found)}")
+        return [
+            np.broadcast_to(np.asarray(values, np.float64), t.shape).tolist()
+            for values in (*found, *(numbers[name] for name in self.number_names))
+        ]
 
     cdef list of(self, Py_ssize_t place):
         """The factors of a tensor, for its twin."""

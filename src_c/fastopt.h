@@ -15,6 +15,7 @@ enum {
     FASTOPT_MAX_BUFFERS = 8,
     FASTOPT_MAX_SCALARS = 20,
     FASTOPT_MAX_SUMS = 4,
+    FASTOPT_MAX_FACTORS = 4,
     FASTOPT_SUM_BLOCK = 4096 /* elements that are added up to one number of `sums` */
 };
 

@@ -41,6 +41,8 @@ _Static_assert(2 + COUNT(STATE) + COUNT(OPTIONAL) <= FASTOPT_MAX_BUFFERS,
 _Static_assert(COUNT(SCALARS) + COUNT(COMMON_SCALARS) <= FASTOPT_MAX_SCALARS,
                ROW_SAYS "too many SCALARS; raise FASTOPT_MAX_SCALARS in fastopt.h");
 _Static_assert(COUNT(SUMS) <= FASTOPT_MAX_SUMS, ROW_SAYS "too many SUMS; raise FASTOPT_MAX_SUMS in fastopt.h");
+_Static_assert(COUNT(FACTORS) <= FASTOPT_MAX_FACTORS,
+               ROW_SAYS "too many FACTORS; raise FASTOPT_MAX_FACTORS in fastopt.h");
 _Static_assert(COUNT(OPTIONAL) <= 2, ROW_SAYS "too many OPTIONAL buffers; extend EACH_SUBSET in row.h");
 
 /* X(s) for every subset s of the optional buffers */

@@ -112,6 +112,7 @@ ROWS: dict[str, tuple[dict[str, str], str | None]] = {
     "optional buffers": ({"STATE": letters(5, "s"), "OPTIONAL": "a, b"}, "too many STATE and OPTIONAL buffers"),
     "subsets": ({"OPTIONAL": "a, b, c"}, "the row wide has too many OPTIONAL buffers"),
     "sums": ({"SUMS": letters(5, "u")}, "the row wide has too many SUMS; raise FASTOPT_MAX_SUMS"),
+    "factors": ({"FACTORS": letters(5, "f")}, "the row wide has too many FACTORS; raise FASTOPT_MAX_FACTORS"),
 }
 
 

@@ -385,7 +385,8 @@ def test_the_threads_of_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world.tuner, "_cpus_are_busy", lambda n: False)
     monkeypatch.setattr(world.tuner, "_clock", world.clock)
     world.run(100)
-    assert tuners.threads(size) == most_used(world) == 2
+    assert most_used(world) == 2
+    assert tuners.threads(size) == world.used[-1], "now and then it tries another number"
     assert tuners.threads(100 * size) == 1
     fastopt.set_num_threads(3)
     assert tuners.begin(size) == tuners.threads(size) == tuners.threads(100 * size) == 3
