@@ -1,6 +1,6 @@
 """What a call costs besides its arithmetic: the same steps, asked for in every way that the face offers.
 
-    python bench/calls.py
+    python bench/calls.py > docs/calls.md
 
 Each way's parameters are compared with those of the first before anything is timed. All ways of a table run in turn,
 round after round in one process; that is repeated in five runs, and each figure is the median of the five.
@@ -9,8 +9,9 @@ round after round in one process; that is repeated in five runs, and each figure
 from __future__ import annotations
 
 import argparse
+import datetime
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -29,6 +30,8 @@ OTHERS = 2
 """Sets of gradients that are used in turn where every step has new arrays."""
 
 NANO = 1e-9
+
+BOUND, LISTED, EDITED = "bound", "step(list)", "bound, after an edit of lr"
 
 
 @dataclass(frozen=True)
@@ -117,15 +120,15 @@ def ways_of(arrays: int, size: int) -> Ways:
         optimizer.bind(grads)
         return optimizer.step
 
-    add("step() with bound gradients", bound)
-    add("step(list)", listed)
+    add(BOUND, bound)
+    add(LISTED, listed)
     add("step(list of new arrays)", listed_anew)
     add("step(dict)", by_name)
     add("update(list, list)", updated)
     add("update(list, list of new arrays)", updated_anew)
     add("update(dict, dict)", updated_by_name)
-    add("step() after an edit of lr", edited)
-    add("step() with a callable lr", scheduled)
+    add(EDITED, edited)
+    add("bound, lr is a callable", scheduled)
     return found
 
 
@@ -136,7 +139,7 @@ def turns(grads: list[Array]) -> Any:
 def ways_of_groups(groups: int, size: int) -> Ways:
     """Adam on as many groups as arrays, of which none, one or all are edited before each step."""
     found: dict[str, tuple[Step, list[Array]]] = {}
-    for name, count in (("no group edited", 0), ("one group edited", 1), ("all groups edited", groups)):
+    for name, count in (("none edited", 0), ("one edited", 1), ("all edited", groups)):
         params, grads = parameters(groups, size), gradients(groups, size)
         optimizer = fastopt.Adam([{"params": [p]} for p in params])
         optimizer.bind(grads)
@@ -161,13 +164,13 @@ def ways_of_function(cls: Any, size: int) -> Ways:
     states = {name: array.copy() for name, array in cls(own).state[0].items() if name != "step"}
     clock = itertools.count(1)
     return {
-        "step() with bound gradients": (optimizer.step, params),
+        BOUND: (optimizer.step, params),
         "function": (lambda: function(own[0], grads[0], **states, step=next(clock)), own),
     }
 
 
-def times_of(ways: Ways, seconds: float) -> dict[str, float]:
-    """The median of five runs of each way, after all were found to compute the same."""
+def steps_of(ways: Ways) -> dict[str, Step]:
+    """The steps, after three of each were found to compute the same."""
     for _ in range(3):
         for step, _params in ways.values():
             step()
@@ -175,15 +178,19 @@ def times_of(ways: Ways, seconds: float) -> dict[str, float]:
     for _, params in others:
         for a, b in zip(first, params, strict=True):
             np.testing.assert_array_equal(a, b)
-    steps = {name: step for name, (step, _) in ways.items()}
+    return {name: step for name, (step, _) in ways.items()}
+
+
+def times_of(ways: Ways, seconds: float) -> dict[str, float]:
+    """The median of five runs of each way."""
+    steps = steps_of(ways)
     runs = [measure(steps, lambda _: use_threads(1), seconds) for _ in range(RUNS)]
     return {name: median(run[name].median for run in runs) for name in steps}
 
 
-BOUND, LISTED = "step() with bound gradients", "step(list)"
 ONE = [
     Limit("update(dict, dict)", BOUND, 2, is_ratio=True),
-    Limit("step() after an edit of lr", BOUND, 2, is_ratio=True),
+    Limit(EDITED, BOUND, 2, is_ratio=True),
 ]
 MANY = [
     Limit(LISTED, BOUND, 35),
@@ -194,31 +201,63 @@ MANY = [
 ]
 
 
-def show(title: str, times: Mapping[str, float], arrays: int, limits: list[Limit]) -> None:
-    print(f"\n{title}\n")
-    for name, seconds in times.items():
-        print(f"  {in_microseconds(seconds):>8} µs  {name}")
-    for limit in limits:
-        print(f"  {limit.line(times, arrays)}")
+HEAD = f"""# What a call costs
+
+The same steps of Adam, asked for in every way that the face offers, in microseconds. All ways of a table compute the
+same bits, which is checked first, on one thread; they run in turn, round after round in one process. A time is the
+median of {RUNS} such runs.
+
+* *Bound*: the gradient arrays were registered with `opt.bind`, and `step()` takes no argument.
+* *New arrays*: two sets of gradient arrays take turns, so that no step is given those of the step before.
+* *By name*: parameters and gradients are dicts.
+* *An edit of lr*: `opt.param_groups[i]["lr"] = number` before every step.
+
+Measured by `python bench/calls.py > docs/calls.md`, {{now}}, on this machine:
+
+```
+{{facts}}
+```
+"""
+
+
+def table(title: str, times: Mapping[str, float], arrays: int = 1, limits: Sequence[Limit] = ()) -> str:
+    lines = [f"## {title}\n", "| way | µs |", "|---|---|"]
+    lines += [f"| {name} | {in_microseconds(seconds)} |" for name, seconds in times.items()]
+    if limits:
+        lines += ["", *(f"* {limit.line(times, arrays)}" for limit in limits)]
+    return "\n".join(lines)
+
+
+def table_of_functions(seconds: float) -> str:
+    """For every optimizer."""
+    lines = [
+        "## Functions, 1 array of 1,000\n",
+        "How many times as long a function takes as a step with bound gradients; it is to be at most 2.\n",
+        "| function | µs | times |",
+        "|---|---|---|",
+    ]
+    for cls in OPTIMIZERS:
+        times = times_of(ways_of_function(cls, 1000), seconds)
+        ratio = Limit("function", BOUND, 2, is_ratio=True).figure(times, 1)
+        lines.append(f"| `{cls.__name__.lower()}` | {in_microseconds(times['function'])} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def page(seconds: float) -> Iterator[str]:
+    """The parts of the page, each as soon as it has been measured."""
+    listed = "\n".join(f"{fact + ':':<18}{value}" for fact, value in facts().items() if fact != "kernels")
+    yield HEAD.format(now=f"{datetime.datetime.now():%Y-%m-%d %H:%M}", facts=listed)
+    yield table("1 array of 1,000", times_of(ways_of(1, 1000), seconds), 1, ONE)
+    yield table("1,000 arrays of 64", times_of(ways_of(1000, 64), seconds), 1000, MANY)
+    yield table("1,000 groups of one array of 64, gradients bound", times_of(ways_of_groups(1000, 64), seconds))
+    yield table_of_functions(seconds / 10)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each of five runs of a table; default 2")
-    seconds = parser.parse_args(argv).seconds
-    for fact, value in facts().items():
-        print(f"{fact + ':':<18}{value}")
-    show("Adam, 1 array of 1,000", times_of(ways_of(1, 1000), seconds), 1, ONE)
-    show("Adam, 1,000 arrays of 64", times_of(ways_of(1000, 64), seconds), 1000, MANY)
-    times = times_of(ways_of_groups(1000, 64), seconds)
-    show("Adam, 1,000 groups of one array of 64", times, 1000, [Limit("all groups edited", "no group edited", 200)])
-    one = (times["one group edited"] - times["no group edited"]) / NANO
-    print(f"  one group edited takes {one:,.0f} ns more than no group edited")
-    print("\nfunctional, 1 array of 1,000: how many times as long as a step with bound gradients (at most 2)\n")
-    for cls in OPTIMIZERS:
-        times = times_of(ways_of_function(cls, 1000), seconds / 10)
-        ratio = Limit("function", BOUND, 2, is_ratio=True).figure(times, 1)
-        print(f"  {ratio:5.2f}  {in_microseconds(times['function']):>6} µs  {cls.__name__}")
+    for part in page(parser.parse_args(argv).seconds):
+        print(part, end="\n\n" if not part.startswith("## Functions") else "\n", flush=True)
 
 
 if __name__ == "__main__":

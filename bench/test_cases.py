@@ -10,6 +10,7 @@ from pathlib import Path
 from timeit import repeat
 from typing import Any
 
+import calls
 import numpy as np
 import pytest
 from cases import FLAT, MANY, WORKLOADS, adam, all_kernels, all_variants, case, kernel_of
@@ -56,6 +57,17 @@ def test_every_kernel_is_measured() -> None:
     }
     assert measured == {kernel_of(variant) for variant in all_kernels()}
     assert len(step_cases(full=True)) == len(all_variants()) * 2 * len(WORKLOADS)
+
+
+def test_every_way_of_a_call_computes_the_same() -> None:
+    for ways in (calls.ways_of(3, 5), calls.ways_of_groups(3, 5)):
+        assert calls.steps_of(ways).keys() == ways.keys()
+    for cls in internals.OPTIMIZERS:
+        calls.steps_of(calls.ways_of_function(cls, 5))
+    wrong = calls.ways_of(3, 5)
+    wrong[calls.LISTED][1][0][0] += 1
+    with pytest.raises(AssertionError):
+        calls.steps_of(wrong)
 
 
 # -- Candidates ------------------------------------------------------------------------------------
