@@ -72,12 +72,12 @@ def experiment(short: bool) -> Figure:
         by_epochs.loglog(curve.epochs, curve.losses, **style)
         by_time.loglog(curve.seconds, curve.losses, **style)
         accuracy.semilogx(curve.seconds, curve.accuracies, **style)
-    tidy(by_epochs, "An epoch teaches most in small batches", xlabel="epochs", ylabel="training loss")
+    tidy(by_epochs, "In an epoch, small batches learn most", xlabel="epochs", ylabel="training loss")
     tidy(
-        by_time, "A second teaches most in the middle", xlabel="seconds", ylabel="training loss", xlim=(1e-3, None)
+        by_time, "In a second, batches of 16 to 64 do", xlabel="seconds", ylabel="training loss", xlim=(1e-3, None)
     )
     tidy(
-        accuracy, "… also by what is held out", xlabel="seconds", ylabel="accuracy", xlim=(1e-3, None), ylim=(0, 1)
+        accuracy, "… and so does their held-out accuracy", xlabel="seconds", ylabel="accuracy", xlim=(1e-3, None), ylim=(0, 1)
     )
     by_epochs.legend(title="a batch is", fontsize=9, loc="lower left", frameon=False)
     return figure

@@ -114,7 +114,7 @@ def experiment(short: bool) -> Figure:
     by_heart.axvline(nothing.best, color=BLACK, linestyle="--")
     by_heart.plot(nothing.best, nothing.validation[nothing.best], "*", color=BLACK, markersize=15, zorder=5)
     by_heart.text(nothing.best + 0.02 * epochs, 2.1, "stop, and put\nthese weights back", va="top")
-    tidy(by_heart, "Learned by heart: what is new gets worse", xlabel="epoch", ylabel="loss", ylim=(0, 2.3))
+    tidy(by_heart, "Learned by heart: the validation loss rises", xlabel="epoch", ylabel="loss", ylim=(0, 2.3))
     by_heart.legend(frameon=False, loc="upper right")
 
     for name, history in histories.items():

@@ -92,7 +92,7 @@ def experiment(short: bool) -> Figure:
     course.text(budget, 0.04, "guessing", color="#777777", ha="right")
     tidy(
         course,
-        "How often each looks at the data",
+        "Gradients need a hundredth of the passes",
         xlabel="passes over the data",
         ylabel="held-out accuracy",
         ylim=(0, 1),

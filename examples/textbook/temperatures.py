@@ -44,7 +44,7 @@ def experiment(short: bool) -> Figure:
             days, smooth, color=colour, linewidth=2.5, label=f"β = {decay}: some {1 / (1 - decay):.0f} days"
         )
         print(f"β = {decay:<4}: from day to day it changes by {np.abs(np.diff(smooth)).mean():.2f} degrees")
-    tidy(decays, "A larger β is smoother, and comes later", xlabel="day", ylabel="degrees Celsius")
+    tidy(decays, "A larger β is smoother, and lags behind", xlabel="day", ylabel="degrees Celsius")
     decays.legend(frameon=False, loc="upper left")
 
     first, decay = days[:60], 0.98
