@@ -8,13 +8,14 @@ torch's and have no effect. What fastopt cannot compute is refused by name; step
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 
 from fastopt import optimizers
+from fastopt._kernels import TABLE
 from fastopt.options import options_of, shown
 from fastopt.storage import storage_dtype
 from fastopt.torch_state import from_torch
@@ -71,6 +72,8 @@ class _Engine:
             {"params": [next(places) for _ in group["params"]], **self.options(group)} for group in self.groups
         ]
         self.optimizer = cls(groups)
+        algorithm = cls.algorithm
+        self.numbers = [algorithm.states[letter] for letter in TABLE[algorithm.formula]["numbers"]]
         self.steps = np.zeros(
             len(arrays), np.float64 if torch.get_default_dtype() == torch.float64 else np.float32
         )
@@ -108,7 +111,9 @@ class _Engine:
         """A parameter's states under torch's names, in the parameter's shape."""
         back = np.argsort(self.axes[index])
         states = {
-            name: _tensor(array).permute(tuple(back))
+            name: torch.tensor(float(array), dtype=torch.float64)
+            if name in self.numbers
+            else _tensor(array).permute(tuple(back))
             for name, array in self.optimizer.state[index].items()
             if name != "step"
         }
@@ -124,7 +129,9 @@ class _Engine:
             if not known:
                 continue
             entry = {
-                name: value.to(p.dtype).permute(self.axes[index]) if name in self.tensors[index] else value
+                name: value.to(p.dtype).permute(self.axes[index])
+                if name in self.tensors[index] and name not in self.numbers
+                else value
                 for name, value in known.items()
                 if name != "step"
             }
@@ -134,6 +141,14 @@ class _Engine:
         saved = self.optimizer.state_dict()
         saved["state"] |= from_torch({**saved, "state": found})["state"]
         self.optimizer.load_state_dict(saved)
+        self._show_numbers(found)
+
+    def _show_numbers(self, indices: Iterable[int]) -> None:
+        """Writes the numbers of these parameters into the tensors that stand for them in torch's dict."""
+        for index in indices if self.numbers else ():
+            state = self.optimizer.state[index]
+            for name in self.numbers:
+                self.tensors[index][name].fill_(float(state[name]))
 
     def fits(self, owner: _Adaptor) -> bool:
         """Whether groups, parameters, their memory and their states are those that the engine was made for."""
@@ -169,6 +184,7 @@ class _Engine:
         for view, copy in self.copies:
             view.copy_(copy)
         stepped = [grad is not None for grad in grads]
+        self._show_numbers(i for i, moved in enumerate(stepped) if moved)
         np.add(self.steps, 1, out=self.steps, where=np.array(stepped))
         np.copyto(self.steps_expected, self.steps)
         new = [i for i, seen in enumerate(self.seen) if stepped[i] and not seen]

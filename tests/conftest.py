@@ -23,3 +23,17 @@ def _settings() -> Iterator[None]:
     fastopt.set_isa(isa)
     fastopt.set_num_threads(None)
     fastopt.set_flush_denormal(False)
+
+
+@pytest.fixture
+def counters_in_float64() -> Iterator[None]:
+    """torch keeps NAdam's mu_product, and ASGD's eta and mu, in its default dtype: float32 would round them."""
+    try:
+        import torch
+    except ImportError:
+        yield
+        return
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)

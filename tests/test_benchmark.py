@@ -50,8 +50,8 @@ def test_arrays_lie_at_16_bytes_and_no_more() -> None:
 def test_candidates_without_libraries(variant: table.Variant, dtype: str) -> None:
     one = case(variant, dtype, [(3, 5), (), (70,)])
     for name in ("NumPy", "NumPy out=", "fastopt"):
-        if name == "NumPy out=" and internals.needs_sums(variant.cls):
-            with pytest.raises(Unavailable, match="need sums"):
+        if name == "NumPy out=" and internals.has_factors(variant.cls):
+            with pytest.raises(Unavailable, match="of a whole tensor"):
                 verified(CANDIDATES[name], one, one.arrays(), one.arrays())
         else:
             verified(CANDIDATES[name], one, one.arrays(), one.arrays())
@@ -88,7 +88,7 @@ def test_exact_is_exact() -> None:
         verified(Candidate(off_by_one_unit, exact=True), one, one.arrays(), one.arrays())
 
 
-@pytest.mark.parametrize("variant", [v for v in IN_ONE_DTYPE if not internals.needs_sums(v.cls)], ids=str)
+@pytest.mark.parametrize("variant", [v for v in IN_ONE_DTYPE if not internals.has_factors(v.cls)], ids=str)
 def test_the_twin_as_a_loop(variant: table.Variant) -> None:
     """The loop that numba compiles has the twin's bits when Python runs it, but for NumPy's own cube root."""
     one = case(variant, shapes=[(9,)])
@@ -158,7 +158,7 @@ def test_the_whole_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert {cls.__name__ for cls in table.OPTIMIZERS} <= set(names)
     assert "fastopt, 1 thread" in rows[0]
     assert "±" in rows[2][-1]
-    reasons = "numba is away; torch is away; optimizers that need sums are not written as one loop"
+    reasons = "numba is away; torch is away; optimizers with numbers of a whole tensor are not written as one loop"
     assert out.endswith(f"Not measured: {reasons}.\n")
 
 

@@ -32,11 +32,11 @@ def expected(variant: Variant, format: str) -> list[list[bytes]]:
 
 
 def whole(optimizer: fastopt.Optimizer, params: Sequence[Array]) -> dict[str, bytes]:
-    """Bits of all parameters, and of each of their states, one after the other."""
+    """Bits of all parameters, and of each of their state buffers, one after the other."""
     arrays: dict[str, list[Array]] = {"params": [p.ravel() for p in params]}
     for state in optimizer.state.values():
         for name, value in state.items():
-            if name != "step":
+            if name != "step" and name not in table.numbers_of(type(optimizer)):
                 arrays.setdefault(name, []).append(value.ravel())
     return {name: table.bits_of(np.concatenate(parts)) for name, parts in arrays.items()}
 

@@ -56,6 +56,7 @@ def check(one: Training, other: Training, rtol: float = 1e-12) -> None:
 
 
 @every_class
+@pytest.mark.usefixtures("counters_in_float64")
 def test_the_same_training_and_state_dicts_both_ways(name: str) -> None:
     theirs, ours = pair(name)
     theirs.go()
@@ -73,6 +74,7 @@ def test_the_same_training_and_state_dicts_both_ways(name: str) -> None:
 
 
 @every_class
+@pytest.mark.usefixtures("counters_in_float64")
 def test_torchs_own_inputs(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -93,6 +93,7 @@ def variants_in_torch(cls: table.Class) -> list[table.Variant]:
 
 
 @every_class
+@pytest.mark.usefixtures("counters_in_float64")
 def test_there_and_back_in_the_middle_of_a_training(cls: table.Class) -> None:
     """One goes on where the other stopped, again and again; a third has run in torch all the time."""
     for variant in variants_in_torch(cls):

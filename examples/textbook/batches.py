@@ -77,7 +77,12 @@ def experiment(short: bool) -> Figure:
         by_time, "In a second, batches of 16 to 64 do", xlabel="seconds", ylabel="training loss", xlim=(1e-3, None)
     )
     tidy(
-        accuracy, "… and so does their held-out accuracy", xlabel="seconds", ylabel="accuracy", xlim=(1e-3, None), ylim=(0, 1)
+        accuracy,
+        "… and so does their held-out accuracy",
+        xlabel="seconds",
+        ylabel="accuracy",
+        xlim=(1e-3, None),
+        ylim=(0, 1),
     )
     by_epochs.legend(title="a batch is", fontsize=9, loc="lower left", frameon=False)
     return figure

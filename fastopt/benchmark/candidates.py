@@ -28,9 +28,9 @@ class Unavailable(Exception):
 
 
 def elementwise(case: Case) -> None:
-    """Refuses optimizers whose step is more than one loop over the elements."""
-    if internals.needs_sums(case.cls):
-        raise Unavailable("optimizers that need sums are not written as one loop")
+    """Refuses optimizers whose step is more than a loop over the elements with numbers that are known before."""
+    if internals.has_factors(case.cls):
+        raise Unavailable("optimizers with numbers of a whole tensor are not written as one loop")
 
 
 def library(name: str) -> Any:

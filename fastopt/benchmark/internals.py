@@ -75,8 +75,8 @@ def coefficients_of(cls: OptimizerClass, hyper: Hyper) -> Callable[[int], tuple[
     return lambda t: (*algorithm.coefficients(hyper, t), sign, *algorithm.decay(hyper))
 
 
-def needs_sums(cls: OptimizerClass) -> bool:
-    """Whether the update of one element depends on sums over its whole tensor."""
+def has_factors(cls: OptimizerClass) -> bool:
+    """Whether the update of an element takes numbers that are made for its whole tensor."""
     return bool(_kernels.TABLE[formula_of(cls)]["factors"])
 
 
@@ -110,11 +110,13 @@ class TwinStep:
     def __call__(self, t: int, scalars: Sequence[float]) -> None:
         """Makes step ``t``, 1 first; scalars: the kernel's coefficients."""
         factors: Sequence[float] = ()
-        if needs_sums(self.cls):
+        if has_factors(self.cls):
             param, grad, *states = self.arrays
-            algorithm, n_factors = self.cls.algorithm, len(_kernels.TABLE[formula_of(self.cls)]["factors"])
-            totals = reference.total(reference.sums(algorithm, param, grad, states, scalars, n_factors))
-            sums = {name: np.array([value]) for name, value in zip(self.sums, totals, strict=True)}
+            algorithm, sums = self.cls.algorithm, {}
+            if self.sums:
+                n_factors = len(_kernels.TABLE[formula_of(self.cls)]["factors"])
+                totals = reference.total(reference.sums(algorithm, param, grad, states, scalars, n_factors))
+                sums = {name: np.array([value]) for name, value in zip(self.sums, totals, strict=True)}
             found = algorithm.prepare(self.hyper, np.array([t]), sums, self.numbers)
             factors = [float(np.asarray(value).reshape(-1)[0]) for value in found]
         twin_update(self.cls, self.hyper, self.arrays, [*scalars, *factors])

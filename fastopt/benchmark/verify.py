@@ -24,10 +24,10 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 def expected(case: Case, dtype: str) -> list[Array]:
     """The parameters after STEPS of the NumPy twin in a dtype, worked out piece by piece to save memory.
 
-    Where an update needs sums over its tensor, there are no pieces.
+    Where an update takes numbers of its whole tensor, there are no pieces.
     """
     arrays, coefficients = [np.empty(shape, dtype) for shape in case.shapes], case.coefficients()
-    if internals.needs_sums(case.cls):
+    if internals.has_factors(case.cls):
         values = [np.empty_like(array) for array in arrays]
         step = numpy_step(replace(case, dtype=dtype), arrays, values)
         fill(arrays, 0)
