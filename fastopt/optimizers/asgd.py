@@ -19,8 +19,9 @@ class ASGD(Optimizer):
         eta = lr / (1 + lambd * lr * t)^alpha;  mu = 1 / max(1, t - t0)              for the next step
         eta = lr, mu = 1                                                             for the first
 
-    The average is in ``opt.state[i]["ax"]``; it begins after t0 steps, and is p until then. A change of lr acts one step
-    late, as in torch. torch keeps eta and mu in float32; here they are in float64. optax and Keras do not have it.
+    The average is in ``opt.state[i]["ax"]``; it begins after t0 steps, and is p until then. A change of lr acts one
+    step late, as in torch. torch keeps eta and mu in float32; here they are in float64. optax and Keras do not have
+    it.
 
     Source: Polyak, Juditsky 1992, SIAM J. Control and Optimization 30(4). State: ``ax``, and the numbers ``eta`` and
     ``mu``.
