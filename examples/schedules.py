@@ -3,15 +3,16 @@
 The page docs/schedules.md shows the picture and says how each schedule is called.
 """
 
+from __future__ import annotations
+
 import argparse
 import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from fastopt.schedules import (
     ReduceLROnPlateau,
@@ -38,6 +39,10 @@ from fastopt.schedules import (
     warmup,
     warmup_stable_decay,
 )
+
+if TYPE_CHECKING:  # the list of schedules below, which the tests take too, needs no matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 STEPS = 1000
 COLUMNS = 4
@@ -169,6 +174,8 @@ def title(ax: Axes, call: str, colour: str) -> None:
 
 
 def draw() -> Figure:
+    from matplotlib.figure import Figure
+
     count = sum(len(groups) for _, groups in KINDS.values()) + 1
     rows = -(-count // COLUMNS)
     figure = Figure(figsize=(3.1 * COLUMNS, 2.1 * rows), layout="constrained")
