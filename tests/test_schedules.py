@@ -42,7 +42,6 @@ from fastopt.schedules import (
     exponential,
     inverse_sqrt,
     inverse_time,
-    lambda_,
     linear,
     multi_step,
     multiplicative,
