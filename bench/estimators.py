@@ -1,0 +1,62 @@
+"""Whole training iterations of scikit-learn's MLPClassifier, with its own Adam and with fastopt's.
+
+    python bench/estimators.py
+
+Both compute the same losses, which is checked first. They run in turn, round after round in one process; each figure is
+the median of five such runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from statistics import median
+from typing import Any
+
+import numpy as np
+from sklearn.neural_network import MLPClassifier
+
+import fastopt
+import fastopt.sklearn
+from fastopt.benchmark.internals import Step
+from fastopt.benchmark.timing import in_microseconds, measure
+
+HIDDEN = [(64,), (256, 256), (512, 512)]
+BATCH, PIXELS, CLASSES = 128, 784, 10
+RUNS = 5
+SAME = {"optimizer": fastopt.Adam, "optimizer_options": {"lr": 1e-3, "eps": 0.0, "eps_hat": 1e-8}}
+"""scikit-learn's Adam, which adds eps before the bias correction."""
+
+
+def iterations(hidden: tuple[int, ...], dtype: str) -> dict[str, Step]:
+    """One step of each on the same images, after five steps of each were found to have the same losses."""
+    rng = np.random.default_rng(0)
+    x, y = rng.random((BATCH, PIXELS)).astype(dtype), rng.integers(CLASSES, size=BATCH)
+    found: dict[str, Any] = {
+        "scikit-learn": MLPClassifier(hidden, random_state=0),
+        "fastopt": fastopt.sklearn.MLPClassifier(hidden, random_state=0, **SAME),
+    }
+    for estimator in found.values():
+        for _ in range(5):
+            estimator.partial_fit(x, y, classes=np.arange(CLASSES))
+    theirs, ours = (estimator.loss_curve_ for estimator in found.values())
+    np.testing.assert_allclose(theirs, ours, rtol=1e-12 if dtype == "float64" else 1e-5)
+    return {name: lambda e=estimator: e.partial_fit(x, y) for name, estimator in found.items()}  # type: ignore[misc]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each of five runs of a network; default 4")
+    seconds = parser.parse_args(argv).seconds
+    print("| network | dtype | scikit-learn, µs | fastopt, µs | times |\n|---|---|---|---|---|")
+    for dtype in ("float64", "float32"):
+        for hidden in HIDDEN:
+            steps = iterations(hidden, dtype)
+            runs = [measure(steps, lambda _: None, seconds, turn=0.1) for _ in range(RUNS)]
+            theirs, ours = (median(run[name].median for run in runs) for name in steps)
+            network = "-".join(map(str, (PIXELS, *hidden, CLASSES)))
+            times = f"{in_microseconds(theirs)} | {in_microseconds(ours)} | {theirs / ours:.2f}"
+            print(f"| {network} | {dtype} | {times} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
