@@ -16,6 +16,9 @@ STORE = Path(__file__).with_suffix(".json")
 LAST = 1000
 """The last step of which a number is stored."""
 
+COSINE = ("cosine_decay_schedule(0.2, 400)", "cosine(0.2, 400)")
+"""A schedule that is joined with others: optax's, ours."""
+
 
 def steps(*joins: int) -> list[int]:
     """The first steps, every fiftieth, and those around the joins."""
@@ -72,7 +75,13 @@ def optax_lines() -> Iterator[dict[str, object]]:
         "sequential([constant(0.1), exponential(0.1, 0.9, 20)], [100])",
         100,
     )
-    for v, m, f in [(0.1, (100, 500), (0.5, 0.1)), (1.0, (1, 2), (0.3, 3.0)), (0.2, (333, 999), (0.0, 1.0))]:
+    for v, m, f in [
+        (0.1, (100, 500), (0.5, 0.1)),
+        (1.0, (1, 2), (0.3, 3.0)),
+        (0.2, (333, 999), (0.0, 1.0)),
+        (1e-3, (10, 900), (1.5, 0.9)),
+        (3.0, (250, 750), (0.1, 0.1)),
+    ]:
         call = f"{v}, {{{m[0]}: {f[0]}, {m[1]}: {f[1]}}})"
         numbers = f"{v}, {v} * {f[0]}, {v} * {f[0]} * {f[1]}".split(", ")
         yield line(
@@ -129,23 +138,36 @@ def optax_lines() -> Iterator[dict[str, object]]:
             f"warmup(exponential({peak}, 0.3, {n}), {w}, {i})",
             w,
         )
-    cycle = "dict(init_value={}, peak_value={}, warmup_steps={}, decay_steps={}, end_value={})"
-    first, second = (0.0, 0.1, 20, 200, 0.01), (0.01, 0.05, 50, 600, 0.0)
-    yield line(
-        f"sgdr_schedule([{cycle.format(*first)}, {cycle.format(*second)}])",
-        "sequential([warmup(cosine(0.1, 180, 0.01), 20, 0.0), warmup(cosine(0.05, 550, 0.0), 50, 0.01)], [200])",
-        20,
-        200,
-        250,
-        800,
-    )
-    yield line(
-        "join_schedules([linear_schedule(0.0, 0.1, 50), cosine_decay_schedule(0.2, 400)], [70])",
-        "sequential([linear(0.0, 50, 0.1), cosine(0.2, 400)], [70])",
-        50,
-        70,
-        470,
-    )
+
+    def cycle(i: float, peak: float, w: int, n: int, e: float) -> str:
+        return f"dict(init_value={i}, peak_value={peak}, warmup_steps={w}, decay_steps={n}, end_value={e})"
+
+    for first, second in [
+        ((0.0, 0.1, 20, 200, 0.01), (0.01, 0.05, 50, 600, 0.0)),
+        ((0.01, 1.0, 1, 50, 0.0), (0.0, 0.5, 1, 100, 0.0)),
+        ((0.0, 1e-3, 100, 500, 1e-5), (1e-5, 1e-3, 100, 500, 1e-5)),
+        ((0.5, 0.5, 10, 333, 0.1), (0.1, 2.0, 333, 666, 0.2)),
+        ((0.0, 3.0, 7, 13, 0.3), (0.3, 1.0, 900, 987, 0.0)),
+    ]:
+        join = first[3]
+        ours = [f"warmup(cosine({peak}, {n - w}, {e}), {w}, {i})" for i, peak, w, n, e in (first, second)]
+        yield line(
+            f"sgdr_schedule([{cycle(*first)}, {cycle(*second)}])",
+            f"sequential([{', '.join(ours)}], [{join}])",
+            first[2],
+            join,
+            join + second[2],
+            join + second[3],
+        )
+    for parts, at in [
+        ([("linear_schedule(0.0, 0.1, 50)", "linear(0.0, 50, 0.1)"), COSINE], [70]),
+        ([COSINE, ("constant_schedule(0.3)", "constant(0.3)")], [1]),
+        ([COSINE, COSINE, COSINE], [333, 800]),
+        ([("exponential_decay(1.0, 90, 0.5)", "exponential(1.0, 0.5, 90)"), COSINE], [999]),
+        ([("polynomial_schedule(0.1, 0.5, 2.0, 20)", "polynomial(0.1, 20, 2.0, 0.5)"), COSINE, COSINE], [20, 21]),
+    ]:
+        theirs, ours = ([part[k] for part in parts] for k in (0, 1))
+        yield line(f"join_schedules([{', '.join(theirs)}], {at})", f"sequential([{', '.join(ours)}], {at})", *at)
 
 
 def trainer_lines() -> Iterator[dict[str, object]]:
@@ -177,6 +199,7 @@ def trainer_lines() -> Iterator[dict[str, object]]:
     print("transformers", transformers.__version__)
     runs = [(0.1, 1000, 100), (1e-3, 500, 50), (5e-5, 333, 7), (1.0, 900, 300), (2.0, 20, 3)]
     for lr, n, w in runs:
+        yield line("constant", lr, n, w, f"constant({lr})")
         yield line("constant_with_warmup", lr, n, w, f"warmup({lr}, {w})")
         yield line("linear", lr, n, w, f"warmup(linear({lr}, {n - w}), {w})")
         yield line("inverse_sqrt", lr, n, w, f"warmup(inverse_sqrt({lr}, timescale={w}), {w})")

@@ -361,6 +361,11 @@ def test_the_numbers_are_those_of_optax_and_the_trainer(line: dict[str, Any]) ->
     np.testing.assert_allclose(found, line["values"], rtol=TOLERANCE, atol=TOLERANCE * scale)
 
 
+def test_each_schedule_of_optax_and_the_trainer_has_five_settings() -> None:
+    names = [(line["library"], re.split(r"\W", line["call"])[0]) for line in ELSEWHERE]
+    assert all(names.count(name) >= 5 for name in names)
+
+
 @pytest.mark.parametrize(
     ("ours", "keras"),
     [

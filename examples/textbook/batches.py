@@ -72,19 +72,25 @@ def experiment(short: bool) -> Figure:
         by_epochs.loglog(curve.epochs, curve.losses, **style)
         by_time.loglog(curve.seconds, curve.losses, **style)
         accuracy.semilogx(curve.seconds, curve.accuracies, **style)
-    tidy(by_epochs, "In an epoch, small batches learn most", xlabel="epochs", ylabel="training loss")
+    tidy(by_epochs, "By epochs, small batches learn fastest", xlabel="epochs", ylabel="training loss")
     tidy(
-        by_time, "In a second, batches of 16 to 64 do", xlabel="seconds", ylabel="training loss", xlim=(1e-3, None)
+        by_time,
+        "By the clock, batches of 16 and 64 do",
+        xlabel="seconds",
+        ylabel="training loss",
+        xlim=(1e-3, None),
     )
     tidy(
         accuracy,
-        "… and so does their held-out accuracy",
+        "… and on images that were held out",
         xlabel="seconds",
-        ylabel="accuracy",
+        ylabel="accuracy on held-out images",
         xlim=(1e-3, None),
         ylim=(0, 1),
     )
-    by_epochs.legend(title="a batch is", fontsize=9, loc="lower left", frameon=False)
+    for ax in (by_epochs, by_time):
+        ax.legend(title="a batch is", fontsize=9, loc="lower left", frameon=False)
+    accuracy.legend(title="a batch is", fontsize=9, loc="lower right", frameon=False)
     return figure
 
 

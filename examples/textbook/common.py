@@ -158,7 +158,10 @@ def training(
     dropout: float = 0.0,
     max_norm: float | None = None,
 ) -> Iterator[Progress]:
-    """Trains for as long as somebody asks for the next step: ``for now in training(...)``, until a break."""
+    """Trains for as long as somebody asks for the next step: ``for now in training(...)``, until a break.
+
+    dropout: see `Network.gradients`. max_norm: the global norm to which the gradients are clipped.
+    """
     seconds, epochs = 0.0, 0
     start = time.perf_counter()
     while True:

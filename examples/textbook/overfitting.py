@@ -51,7 +51,7 @@ class Arm:
 
 
 ARMS = {
-    "nothing": Arm(RED),
+    "no remedy": Arm(RED),
     "early stopping": Arm(BLACK, patience=20),
     "weight decay": Arm(BLUE, weight_decay=3.0),
     "dropout": Arm(GREEN, dropout=0.7),
@@ -108,18 +108,18 @@ def experiment(short: bool) -> Figure:
 
     parts = split(0)
     histories = {name: fit(arm, parts.train, parts.validation, epochs, 0)[1] for name, arm in ARMS.items()}
-    nothing = histories["nothing"]
-    by_heart.plot(nothing.train, color=GREY, linewidth=2, label="training")
-    by_heart.plot(nothing.validation, color=RED, linewidth=2, label="validation")
-    by_heart.axvline(nothing.best, color=BLACK, linestyle="--")
-    by_heart.plot(nothing.best, nothing.validation[nothing.best], "*", color=BLACK, markersize=15, zorder=5)
-    by_heart.text(nothing.best + 0.02 * epochs, 2.1, "stop, and put\nthese weights back", va="top")
-    tidy(by_heart, "Learned by heart: the validation loss rises", xlabel="epoch", ylabel="loss", ylim=(0, 2.3))
+    plain = histories["no remedy"]
+    by_heart.plot(plain.train, color=GREY, linewidth=2, label="training")
+    by_heart.plot(plain.validation, color=RED, linewidth=2, label="validation")
+    by_heart.axvline(plain.best, color=BLACK, linestyle="--")
+    by_heart.plot(plain.best, plain.validation[plain.best], "*", color=BLACK, markersize=15, zorder=5)
+    by_heart.text(plain.best + 0.02 * epochs, 2.1, "stop, and put\nthese weights back", va="top")
+    tidy(by_heart, "Learned by heart: on new images it gets worse", xlabel="epoch", ylabel="loss", ylim=(0, 2.3))
     by_heart.legend(frameon=False, loc="upper right")
 
     for name, history in histories.items():
         arms.plot(history.validation, color=ARMS[name].colour, linewidth=2, label=name)
-    tidy(arms, "… and what helps", xlabel="epoch", ylabel="validation loss", ylim=(0.8, 1.6))
+    tidy(arms, "… and what helps against it", xlabel="epoch", ylabel="validation loss", ylim=(0.8, 1.6))
     arms.legend(frameon=False, loc="upper right", ncols=2)
 
     compare(accuracies, epochs, seeds)
@@ -140,7 +140,7 @@ def compare(ax: Axes, epochs: int, seeds: int) -> None:
         print(f"{name:>15}: test accuracy {np.mean(found):.1%}")
     ax.set_yticks(range(len(ARMS)), list(ARMS))
     ax.set_ylim(len(ARMS) - 0.5, -0.5)
-    tidy(ax, f"On the test set, from {seeds} seeds (bar: their mean)", xlabel="accuracy")
+    tidy(ax, f"On the test set, from {seeds} seeds (bar: their mean)", xlabel="accuracy on new images")
 
 
 def cross_validate(ax: Axes, parts: Split, epochs: int, short: bool, k: int = 5) -> None:
@@ -153,7 +153,7 @@ def cross_validate(ax: Axes, parts: Split, epochs: int, short: bool, k: int = 5)
         for fold in range(k):
             rest = np.concatenate([piece for i, piece in enumerate(pieces) if i != fold])
             _, history = fit(
-                ARMS["nothing"], parts.train.take(rest), parts.train.take(pieces[fold]), epochs, fold, lr
+                ARMS["no remedy"], parts.train.take(rest), parts.train.take(pieces[fold]), epochs, fold, lr
             )
             losses.append(history.validation[-1])
         table.append(losses)
@@ -170,7 +170,12 @@ def cross_validate(ax: Axes, parts: Split, epochs: int, short: bool, k: int = 5)
         zorder=5,
         label=f"chosen: {rates[chosen]:.1g}",
     )
-    tidy(ax, "Cross-validation chooses the learning rate", xlabel="lr", ylabel="loss of the fold left out")
+    tidy(
+        ax,
+        "Cross-validation chooses the learning rate",
+        xlabel="learning rate",
+        ylabel="loss on the fold that was left out",
+    )
     ax.set_ylim(0.6 * means[chosen], min(4 * means[chosen], float(np.max(table))))
     ax.legend(frameon=False, loc="upper center")
 

@@ -87,13 +87,13 @@ def experiment(short: bool) -> Figure:
         for hidden in widths:
             network = after(budget // 10, search(hidden, data, np.random.default_rng(1)))
             reached.append((sum(value.size for value in network.params.values()), network.loss(data)))
-        sizes.loglog(*zip(*reached, strict=True), "o-", color=colour, linewidth=2.5)
+        sizes.loglog(*zip(*reached, strict=True), "o-", color=colour, linewidth=2.5, label=name)
     course.axhline(0.1, color="#999999", linestyle=":")
     course.text(budget, 0.04, "guessing", color="#777777", ha="right")
     tidy(
         course,
-        "Gradients need a hundredth of the passes",
-        xlabel="passes over the data",
+        "A gradient needs a fiftieth of the passes over the data",
+        xlabel=f"passes over the data (a gradient counts for {GRADIENT})",
         ylabel="held-out accuracy",
         ylim=(0, 1),
     )
@@ -101,9 +101,10 @@ def experiment(short: bool) -> Figure:
     tidy(
         sizes,
         f"The more weights, the more a gradient is worth ({budget // 10:,} passes)",
-        xlabel="weights",
+        xlabel="weights of the network",
         ylabel="training loss",
     )
+    sizes.legend(frameon=False, loc="lower left")
     return figure
 
 

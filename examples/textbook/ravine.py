@@ -97,7 +97,7 @@ def experiment(short: bool) -> Figure:
     draw_map(axes[0, 2], "With warm-up and decay it does not", {f"lr={cure!r}": (cured, GREEN)})
 
     ax = axes[1, 0]
-    ax.plot(fixed.lengths[:50], ".-", color=RED, label="fixed: 10 times as long as meant")
+    ax.plot(fixed.lengths[:50], ".-", color=RED, label="fixed rate: 10 times as long as meant")
     ax.plot(cured.lengths[:50], ".-", color=GREEN, label="warm-up of 20 steps")
     tidy(
         ax,
@@ -110,11 +110,11 @@ def experiment(short: bool) -> Figure:
 
     ax = axes[1, 1]
     limit = 2 / CURVATURE[1]
-    for path, rates, colour in [
-        (fixed, np.full(steps, RATE), RED),
-        (cured, [cure(k) for k in range(steps)], GREEN),
+    for label, path, rates, colour in [
+        ("fixed rate", fixed, np.full(steps, RATE), RED),
+        ("warm-up and decay", cured, [cure(k) for k in range(steps)], GREEN),
     ]:
-        ax.plot(rates / np.sqrt(path.mean_squares[:, 1]), color=colour, linewidth=1.6)
+        ax.plot(rates / np.sqrt(path.mean_squares[:, 1]), color=colour, linewidth=1.6, label=label)
     ax.axhspan(limit, 1, color=GREY, alpha=0.2)
     ax.axhline(limit, color=GREY)
     ax.text(
@@ -128,9 +128,10 @@ def experiment(short: bool) -> Figure:
         ax,
         "The burst after a plateau: the mean square fades",
         xlabel="step",
-        ylabel="lr / √(mean square), across",
+        ylabel="lr / √(mean square) across the ravine",
         ylim=(0, 0.05),
     )
+    ax.legend(fontsize=9, loc="lower right", bbox_to_anchor=(1.0, 0.02))
 
     ax = axes[1, 2]
     for label, path, colour, width in [
