@@ -255,16 +255,18 @@ cdef class Selection(Model):
 
 cdef list values_by(list keys, dict mapping):
     """The values of a dict whose keys are these very objects in this order, else None: much faster than look-ups."""
-    cdef list values = []
+    cdef list values
     cdef Py_ssize_t i = 0, place = 0, n
     cdef PyObject *key = NULL
     cdef PyObject *value = NULL
     if keys is None or len(keys) != len(mapping):
         return None
     n = len(keys)
+    values = PyList_New(n)
     while i < n and PyDict_Next(mapping, &place, &key, &value):
         if key != (<PyListObject *>keys).ob_item[i]:
             return None
-        values.append(<object>value)
+        Py_INCREF(<object>value)
+        PyList_SET_ITEM(values, i, <object>value)
         i += 1
     return values if i == n else None

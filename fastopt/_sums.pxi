@@ -117,10 +117,12 @@ cdef class Factors:
         found = arrays.quietly(group.algorithm.prepare, group.resolved, t, sums, numbers)
         if len(found) != self.n_factors:
             raise ValueError(f"{group.algorithm.formula}: prepare must return {self.n_factors} factors, got {len(found)}")
-        return [
-            np.broadcast_to(np.asarray(values, np.float64), t.shape).tolist()
-            for values in (*found, *(numbers[name] for name in self.number_names))
-        ]
+        cdef list lists = []
+        for values in (*found, *[numbers[name] for name in self.number_names]):
+            array = np.asarray(values, np.float64)
+            # `broadcast_to` takes microseconds
+            lists.append((array if array.shape == t.shape else np.broadcast_to(array, t.shape)).tolist())
+        return lists
 
     cdef list of(self, Py_ssize_t place):
         """The factors of a tensor, for its twin."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
 
 from fastopt._kernels import TABLE
@@ -11,6 +13,16 @@ from fastopt._kernels import TABLE
 Array: TypeAlias = npt.NDArray[Any]
 Hyper: TypeAlias = dict[str, Any]
 """The options of a parameter group by their names, and the flags."""
+
+
+def by_step(t: Array, number: Callable[[int], float]) -> Array:
+    """For `Algorithm.prepare`: an array with the number of each tensor's step, worked out in Python floats.
+
+    NumPy's powers of arrays would have other bits on other processors.
+    """
+    steps = t.tolist()
+    found = {step: number(step) for step in set(steps)}
+    return np.array([found[step] for step in steps])
 
 
 class Algorithm:
