@@ -48,7 +48,7 @@ def case_of(row: int) -> tuple[table.Variant, str]:
 
 
 class Training:
-    """All that a training may have: groups, schedules, keys of the user's own, a plateau, other arrays."""
+    """All that a training may have: groups, schedules, keys of the user's own, averages, a scaler, other arrays."""
 
     def __init__(self, row: int, seed: int) -> None:
         variant, format = case_of(row)
@@ -67,8 +67,16 @@ class Training:
                 {"params": {k: self.params[k] for k in names[1:]}},
             ]
         )
+        self.averages: list[Any] = [
+            fastopt.ExponentialMovingAverage(self.optimizer, 0.75, bias_correction=True),
+            fastopt.StochasticWeightAverage(self.optimizer, start=1, every=2),
+            fastopt.Lookahead(self.optimizer, k=2),
+        ]
         self.statistics = {"mean": np.full(3, float(seed)), "count": np.array(seed)}
-        self.plateau = ReduceLROnPlateau(1.0, patience=1)
+        self.objects: dict[str, Any] = {
+            "plateau": ReduceLROnPlateau(1.0, patience=1),
+            "scaler": fastopt.GradScaler(2.0**seed, growth_interval=2),
+        }
         self.epoch = 0
 
     def step(self, t: int) -> None:
@@ -76,30 +84,41 @@ class Training:
             name: table.plain_values(p.size, "float32", 100 * t + i).reshape(p.shape).astype(self.grad_dtype)
             for i, (name, p) in enumerate(self.params.items())
         }
+        scaler = self.objects["scaler"]
+        for grad in grads.values():
+            grad *= self.grad_dtype.type(scaler.scale)  # a power of two
+        if t == 4:
+            grads["s"][...] = math.inf  # this step is skipped
         if t == 1:
             grads["b"] = None
-        self.optimizer.step(grads)
+        scaler.update(self.optimizer.step(grads, grad_scale=1 / scaler.scale, skip_nonfinite=True))
         self.optimizer.param_groups[1]["weight_decay"] *= 0.9
         self.statistics["mean"] += t
         self.statistics["count"][...] += 1
-        self.plateau.step(1.0)
+        self.objects["plateau"].step(1.0)
         self.epoch += 1
 
     def save(self, path: Path) -> None:
-        fastopt.save(path, self.optimizer, self.params | self.statistics, plateau=self.plateau, epoch=self.epoch)
+        arrays = self.params | self.statistics
+        fastopt.save(path, self.optimizer, arrays, self.averages, **self.objects, epoch=self.epoch)
 
     def load(self, path: Path) -> None:
-        extra = fastopt.load(path, self.optimizer, self.params | self.statistics, plateau=self.plateau)
-        self.epoch = extra["epoch"]
+        arrays = self.params | self.statistics
+        self.epoch = fastopt.load(path, self.optimizer, arrays, self.averages, **self.objects)["epoch"]
 
     def digest(self) -> str:
         found = hashlib.sha256()
         for row in table.bits(self.optimizer, list(self.params.values())):
             for data in row:
                 found.update(data)
+        for average in self.averages:
+            for trail in average.state_dict()["state"].values():
+                found.update(table.bits_of(trail["average"]))
+                found.update(repr((trail["step"], trail["share"])).encode())
         groups = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in self.optimizer.param_groups]
         others = [a.tolist() for a in self.statistics.values()]
-        found.update(repr((groups, others, self.plateau.state_dict(), self.epoch)).encode())
+        objects = [value.state_dict() for value in self.objects.values()]
+        found.update(repr((groups, others, objects, self.epoch)).encode())
         return found.hexdigest()
 
 
