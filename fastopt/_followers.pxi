@@ -117,11 +117,12 @@ cdef class Following(Handover):
     cdef:
         readonly list followers
         readonly object applied  # the average that the parameters are at the moment, or None
+        readonly list training_values  # meanwhile, tuples of a parameter and a copy of its own values
         Intervals followed  # the memory of all trails; None until the next step needs it
 
     def __init__(self, algorithm, bint keeps_params, dict bounds, bint is_function):
         Handover.__init__(self, algorithm, keeps_params, bounds, is_function)
-        self.followers, self.applied = [], None
+        self.followers, self.applied, self.training_values = [], None, []
 
     def follow(self, rule, uint64_t seed):
         """Adds a follower, and returns it."""
@@ -305,7 +306,7 @@ cdef class Applied:
             change.copies = self.values()
             self.before = [(array, array.copy(order="K")) for array, _ in change.copies]
             plan.commit(self.optimizer.param_groups, change)
-            plan.applied = self.average
+            plan.applied, plan.training_values = self.average, self.before
         finally:
             turns.leave()
 
@@ -324,7 +325,7 @@ cdef class Applied:
                 interrupt = found
         try:
             change.copies = self.before
-            plan.applied = None
+            plan.applied, plan.training_values = None, []
             plan.commit(self.optimizer.param_groups, change)
             self.before = None
         finally:

@@ -111,6 +111,7 @@ class Plan:
     work: Work
     followers: list[Follower]
     applied: Any
+    training_values: list[tuple[Array, Array]]
     def __init__(
         self,
         algorithm: type[Algorithm],

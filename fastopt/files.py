@@ -44,6 +44,8 @@ def save(
     extra: what else belongs to the training: numbers, strings, None, arrays, lists, tuples and dicts of these, and
         objects that have a ``state_dict()``, such as ReduceLROnPlateau, a GradScaler or another optimizer.
 
+    Within ``average.applied()`` the parameters' own values are written, not those of the average.
+
     The state is not copied: it is written from where it lies. A signal handler may call this function; import it
     before, by ``from fastopt import save``.
     """
@@ -66,7 +68,7 @@ def _save(
     tree = _Tree()
     saved = checkpoint.state_dict(opt._plan, opt._edits(), opt.algorithm.states, copies=False)
     callables = [_without_callables(type(opt), group) for group in saved["param_groups"]]
-    named = _named_arrays(opt, params)
+    named = _training_values(opt, _named_arrays(opt, params))
     labels = [tensor.key for tensor in opt._plan.tensors]
     state = {
         i: tree.encoded(f"state/{labels[i]}", entry, f"the state of {arrays.label_of(labels[i])}")
@@ -207,6 +209,20 @@ def _named_arrays(opt: Optimizer, params: Arrays | None) -> dict[str, Array]:
         if not tensor.param.size or _memory(tensor.param) not in known:
             named[name] = tensor.param
     return named
+
+
+def _training_values(opt: Optimizer, named: dict[str, Array]) -> dict[str, Array]:
+    """The arrays; within ``average.applied()`` with the parameters' own values in place of the average's."""
+    own = {_memory(param): value for param, value in opt._plan.training_values if param.size}
+    for name, array in named.items():
+        if _memory(array) not in own and any(
+            np.may_share_memory(array, param) for param, _ in opt._plan.training_values
+        ):
+            raise ValueError(
+                f"params: {name!r} is a view of a parameter that has the values of an average at the moment; pass the "
+                "parameter itself, or save outside of `with average.applied()`"
+            )
+    return {name: own.get(_memory(array), array) for name, array in named.items()}
 
 
 def _memory(array: Array) -> tuple[Any, ...]:

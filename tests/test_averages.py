@@ -11,6 +11,7 @@ import threading
 import tracemalloc
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -349,6 +350,41 @@ def test_load_is_refused_while_an_average_is_applied(tmp_path: Any) -> None:
     fastopt.save(tmp_path / "a.npz", opt)
     with average.applied(), pytest.raises(RuntimeError, match=r"average.applied\(\)"):
         fastopt.load(tmp_path / "a.npz", opt)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("owner", ["optimizer", "program"])
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_save_while_an_average_is_applied_has_the_training_parameters(
+    suffix: str, owner: str, dtype: str, tmp_path: Path
+) -> None:
+    def start(value: float) -> tuple[dict[str, Array], fastopt.Optimizer, Any]:
+        params = {"w": np.full((3, 4), value, table.dtype_of(dtype)), "none": np.zeros(0, table.dtype_of(dtype))}
+        opt = fastopt.Adam(params, lr=0.5) if owner == "optimizer" else fastopt.Adam(lr=0.5)
+        return params, opt, fastopt.ExponentialMovingAverage(opt, 0.5)
+
+    def step(params: dict[str, Array], opt: fastopt.Optimizer) -> None:
+        opt.update(params, {name: np.ones_like(p) for name, p in params.items()})
+
+    params, opt, average = start(3.0)
+    for _ in range(3):
+        step(params, opt)
+    path, own = tmp_path / f"a{suffix}", contents(list(params.values()))
+    for given in (params, {"again": params["w"]} | params):
+        with average.applied(None if owner == "optimizer" else params):
+            assert contents(list(params.values())) != own
+            fastopt.save(path, opt, given, averages=[average])
+            with pytest.raises(
+                ValueError, match="'flat' is a view of a parameter that has the values of an average"
+            ):
+                fastopt.save(path, opt, given | {"flat": params["w"].reshape(-1)})
+        others, other, second = start(7.0)
+        step(others, other)
+        fastopt.load(path, other, dict.fromkeys(given, others["w"]) | others, averages=[second])
+        assert contents(list(others.values())) == own
+        step(others, other)
+        assert contents(list(others.values())) != own
+    fastopt.save(path, opt, params | {"flat": params["w"].reshape(-1)})  # outside, views are arrays as any
 
 
 def test_update_has_averages_by_name() -> None:
