@@ -69,8 +69,12 @@ def test_it_pulls_towards_0_without_a_gradient(cls: Any) -> None:
     assert param[2] == 0
 
 
-@every_class
-@pytest.mark.parametrize("format", table.FORMATS)
+EVERYWHERE = [(cls, format) for cls in CLASSES for format in table.FORMATS]
+
+
+@table.cases(
+    "cls, format", EVERYWHERE, [(cls, f) for cls, f in EVERYWHERE if cls is fastopt.AdamW or f in table.DTYPES]
+)
 def test_the_same_bits_everywhere(cls: Any, format: str) -> None:
     """For every format, instruction set and number of threads, for gradients in any layout, however they are clipped."""
     parameter, gradient, states = table.FORMATS[format]

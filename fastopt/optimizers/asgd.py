@@ -70,4 +70,7 @@ class ASGD(Optimizer):
         def twin(p: Array, g: Array, ax: Array, keep: Any, eta: Any, mu: Any) -> None:
             p *= keep
             p -= eta * g
-            ax[...] = p if mu == 1 else ax + (p - ax) * mu
+            if mu == 1:
+                np.positive(p, out=ax)
+            else:
+                ax += (p - ax) * mu
