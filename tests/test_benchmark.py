@@ -13,7 +13,7 @@ import pytest
 import table
 
 import fastopt
-from fastopt.benchmark import candidates, internals, report, tape
+from fastopt.benchmark import candidates, internals, report, tape, timing
 from fastopt.benchmark.candidates import CANDIDATES, Candidate, Unavailable, numpy_step
 from fastopt.benchmark.cases import PERIOD, Case, fill
 from fastopt.benchmark.internals import Array
@@ -148,6 +148,7 @@ def test_the_whole_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         return library(name)
 
     monkeypatch.setattr(candidates, "library", library_but)
+    monkeypatch.setattr(timing, "PAUSE", 0.0)
     report.main(seconds=0.0)
     out = capsys.readouterr().out
     rows = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("| ")]

@@ -114,6 +114,8 @@ def torch_step(implementation: str, case: Case, params: list[Array], grads: list
     if implementation not in (*options, "loop"):
         raise Unavailable(f"torch has no {implementation} {cls.__name__}")
     flags = {name: name == implementation for name in ("foreach", "fused") if name in options}
+    if internals.has_numbers(case.cls):  # torch keeps them in its default dtype, and float32 would round them
+        torch.set_default_dtype(torch.float64)
     tensors = [torch.from_numpy(p).requires_grad_() for p in params]
     for tensor, grad in zip(tensors, grads, strict=True):
         tensor.grad = torch.from_numpy(grad)

@@ -80,6 +80,11 @@ def has_factors(cls: OptimizerClass) -> bool:
     return bool(_kernels.TABLE[formula_of(cls)]["factors"])
 
 
+def has_numbers(cls: OptimizerClass) -> bool:
+    """Whether numbers of a whole tensor are part of the state."""
+    return bool(_kernels.TABLE[formula_of(cls)]["numbers"])
+
+
 def twin_update(cls: OptimizerClass, hyper: Hyper, arrays: Sequence[Any], scalars: Sequence[Any]) -> None:
     """What the NumPy twin computes of one tensor's elements, in place.
 
