@@ -90,7 +90,6 @@ def experiment(short: bool) -> Figure:
     )
     for ax in (by_epochs, by_time):
         ax.legend(title="a batch is", fontsize=9, loc="lower left", frameon=False)
-    accuracy.legend(title="a batch is", fontsize=9, loc="lower right", frameon=False)
     return figure
 
 
