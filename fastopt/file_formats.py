@@ -188,7 +188,8 @@ def _mapping(file: BinaryIO) -> mmap.mmap:
 
 
 def write_npz(output: Output, document: str, arrays: Mapping[str, Array]) -> None:
-    with zipfile.ZipFile(output, "w") as archive:  # type: ignore[call-overload]
+    archive = zipfile.ZipFile(output, "w")  # type: ignore[call-overload]
+    try:
         archive.writestr(zipfile.ZipInfo(DOCUMENT), document)
         for name, array in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
@@ -196,6 +197,11 @@ def write_npz(output: Output, document: str, arrays: Mapping[str, Array]) -> Non
                 member.write(_npy_header(array, is_fortran, output.tell()))
                 for piece in pieces(array.T if is_fortran else array):
                     member.write(piece)
+    except BaseException:
+        # the file is thrown away; to close the archive in the middle of a member would raise another error instead
+        archive.fp = None
+        raise
+    archive.close()
 
 
 def _npy_header(array: Array, is_fortran: bool, at: int) -> bytes:

@@ -57,7 +57,7 @@ def test_the_losses_are_those_of_scikit_learns_own_optimizers(name: str, solver:
 
 
 @pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
-@pytest.mark.parametrize("cls", table.OPTIMIZERS, ids=lambda cls: cls.__name__)
+@table.cases("cls", table.OPTIMIZERS, [fastopt.SGD, fastopt.LAMB, fastopt.NAdam], ids=lambda cls: cls.__name__)
 def test_every_optimizer_trains(cls: Any) -> None:
     found = trained(adaptor.MLPClassifier, optimizer=cls)
     assert len(found.loss_curve_) == 8
