@@ -466,8 +466,10 @@ cdef class Plan(Following):
         if tensor.c.stage_limit != INFINITY and tensor.c.stage_limit:
             grad = storage.clipped(grad, tensor.c.stage_scale, tensor.c.stage_limit)
         if tensor.c.before != NULL:
-            numbers = tensor.c.before.call.coefficients.scalars
-            grad = storage.with_l1(tensor.now, grad, numbers[0], numbers[1])
+            grad = storage.with_l1(
+                tensor.now, grad, tensor.c.before.call.coefficients.scalars[0],
+                tensor.c.before.call.coefficients.scalars[1],
+            )
         return scalars_of(tensor.c.call.coefficients, self.algorithm), states, grad
 
     cdef int run_twins(self, list moves, Clipping clipping) except -1:
