@@ -73,7 +73,7 @@ WORKLOADS: dict[str, Shapes] = dict(sorted(_WORKLOADS.items(), key=lambda item: 
 
 def kernel_of(variant: Variant) -> tuple[str, int]:
     """The kernel that a variant runs: its formula, and which optional state buffers are in use."""
-    return internals.formula_of(variant.cls), internals.optional_states_in_use(variant.cls, variant.hyper)
+    return internals.formula_of(variant.cls), internals.subset_of(variant.cls, variant.hyper)
 
 
 def kernels_of(cls: OptimizerClass) -> Iterator[Variant]:

@@ -51,10 +51,7 @@ def test_shapes(workload: str, arrays: int, elements: int) -> None:
 
 
 def test_every_kernel_is_measured() -> None:
-    measured = {
-        (internals.formula_of(c.cls), internals.optional_states_in_use(c.cls, c.hyper))
-        for c in step_cases(full=False)
-    }
+    measured = {(internals.formula_of(c.cls), internals.subset_of(c.cls, c.hyper)) for c in step_cases(full=False)}
     assert measured == {kernel_of(variant) for variant in all_kernels()}
     assert len(step_cases(full=True)) == len(all_variants()) * 2 * len(WORKLOADS)
 
@@ -73,7 +70,9 @@ def test_every_way_of_a_call_computes_the_same() -> None:
 # -- Candidates ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", [v for v in all_variants() if not internals.has_factors(v.cls)], ids=str)
+@pytest.mark.parametrize(
+    "variant", [v for v in all_variants() if not internals.needs_factors(v.cls, v.hyper)], ids=str
+)
 def test_the_twin_as_expressions(variant: Any) -> None:
     """The expressions for numexpr have the twin's bits when Python evaluates them."""
     one = Case(variant.cls, variant.options, "", [(9,)], "float32")

@@ -31,7 +31,8 @@ cdef class Group:
     cdef readonly object lost  # the name of an option that is 0 in float32 and must not be, or None
     cdef tuple callables
     cdef object resolve, coefficients, needed
-    cdef readonly size_t subset  # the optional states in use, as the bits that number the row's kernels
+    cdef readonly size_t subset  # the optional states in use and the choice, as the bits that number the row's kernels
+    cdef readonly bint needs_factors  # whether a step takes numbers of each whole tensor
     cdef uint64_t seed
     cdef double sign, weight_decay, decay
     cdef bint has_check  # whether options that are right by themselves may not go together
@@ -47,6 +48,7 @@ cdef class Group:
         self.coefficients = algorithm.coefficients
         self.needed = algorithm.optional_states(h)
         self.subset = algorithm.subset(h)
+        self.needs_factors = algorithm.needs_factors(h)
         self.seed = h["seed"]
         self.sign = -1.0 if h["maximize"] else 1.0
         self.scalar_count = len(TABLE[algorithm.formula]["scalars"]) - len(COMMON_SCALARS)
@@ -64,7 +66,7 @@ cdef class Group:
         other.coefficients, other.subset, other.seed, other.sign = (
             self.coefficients, self.subset, self.seed, self.sign
         )
-        other.needed, other.lost = self.needed, self.lost
+        other.needed, other.needs_factors, other.lost = self.needed, self.needs_factors, self.lost
         other.adds_l1, other.has_check = self.adds_l1, self.has_check
         other.scalar_count, other.required, other.resolved_for = self.scalar_count, self.required, -1
         other.h = h

@@ -134,7 +134,7 @@ cdef class Function:
         c.call.size = sizeof(fastopt_call)
         c.call.coefficients = &coefficients
         c.count = cnp.PyArray_SIZE(param)
-        if self.factors.is_needed:
+        if group.needs_factors:
             self.run_with_factors(&c, row.sum_kernels[format][group.subset], group, t, numbers)
         else:
             run_alone(&c)
@@ -162,7 +162,8 @@ cdef class Function:
         prepared = factors.prepared(
             group,
             np.array([t], np.int64),
-            {name: np.array([totals[k]]) for k, name in enumerate(factors.sum_names)},
+            {name: np.array([totals[k]]) for k, name in enumerate(factors.sum_names)}
+            | {"elements": np.array([<double>c.count])},
             {name: np.array([array[()]]) for name, array in zip(factors.number_names, numbers)},
         )
         for k in range(<size_t>factors.n_factors):

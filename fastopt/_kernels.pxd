@@ -27,6 +27,7 @@ cdef extern from "fastopt.h" nogil:
         const char *name
         const char *state
         const char *optional
+        const char *choice
         const char *scalars
         const char *sums
         const char *factors

@@ -64,6 +64,7 @@ def _read_table():
         rows[row.name.decode()] = {
             "state": _names_in(row.state),
             "optional": _names_in(row.optional),
+            "choice": _names_in(row.choice),
             "scalars": _names_in(row.scalars) + COMMON_SCALARS,
             "sums": _names_in(row.sums),
             "factors": _names_in(row.factors),
@@ -92,7 +93,7 @@ def _read_formats():
 
 
 TABLE = _read_table()
-"""By the name of a formula its row: the names of its buffers, scalars, sums, factors and numbers."""
+"""By the name of a formula its row: the names of its buffers, choice, scalars, sums, factors and numbers."""
 FORMATS = _read_formats()
 """By its name, how a format stores parameter, gradient and states."""
 ISA_NAMES = _read_isas()

@@ -83,7 +83,7 @@ cdef class Plan(Following):
         size_t shared_capacity
         fastopt_coefficients *own_coefficients  # of each tensor, where each gradient has a factor of its own
         size_t own_capacity
-        bint has_l1
+        bint has_l1, needs_factors
         L1 *l1
         size_t l1_capacity
         list stepping  # the selected tensors that have a gradient, while a call needs the list
@@ -209,7 +209,7 @@ cdef class Plan(Following):
         cdef Move move
         cdef Shared *shared = NULL
         cdef dict places = None
-        self.is_assigned = False
+        self.is_assigned = self.needs_factors = False
         grow(<void **>&self.shared, &self.shared_capacity, len(self.selected), sizeof(Shared))
         self.work.begin(len(self.selected) + (len(moves) if moves is not None else 0))
         if table().isas[isa].name != NULL:
@@ -233,8 +233,10 @@ cdef class Plan(Following):
                     self.shared_count += 1
                     shared.group, shared.steps = tensor.group, tensor.steps
                 subset = (<Group>self.groups[tensor.group]).subset
+                self.needs_factors |= (<Group>self.groups[tensor.group]).needs_factors
             tensor.c.call.coefficients = &shared.coefficients
             tensor.c.kernel = NULL
+            tensor.c.call.factors = NULL
             if kernels != NULL:
                 tensor.c.kernel = kernels[tensor.format][subset]
                 if tensor.c.kernel == NULL:  # its states are not in use: their storage does not matter
@@ -290,7 +292,7 @@ cdef class Plan(Following):
             self.assign(isa, None if change is None else change.moves)
         if is_native:
             team = self.work.choose_team()
-        if clipping is not None or self.factors.is_needed:
+        if clipping is not None or self.needs_factors:
             self.stepping = [self.selected[i] for i in range(len(self.selected)) if self.has_gradient[i]]
         if self.has_sources or clipping is not None:
             self.work.is_measured = False
@@ -301,7 +303,7 @@ cdef class Plan(Following):
             self.give_own_coefficients()
         if self.has_l1:
             self.add_l1(isa)
-        if self.factors.is_needed:
+        if self.needs_factors:
             self.prepare_factors(isa, team)
         if self.followers and (change is None or not change.moves):
             self.prepare_followers(isa)
@@ -372,12 +374,15 @@ cdef class Plan(Following):
         """The formula's own sums, and what `Algorithm.prepare` makes of them."""
         cdef Factors factors = self.factors
         cdef Tensor tensor
-        cdef Py_ssize_t place
+        cdef Py_ssize_t place = -1
         cdef dict members = {}, places = {}
         factors.reserve(len(self.stepping))
         if factors.n_sums:
             factors.sums.begin(len(self.stepping), factors.n_sums)
-        for place, tensor in enumerate(self.stepping):
+        for tensor in self.stepping:
+            if not (<Group>self.groups[tensor.group]).needs_factors:
+                continue
+            place += 1
             members.setdefault(tensor.group, []).append(tensor)
             places.setdefault(tensor.group, []).append(place)
             if factors.n_sums:
@@ -476,7 +481,7 @@ cdef class Plan(Following):
         """The same as the kernels do, by the NumPy twins, tensor by tensor."""
         cdef Tensor tensor
         cdef Move move
-        cdef Py_ssize_t i, place = 0
+        cdef Py_ssize_t i
         cdef bint flushes = flushes_denormal()
         cdef uint64_t mode = fastopt_flush_subnormals() if flushes else 0
         try:
@@ -489,9 +494,8 @@ cdef class Plan(Following):
                         tensor.gradient[...] = 0
                     storage.update(
                         self.algorithm, tensor.now, grad, states, scalars,
-                        tensor.c.call.coefficients.random_key, tensor.c.call.first_element, self.factors.of(place),
+                        tensor.c.call.coefficients.random_key, tensor.c.call.first_element, self.factors.of(tensor),
                     )
-                    place += 1
                 if self.followers and not moves:
                     self.run_twins_of_followers(tensor)
             for move in moves or ():

@@ -67,7 +67,6 @@ cdef class Factors:
 
     cdef:
         readonly tuple sum_names, factor_names, number_names
-        bint is_needed
         Sums sums
         double *factors  # of tensor i and factor k: factors[i * n_factors + k]
         double *numbers
@@ -79,7 +78,6 @@ cdef class Factors:
         self.n_sums, self.n_factors, self.n_numbers = (
             len(self.sum_names), len(self.factor_names), len(self.number_names)
         )
-        self.is_needed = self.n_sums + self.n_factors + self.n_numbers > 0
         self.sums = Sums()
 
     def __dealloc__(self):
@@ -100,6 +98,7 @@ cdef class Factors:
             name: np.array([self.sums.totals[<Py_ssize_t>place * self.n_sums + k] for place in places])
             for k, name in enumerate(self.sum_names)
         }
+        sums["elements"] = np.array([<double>(<Tensor>tensor).c.count for tensor in members])
         numbers = {
             name: np.array([(<Tensor>tensor).numbers[k] for tensor in members])
             for k, name in enumerate(self.number_names)
@@ -124,6 +123,6 @@ cdef class Factors:
             lists.append((array if array.shape == t.shape else np.broadcast_to(array, t.shape)).tolist())
         return lists
 
-    cdef list of(self, Py_ssize_t place):
+    cdef list of(self, Tensor tensor):
         """The factors of a tensor, for its twin."""
-        return [self.factors[place * self.n_factors + k] for k in range(self.n_factors)]
+        return [tensor.c.call.factors[k] for k in range(self.n_factors)] if tensor.c.call.factors != NULL else []

@@ -61,10 +61,11 @@ class Algorithm:
     @staticmethod
     def prepare(h: Hyper, t: Array, sums: dict[str, Array], numbers: dict[str, Array]) -> tuple[Any, ...]:
         """Returns the row's FACTORS in their order, each an array with an entry for every tensor of a group, or one
-        number for all; for rows that have SUMS, FACTORS or NUMBERS.
+        number for all; for rows that have SUMS, FACTORS or NUMBERS, and where the row has a CHOICE, for groups with it.
 
         t: the step of each tensor, 1 first. sums: by name, what each sum has added up to over each tensor. numbers:
         by name, the NUMBERS of each tensor; what this writes into them holds from this step on.
+        In ``sums``, "elements" is the number of elements of each tensor.
         """
         return ()
 
@@ -78,7 +79,7 @@ class Algorithm:
 
     @staticmethod
     def optional_states(h: Hyper) -> set[str]:
-        """Returns the letters of the row's OPTIONAL buffers that ``h`` needs.
+        """Returns the letters of the row's OPTIONAL buffers ``h`` needs, and the name of its CHOICE if it is made.
 
         Here, and in `check` and `check_edit`, a number of ``h`` may be a callable, which counts as not 0.
         """
@@ -98,15 +99,24 @@ class Algorithm:
 
         Takes the parameter, the gradient, the row's STATE, OPTIONAL, SCALARS and FACTORS, each under its name in
         the row. An OPTIONAL buffer that is not in use is None; scalars and factors have the dtype of the arrays.
-        Returns the SUMS, as a tuple of arrays shaped like p, if the row has any.
+        Returns the SUMS, as a tuple of arrays shaped like p, if the row has any. Where the row has a CHOICE that is
+        not made, it gets no factors, whose defaults are None, and returns no sums.
         """
         raise NotImplementedError
 
     @classmethod
     def subset(cls, h: Hyper) -> int:
-        """The optional buffers that ``h`` needs, as the bits that number the row's kernels."""
-        needed = cls.optional_states(h)
-        return sum(1 << bit for bit, letter in enumerate(TABLE[cls.formula]["optional"]) if letter in needed)
+        """The optional buffers and the choice that ``h`` needs, as the bits that number the row's kernels."""
+        row, needed = TABLE[cls.formula], cls.optional_states(h)
+        return sum(1 << bit for bit, name in enumerate((*row["optional"], *row["choice"])) if name in needed)
+
+    @classmethod
+    def needs_factors(cls, h: Hyper) -> bool:
+        """Whether a step takes numbers of each whole tensor: the row's SUMS, FACTORS or NUMBERS."""
+        row = TABLE[cls.formula]
+        if row["choice"] and not cls.optional_states(h).issuperset(row["choice"]):
+            return False
+        return bool(row["sums"] or row["factors"] or row["numbers"])
 
     @classmethod
     def letters(cls, h: Hyper) -> list[str]:

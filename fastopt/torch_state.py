@@ -23,6 +23,7 @@ NOT_IN_TORCH: dict[str, Any] = {
     "eps_root": 0.0,
     "eps_hat": False,
     "bias_correction": True,
+    "cautious": False,
     "lr_in_momentum": False,
     "eps_in_max": True,
     "eps_after_correction": False,

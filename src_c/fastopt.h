@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 enum {
-    FASTOPT_ABI_VERSION = 1, /* changes whenever a structure below or the meaning of a field does */
+    FASTOPT_ABI_VERSION = 2, /* changes whenever a structure below or the meaning of a field does */
     FASTOPT_MAX_BUFFERS = 8,
     FASTOPT_MAX_SCALARS = 20,
     FASTOPT_MAX_SUMS = 4,
@@ -32,7 +32,7 @@ typedef struct {
      * gradient is only read; the others are read and written in update mode and only read in sum mode. */
     void *buffers[FASTOPT_MAX_BUFFERS];
     const fastopt_coefficients *coefficients;
-    const double *factors;  /* update mode: the row's FACTORS for this tensor; NULL for a row without any */
+    const double *factors;  /* update mode: the row's FACTORS for this tensor; not read by a kernel that needs none */
     double *sums;           /* sum mode: the kernel stores SUMS[k] of block b at sums[b * number of SUMS + k] */
     uint64_t first_element; /* the number of the buffers' element 0, counted through all parameters */
 } fastopt_call;
@@ -59,10 +59,10 @@ typedef struct {
 
 /* A row of formulas.def. The lists are the row's own text: names separated by commas. */
 typedef struct {
-    const char *name, *state, *optional, *scalars, *sums, *factors, *numbers;
-    /* By format, in the order of formats.def, then by subset of the optional buffers: bit i of the subset
-     * stands for the i-th of them. A NULL kernel does not exist. Sum kernels exist for rows with SUMS, update
-     * kernels for rows that read the parameter. */
+    const char *name, *state, *optional, *choice, *scalars, *sums, *factors, *numbers;
+    /* By format, in the order of formats.def, then by subset of the optional buffers and the choice: bit i of the
+     * subset stands for the i-th of them, the next bit for the choice. A NULL kernel does not exist. Sum kernels exist
+     * for rows with SUMS, with the choice where there is one; update kernels for rows that read the parameter. */
     const fastopt_kernel *const *kernels;
     const fastopt_kernel *const *sum_kernels;
     /* The same bits sooner, for calls whose weight_decay is 0; a NULL kernel does not exist. */

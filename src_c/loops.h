@@ -1,4 +1,4 @@
-/* The kernels of one row of a table in one format, for every subset of the optional buffers: one for update mode,
+/* The kernels of one row of a table in one format, for every subset of the optional buffers and the choice: one for update mode,
  * such as adam_0_float32_avx2; for some a second one without weight decay, adam_plain_0_float32_avx2; and where the
  * row has SUMS one for sum mode, lamb_sum_0_float32_avx2. All hold the same text of the formula. T is the type of
  * the arithmetic.
@@ -17,7 +17,7 @@
 
 #define INDEX(name)    index_##name,
 #define SCALAR(name)   const T name UNUSED = (T)scalars[index_##name];
-#define FACTOR(name)   const T name UNUSED = (T)call->factors[index_##name];
+#define FACTOR(name)   const T name UNUSED = needs_factors ? (T)call->factors[index_##name] : 1;
 #define NO_FACTOR(name) const T name UNUSED = 1;
 #define SUM(name)      double name UNUSED = 0;
 #define HAS(name)      const int has_##name UNUSED = subset >> index_##name & 1;
@@ -59,7 +59,7 @@
 
 /* How many numbers in 16 bits an element is stored in, each with random bits of its own; more come behind those. */
 #define NUMBER_OF_STORES                                                                    \
-    (1 + (sizeof(PASTE(stored_, STATES)) == 2) * (COUNT(STATE) + (unsigned)__builtin_popcount(subset)))
+    (1 + (sizeof(PASTE(stored_, STATES)) == 2) * (COUNT(STATE) + (unsigned)__builtin_popcount(BUFFERS_OF(subset))))
 
 /* -- Update mode -- */
 
@@ -71,10 +71,12 @@ static ALWAYS_INLINE void UPDATE_LOOP(
     /* the element's place in a Weyl sequence; counted here, because a product in the loop would cost more */
     uint32_t weyl = (uint32_t)key + (uint32_t)(call->first_element + begin) * WEYL;
     {
+        const int needs_factors UNUSED = NEEDS_FACTORS(subset);
         enum { FOR_EACH(INDEX, FACTORS) count_factors };
         FOR_EACH(FACTOR, FACTORS)
-        enum { FOR_EACH(INDEX, OPTIONAL) count_optional };
+        enum { FOR_EACH(INDEX, OPTIONAL) FOR_EACH(INDEX, CHOICE) count_optional };
         FOR_EACH(HAS, OPTIONAL)
+        FOR_EACH(HAS, CHOICE)
 /* Two vectors an iteration: a loop as short as SGD's waits for its own counter otherwise, and the
  * wider set would be the slower one. */
 #pragma GCC unroll 2
@@ -106,7 +108,7 @@ static ALWAYS_INLINE void UPDATE_LOOP(
 #define IS_NEEDED(subset)                                               \
     (!READS_PARAMETER ? 1                                               \
      : !READS_GRADIENT ? IS_OF(STATES, T)                               \
-                       : subset + COUNT(STATE) || IS_OF(STATES, PASTE(stored_, PARAMETER)))
+                       : BUFFERS_OF(subset) + COUNT(STATE) || IS_OF(STATES, PASTE(stored_, PARAMETER)))
 #define NAME(subset) READS_PARAMETER && IS_NEEDED(subset) ? UPDATE_KERNEL_NAME(, subset) : 0,
 
 /* The select and the two operations of weight decay take a fifth of Adam's time in the cache. With 16 bits they
@@ -139,8 +141,9 @@ static ALWAYS_INLINE void SUM_LANES(
     LOAD_SCALARS(0)
     {
         FOR_EACH(NO_FACTOR, FACTORS)
-        enum { FOR_EACH(INDEX, OPTIONAL) count_optional };
+        enum { FOR_EACH(INDEX, OPTIONAL) FOR_EACH(INDEX, CHOICE) count_optional };
         FOR_EACH(HAS, OPTIONAL)
+        FOR_EACH(HAS, CHOICE)
         for (size_t lane = 0; lane < count; lane++) {
             const size_t i = first + lane;
             LOAD_ELEMENT(decay * p)
@@ -182,7 +185,7 @@ static ALWAYS_INLINE void SUM_LOOP(
         enum { FOR_EACH(INDEX, p, g) FOR_EACH(INDEX, STATE) FOR_EACH(INDEX, OPTIONAL) };               \
         SUM_LOOP(subset, call, begin, end, CALL_BUFFERS);                                              \
     }
-#define NAME(subset) IS_NEEDED(subset) ? SUM_KERNEL_NAME(subset) : 0,
+#define NAME(subset) IS_NEEDED(subset) && NEEDS_FACTORS(subset) ? SUM_KERNEL_NAME(subset) : 0,
 
 EACH_SUBSET(SUM_KERNEL)
 static const fastopt_kernel JOIN(FORMULA, sum_kernels, FORMAT, ISA)[] = {EACH_SUBSET(NAME)};

@@ -6,6 +6,9 @@
 #ifndef OPTIONAL
 #define OPTIONAL
 #endif
+#ifndef CHOICE
+#define CHOICE
+#endif
 #ifndef SCALARS
 #define SCALARS
 #endif
@@ -43,16 +46,23 @@ _Static_assert(COUNT(SCALARS) + COUNT(COMMON_SCALARS) <= FASTOPT_MAX_SCALARS,
 _Static_assert(COUNT(SUMS) <= FASTOPT_MAX_SUMS, ROW_SAYS "too many SUMS; raise FASTOPT_MAX_SUMS in fastopt.h");
 _Static_assert(COUNT(FACTORS) <= FASTOPT_MAX_FACTORS,
                ROW_SAYS "too many FACTORS; raise FASTOPT_MAX_FACTORS in fastopt.h");
-_Static_assert(COUNT(OPTIONAL) <= 2, ROW_SAYS "too many OPTIONAL buffers; extend EACH_SUBSET in row.h");
+_Static_assert(COUNT(OPTIONAL) + COUNT(CHOICE) <= 2,
+               ROW_SAYS "too many OPTIONAL buffers and choices; extend EACH_SUBSET in row.h");
+_Static_assert(COUNT(CHOICE) <= 1, ROW_SAYS "more than one CHOICE: which of them needs the SUMS?");
+_Static_assert(!COUNT(CHOICE) || !COUNT(NUMBERS), ROW_SAYS "NUMBERS, which every kernel needs, and a CHOICE");
 
-/* X(s) for every subset s of the optional buffers */
-#if COUNT(OPTIONAL) == 0
+/* X(s) for every subset s of the optional buffers and the choice */
+#if COUNT(OPTIONAL) + COUNT(CHOICE) == 0
 #define EACH_SUBSET(X) X(0)
-#elif COUNT(OPTIONAL) == 1
+#elif COUNT(OPTIONAL) + COUNT(CHOICE) == 1
 #define EACH_SUBSET(X) X(0) X(1)
 #else
 #define EACH_SUBSET(X) X(0) X(1) X(2) X(3)
 #endif
+
+/* Which buffers an element has besides parameter and gradient, and whether its tensor has sums and factors. */
+#define BUFFERS_OF(subset)     ((subset) & ((1u << COUNT(OPTIONAL)) - 1))
+#define NEEDS_FACTORS(subset)  (COUNT(CHOICE) == 0 || (subset) >> COUNT(OPTIONAL))
 
 #define READ_p 1
 #define READ_g 2
@@ -92,6 +102,7 @@ static const fastopt_kernel *const ROW_KERNELS(plain_kernels)[] = {
 #undef FORMULA
 #undef STATE
 #undef OPTIONAL
+#undef CHOICE
 #undef SCALARS
 #undef SUMS
 #undef FACTORS

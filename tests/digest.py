@@ -143,7 +143,10 @@ class Driver:
         p, grad, *states = buffers
         assert p is not None and grad is not None and self.process.stdin
         given = sum(1 << i for i, buffer in enumerate(buffers) if buffer is not None)
-        subset = given >> 2 + len(table.TABLE[name]["state"])
+        row = table.TABLE[name]
+        subset = given >> 2 + len(row["state"])
+        if sums or factors:
+            subset |= len(row["choice"]) << len(row["optional"])
         stored = [storage_of(p), storage_of(grad), storage_of(next((x for x in states if x is not None), p))]
         format = [*table.FORMATS.values()].index(tuple(stored))
         counts = len(scalars), len(factors), sums

@@ -77,9 +77,9 @@ def numbers_of(cls: Class) -> list[str]:
     return [states_of(cls)[letter] for letter in TABLE[cls.algorithm.formula]["numbers"]]
 
 
-def needs_sums(cls: Class) -> bool:
+def needs_sums(cls: Class, h: dict[str, Any]) -> bool:
     """Whether an element's update depends on its whole tensor."""
-    return bool(TABLE[cls.algorithm.formula]["sums"])
+    return bool(TABLE[cls.algorithm.formula]["sums"]) and cls.algorithm.needs_factors(h)
 
 
 def adds_l1(cls: Class) -> bool:
@@ -287,6 +287,10 @@ def variants(cls: Class) -> list[Variant]:
     found = list(one_option_changed(start))
     if "momentum" in start.options:
         found += one_option_changed(Variant(cls, start.options | {"momentum": 0.0}))
+    # all options together that choose another kernel
+    choosing = [v for v in one_option_changed(start) if accepted(v) and v.kernel != start.kernel]
+    if len(choosing) > 1:
+        found.append(Variant(cls, start.options | {str(v.changed): v.options[str(v.changed)] for v in choosing}))
     distinct = {str(variant): variant for variant in [*found, Variant(cls, {})]}
     return [variant for variant in distinct.values() if accepted(variant)]
 
@@ -298,10 +302,10 @@ RUNS = {v.kernel: v for v in reversed(VARIANTS)}
 KERNELS = [
     (row, subset, format)
     for row, buffers in TABLE.items()
-    for subset in range(2 ** len(buffers["optional"]))
+    for subset in range(1 << len(buffers["optional"]) + len(buffers["choice"]))
     for format, (parameter, _, states) in FORMATS.items()
     # one without any state has no storage of it
-    if subset or buffers["state"] or states == parameter
+    if subset % (1 << len(buffers["optional"])) or buffers["state"] or states == parameter
 ]
 """All that are compiled, for each instruction set: row, subset and format."""
 
@@ -462,7 +466,7 @@ def traits(row: str) -> set[Hashable]:
             "sqrt" in functions,
             bool(functions & {"sign", "where", "maximum", "minimum", "abs", "copysign", "clip"}),
         ),
-        *((what, bool(buffers.get(what))) for what in ("sums", "factors", "numbers")),
+        *((what, bool(buffers.get(what))) for what in ("sums", "factors", "numbers", "choice")),
         *(("flag", flag) for cls in classes for flag in flags_of(cls)),
     }
 

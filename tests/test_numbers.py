@@ -43,7 +43,7 @@ def trained(variant: Variant, params: list[Array], grads: Sequence[list[Array]])
 
 def elementwise(pairs: list[tuple[Variant, str]]) -> list[tuple[Variant, str]]:
     """Without the optimizers that add up over a tensor."""
-    return [(variant, format) for variant, format in pairs if not table.needs_sums(variant.cls)]
+    return [(variant, format) for variant, format in pairs if not table.needs_sums(variant.cls, variant.hyper)]
 
 
 FEW = elementwise([(v, f) for v, f in table.FEW_CLASSES if f in table.DTYPES])
@@ -143,7 +143,7 @@ def are_flushed(variant: Variant, dtype: str) -> None:
         optimizer = variant.make(params)
         for step in grads:
             optimizer.step(step)
-        states = [array for array in optimizer.state[0].values() if isinstance(array, np.ndarray)]
+        states = [array for array in optimizer.state[0].values() if np.shape(array) == (size,)]
         for array in states:
             array *= np.finfo(dtype).tiny / 2
         optimizer.step(grads[-1])

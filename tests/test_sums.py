@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import table
-from table import Array
+from table import Array, Variant
 
 import fastopt
 from fastopt import functional
 
-WITH_SUMS = [cls for cls in table.OPTIMIZERS if table.needs_sums(cls)]
+WITH_SUMS = [
+    next(v for v in found if table.needs_sums(v.cls, v.hyper))
+    for found in ([v for v in table.VARIANTS if v.cls is cls] for cls in table.OPTIMIZERS)
+    if any(table.needs_sums(v.cls, v.hyper) for v in found)
+]
+"""For each optimizer whose step may need sums options with which it does."""
 SIZES = [(1000,), (33, 7), (), (0,), (5000,)]
 
 
@@ -25,9 +30,9 @@ def arrays(seed: int) -> list[Array]:
     return [np.asarray(rng.standard_normal(shape), np.float32) for shape in SIZES]
 
 
-def trained(cls: Any) -> tuple[Any, list[Array]]:
+def trained(variant: Variant) -> tuple[Any, list[Array]]:
     params = arrays(0)
-    optimizer = cls(params, lr=0.1, weight_decay=0.1)
+    optimizer = variant.make(params)
     for step in range(2):
         optimizer.step(arrays(1 + step))
     return optimizer, params
@@ -41,8 +46,8 @@ def content(optimizer: Any, params: list[Array]) -> list[Any]:
     return [p.tobytes() for p in params] + states
 
 
-@pytest.fixture(params=WITH_SUMS, ids=lambda cls: cls.__name__)
-def cls(request: pytest.FixtureRequest) -> Any:
+@pytest.fixture(params=WITH_SUMS, ids=str)
+def variant(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
@@ -67,8 +72,8 @@ def last_has_another_shape(grads: list[Array]) -> list[Any]:
 
 
 @pytest.mark.usefixtures("isa")
-def test_a_skipped_step_changes_nothing_and_its_zeroed_gradients_do_for_the_next(cls: Any) -> None:
-    (optimizer, params), grads = trained(cls), arrays(9)
+def test_a_skipped_step_changes_nothing_and_its_zeroed_gradients_do_for_the_next(variant: Variant) -> None:
+    (optimizer, params), grads = trained(variant), arrays(9)
     before = content(optimizer, params)
     assert math.isnan(
         optimizer.step(last_is_not_finite(grads), skip_nonfinite=True, max_norm=1.0, zero_grads=True)
@@ -81,8 +86,8 @@ def test_a_skipped_step_changes_nothing_and_its_zeroed_gradients_do_for_the_next
 
 
 @pytest.mark.usefixtures("isa")
-def test_a_refused_gradient_changes_nothing(cls: Any) -> None:
-    optimizer, params = trained(cls)
+def test_a_refused_gradient_changes_nothing(variant: Variant) -> None:
+    optimizer, params = trained(variant)
     before = content(optimizer, params)
     with pytest.raises(ValueError, match="parameter 4"):
         optimizer.step(last_has_another_shape(arrays(9)), max_norm=1.0)
@@ -92,20 +97,20 @@ def test_a_refused_gradient_changes_nothing(cls: Any) -> None:
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 def test_an_exception_in_prepare_changes_nothing(
-    cls: Any, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+    variant: Variant, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (optimizer, params), (other, others) = trained(cls), trained(cls)
-    before, prepare = content(optimizer, params), cls.algorithm.prepare
+    (optimizer, params), (other, others) = trained(variant), trained(variant)
+    before, prepare = content(optimizer, params), variant.cls.algorithm.prepare
 
     def failing(h: Any, t: Any, sums: Any, numbers: Any) -> Any:
         prepare(h, t, sums, numbers)
         raise error
 
-    monkeypatch.setattr(cls.algorithm, "prepare", failing)
+    monkeypatch.setattr(variant.cls.algorithm, "prepare", failing)
     with pytest.raises(error):
         optimizer.step(arrays(9), max_norm=1.0)
     assert content(optimizer, params) == before
-    monkeypatch.setattr(cls.algorithm, "prepare", prepare)
+    monkeypatch.setattr(variant.cls.algorithm, "prepare", prepare)
     for optimizer_, params_ in (optimizer, params), (other, others):
         assert optimizer_.step(arrays(9), max_norm=1.0) is not None
         assert content(optimizer_, params_) != before
@@ -113,9 +118,11 @@ def test_an_exception_in_prepare_changes_nothing(
 
 
 @pytest.mark.usefixtures("isa")
-def test_a_signal_between_sums_and_update_sees_all_as_before(cls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    optimizer, params = trained(cls)
-    before, prepare, seen = content(optimizer, params), cls.algorithm.prepare, []
+def test_a_signal_between_sums_and_update_sees_all_as_before(
+    variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer, params = trained(variant)
+    before, prepare, seen = content(optimizer, params), variant.cls.algorithm.prepare, []
 
     def handler(number: int, frame: FrameType | None) -> None:
         seen.append(content(optimizer, params))
@@ -125,7 +132,7 @@ def test_a_signal_between_sums_and_update_sees_all_as_before(cls: Any, monkeypat
         signal.raise_signal(signal.SIGUSR1)
         return prepare(*arguments)
 
-    monkeypatch.setattr(cls.algorithm, "prepare", signalled)
+    monkeypatch.setattr(variant.cls.algorithm, "prepare", signalled)
     former = signal.signal(signal.SIGUSR1, handler)
     try:
         optimizer.step(arrays(9))
@@ -136,23 +143,25 @@ def test_a_signal_between_sums_and_update_sees_all_as_before(cls: Any, monkeypat
 
 
 @pytest.mark.parametrize("wrong", [(), (1.0, 1.0, 1.0)])
-def test_the_wrong_number_of_factors_is_refused(cls: Any, wrong: tuple[Any, ...], monkeypatch: Any) -> None:
-    optimizer, params = trained(cls)
+def test_the_wrong_number_of_factors_is_refused(
+    variant: Variant, wrong: tuple[Any, ...], monkeypatch: Any
+) -> None:
+    optimizer, params = trained(variant)
     before = content(optimizer, params)
-    monkeypatch.setattr(cls.algorithm, "prepare", lambda *_: wrong)
+    monkeypatch.setattr(variant.cls.algorithm, "prepare", lambda *_: wrong)
     with pytest.raises(ValueError, match="prepare must return 1 factors, got"):
         optimizer.step(arrays(9))
     assert content(optimizer, params) == before
 
 
-def test_bits_depend_on_neither_threads_nor_instruction_set(cls: Any) -> None:
+def test_bits_depend_on_neither_threads_nor_instruction_set(variant: Variant) -> None:
     found = []
     for isa in fastopt.available_isas():
         for threads in (1, 2, 5) if isa != "numpy" else (1,):
             fastopt.set_isa(isa)
             fastopt.set_num_threads(threads)
             params = [np.linspace(-1, 2, size, dtype=np.float32) for size in (4095, 4096, 4097, 65_537)]
-            optimizer = cls(params, lr=0.1, weight_decay=0.1)
+            optimizer = variant.make(params)
             for step in range(2):
                 optimizer.step([np.cos(p * (step + 1)) for p in params], max_norm=1.0)
             found.append(content(optimizer, params))
@@ -161,10 +170,10 @@ def test_bits_depend_on_neither_threads_nor_instruction_set(cls: Any) -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("start", [0.0, 1.0])
-def test_norms_of_zero(cls: Any, start: float) -> None:
+def test_norms_of_zero(variant: Variant, start: float) -> None:
     """No division by 0: where a norm is 0, the step is that of the optimizer without its norms."""
     params = [np.full(3, start)]
-    optimizer = cls(params, lr=0.1)
+    optimizer = Variant(variant.cls, variant.options | {"weight_decay": 0.0}).make(params)
     optimizer.step([np.zeros(3)])
     optimizer.step([np.full(3, 0.5)])
     assert np.isfinite(params[0]).all()

@@ -134,8 +134,9 @@ def wrong_algorithm(cls: Class, row: Row) -> str | None:
         if len(algorithm.decay(h)) != 2:
             return "algorithm.decay must return two numbers: what is added to g, and a factor of p"
         needed = algorithm.optional_states(h)
-        if not needed <= set(row["optional"]):
-            return f"algorithm.optional_states returns {sorted(needed)}, its row has {[*row['optional']]}"
+        optional = [*row["optional"], *row["choice"]]
+        if not needed <= set(optional):
+            return f"algorithm.optional_states returns {sorted(needed)}, its row has {optional}"
         initial = algorithm.initial_states(h).keys()
         if not initial <= set(algorithm.states):
             return f"algorithm.initial_states fills {sorted(initial)}, its row has {buffers}"
@@ -176,6 +177,7 @@ def wrong_formula(name: str, formula: str | None, row: Row) -> str | None:
         return f"{name}: the formula is missing; write src_c/formulas/{name}.h"
     named = [*re.findall(r"\w+", READS.get(name, "p, g")), *row["state"], *row["optional"]]
     named += [*row["scalars"][:-COMMON_SCALARS], *row.get("sums", ()), *row.get("factors", ())]
+    named += [f"has_{name}" for name in row.get("choice", ())]
     unused = [word for word in named if not re.search(rf"\b{word}\b", formula)]
     return f"{name}: the formula makes no use of {', '.join(unused)} of its row" if unused else None
 
@@ -297,7 +299,10 @@ def broken() -> dict[str, tuple[str | None, str]]:
         "no twin": (wrong(name, row, [with_hooks(twin=Algorithm.twin)]), "the NumPy twin is missing"),
         "another twin": (wrong(name, row, [with_hooks(twin=lambda p, g: None)]), "twin takes ['p', 'g'],"),
         "a scalar": (wrong(name, {**row, "scalars": ["more", *row["scalars"]]}, [cls]), "'more', "),
-        "a sum": (wrong(name, {**row, "sums": ["pp"]}, [cls]), "returns 0 arrays, by its row it must return one"),
+        "a sum": (
+            wrong(name, {**row, "sums": ["pp", "uu"]}, [cls]),
+            "returns 1 arrays, by its row it must return one",
+        ),
         "a factor": (wrong(name, {**row, "factors": ["trust"]}, [cls]), "'step_size', 'trust']"),
         "a number": (wrong(name, {**row, "numbers": ["product"]}, [cls]), "its row ['m', 'v', 'vmax', 'product']"),
         "a state": (wrong(name, {**row, "state": ["m"]}, [cls]), "its row ['m', 'vmax']"),
@@ -322,7 +327,7 @@ def broken() -> dict[str, tuple[str | None, str]]:
         ),
         "no formula": (wrong_formula(name, None, row), f"write src_c/formulas/{name}.h"),
         "formula": (wrong_formula(name, "p = p - g;", row), "makes no use of m, v, vmax, beta1"),
-        "a sum in no formula": (wrong_formula(name, "", {**row, "sums": ["pp"]}), ", pp of its row"),
+        "a sum in no formula": (wrong_formula(name, "", {**row, "sums": ["pp"]}), ", pp, scale, has_cautious of"),
         "no digest": (wrong_digest(name, "123  other_0_float32\n"), "run python tests/digest.py --store"),
     }
     for option in NEEDED:

@@ -29,7 +29,7 @@ class Unavailable(Exception):
 
 def elementwise(case: Case) -> None:
     """Refuses optimizers whose step is more than a loop over the elements with numbers that are known before."""
-    if internals.has_factors(case.cls):
+    if internals.needs_factors(case.cls, case.hyper):
         raise Unavailable("optimizers with numbers of a whole tensor are not written as one loop")
 
 

@@ -47,14 +47,15 @@ def state_letters(cls: OptimizerClass, hyper: Hyper) -> list[str]:
     return cls.algorithm.letters(hyper)
 
 
-def optional_states_in_use(cls: OptimizerClass, hyper: Hyper) -> int:
-    """The optional state buffers that these hyper-parameters need, as bits."""
+def subset_of(cls: OptimizerClass, hyper: Hyper) -> int:
+    """Which of its row's kernels runs: the optional state buffers, and the choice, as bits."""
     return cls.algorithm.subset(hyper)
 
 
 def number_of_kernels(cls: OptimizerClass) -> int:
-    """How many kernels an optimizer has: one for each subset of its optional state buffers."""
-    return 1 << len(_kernels.TABLE[formula_of(cls)]["optional"])
+    """How many kernels an optimizer has: one for each subset of its optional state buffers and the choice."""
+    row = _kernels.TABLE[formula_of(cls)]
+    return 1 << len(row["optional"]) + len(row["choice"])
 
 
 def initial_states(cls: OptimizerClass, hyper: Hyper) -> dict[str, float | None]:
@@ -75,9 +76,9 @@ def coefficients_of(cls: OptimizerClass, hyper: Hyper) -> Callable[[int], tuple[
     return lambda t: (*algorithm.coefficients(hyper, t), sign, *algorithm.decay(hyper))
 
 
-def has_factors(cls: OptimizerClass) -> bool:
+def needs_factors(cls: OptimizerClass, hyper: Hyper) -> bool:
     """Whether the update of an element takes numbers that are made for its whole tensor."""
-    return bool(_kernels.TABLE[formula_of(cls)]["factors"])
+    return cls.algorithm.needs_factors(hyper)
 
 
 def has_numbers(cls: OptimizerClass) -> bool:
@@ -89,12 +90,14 @@ def twin_update(cls: OptimizerClass, hyper: Hyper, arrays: Sequence[Any], scalar
     """What the NumPy twin computes of one tensor's elements, in place.
 
     arrays: parameter, gradient, then the row's state buffers (None if unused). scalars: the kernel's coefficients, then
-    the row's FACTORS, which are 1 where they are left out.
+    the row's FACTORS, which are 1 where they are left out and needed.
     """
     param, grad, *states = arrays
     row = _kernels.TABLE[formula_of(cls)]
     k = len(row["scalars"])
-    own, factors = list(scalars[:k]), scalars[k:] or [1.0] * len(row["factors"])
+    own, factors = list(scalars[:k]), scalars[k:]
+    if not factors and needs_factors(cls, hyper):
+        factors = [1.0] * len(row["factors"])
     if cls.algorithm.adds_l1 and hyper.get("l1"):
         at = row["scalars"].index("grad_scale")
         grad = reference.with_l1(param, grad, own[at], hyper["l1"])
@@ -115,13 +118,14 @@ class TwinStep:
     def __call__(self, t: int, scalars: Sequence[float]) -> None:
         """Makes step ``t``, 1 first; scalars: the kernel's coefficients."""
         factors: Sequence[float] = ()
-        if has_factors(self.cls):
+        if needs_factors(self.cls, self.hyper):
             param, grad, *states = self.arrays
             algorithm, sums = self.cls.algorithm, {}
             if self.sums:
                 n_factors = len(_kernels.TABLE[formula_of(self.cls)]["factors"])
                 totals = reference.total(reference.sums(algorithm, param, grad, states, scalars, n_factors))
                 sums = {name: np.array([value]) for name, value in zip(self.sums, totals, strict=True)}
+            sums["elements"] = np.array([float(param.size)])
             found = algorithm.prepare(self.hyper, np.array([t]), sums, self.numbers)
             factors = [float(np.asarray(value).reshape(-1)[0]) for value in found]
         twin_update(self.cls, self.hyper, self.arrays, [*scalars, *factors])

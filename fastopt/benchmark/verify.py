@@ -27,7 +27,7 @@ def expected(case: Case, dtype: str) -> list[Array]:
     Where an update takes numbers of its whole tensor, there are no pieces.
     """
     arrays, coefficients = [np.empty(shape, dtype) for shape in case.shapes], case.coefficients()
-    if internals.has_factors(case.cls):
+    if internals.needs_factors(case.cls, case.hyper):
         values = [np.empty_like(array) for array in arrays]
         step = numpy_step(replace(case, dtype=dtype), arrays, values)
         fill(arrays, 0)

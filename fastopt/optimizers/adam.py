@@ -34,6 +34,9 @@ class Adam(Optimizer):
         lr * sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + eps_hat). Give it with ``eps=0``, or as True: then
         eps is meant so (Keras', thinc's, Chainer's epsilon).
     bias_correction: False: m^ = m and v^ = v (MLX's).
+    cautious: True: elements of m^ whose sign is not that of g count as 0, and the others are divided by the part of
+        the parameter's elements that they are, at least 1e-3; this reads g, m and v twice (timm's caution; Liang, Chen,
+        Liu, Liu 2024, arXiv:2411.16085).
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Adam(Optimizer):
         eps_hat: EpsHat = 0.0,
         bias_correction: bool = True,
         decoupled_weight_decay: bool = False,
+        cautious: bool = False,
         state_dtype: StateDtype = None,
         seed: Seed = 0,
     ) -> None:
@@ -62,7 +66,7 @@ class Adam(Optimizer):
 
         @staticmethod
         def optional_states(h: Hyper) -> set[str]:
-            return {"vmax"} if h["amsgrad"] else set()
+            return {name for name, option in (("vmax", "amsgrad"), ("cautious", "cautious")) if h[option]}
 
         @staticmethod
         def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
@@ -79,11 +83,15 @@ class Adam(Optimizer):
             return beta1, 1.0 - beta1, beta2, 1.0 - beta2, 1.0 / sqrt(correction2), eps_root, eps, step_size
 
         @staticmethod
+        def prepare(h: Hyper, t: Array, sums: dict[str, Array], numbers: dict[str, Array]) -> tuple[Any, ...]:
+            return (cautious_scale(sums),)
+
+        @staticmethod
         def twin(
             p: Array, g: Array, m: Array, v: Array, vmax: Array | None,
             beta1: Any, one_minus_beta1: Any, beta2: Any, one_minus_beta2: Any,
-            correction2: Any, eps_root: Any, eps: Any, step_size: Any,
-        ) -> None:  # fmt: skip
+            correction2: Any, eps_root: Any, eps: Any, step_size: Any, scale: Any = None,
+        ) -> tuple[Array] | None:  # fmt: skip
             m *= beta1
             m += one_minus_beta1 * g
             v *= beta2
@@ -92,4 +100,14 @@ class Adam(Optimizer):
             if vmax is not None:
                 np.maximum(v, vmax, out=vmax)
                 moment = vmax
-            p -= step_size * (m / (np.sqrt(moment + eps_root) * correction2 + eps))
+            direction = m
+            if scale is not None:
+                kept = m * g > 0
+                direction = m * np.where(kept, scale, 0)
+            p -= step_size * (direction / (np.sqrt(moment + eps_root) * correction2 + eps))
+            return None if scale is None else (kept,)
+
+
+def cautious_scale(sums: dict[str, Array]) -> Array:
+    """The factor of the elements that a cautious step keeps: 1 / the part of all elements that they are."""
+    return 1.0 / np.maximum(sums["kept"] / np.maximum(sums["elements"], 1.0), 1e-3)

@@ -30,6 +30,7 @@ class AdamW(Adam):
         eps_hat: EpsHat = 0.0,
         bias_correction: bool = True,
         decoupled_weight_decay: bool = True,
+        cautious: bool = False,
         state_dtype: StateDtype = None,
         seed: Seed = 0,
     ) -> None:

@@ -203,6 +203,12 @@ def timm() -> Iterator[dict[str, Any]]:
         yield line(make, "ten", f"Lars({TEN}, {more}, foreach=False)", f"LARS({TEN}, {more})")
     more = "lr=0.1, momentum=0.9, always_adapt=True"
     yield line(make, "ten", f"Lars({more}, foreach=False)", f"LARS({more})")
+    for theirs, ours in ("AdamWLegacy", "AdamW"), ("Lion", "Lion"):
+        yield from both(make, f"{theirs}(caution=True, foreach=False)", f"{ours}(cautious=True)")
+    more = f"{TEN}, betas=(0.5, 0.6)"
+    yield line(make, "ten", f"Lion({more}, caution=True, foreach=False)", f"Lion({more}, cautious=True)")
+    more = f"{TEN}, betas=(0.5, 0.6), amsgrad=True"
+    yield line(make, "ten", f"AdamWLegacy({more}, caution=True, foreach=False)", f"AdamW({more}, cautious=True)")
 
 
 def optax() -> Iterator[dict[str, Any]]:
