@@ -268,18 +268,19 @@ cdef class Change:
     `Group`. added_groups:
     checked options and `Group`s. added_tensors. states: tuples of a tensor and its new states. copies: tuples of an
     array and the values that it is to have. steps: tuples of a tensor and its number of steps. moves: `Move`s.
-    numbers: tuples of a tensor and its numbers by letter. intervals: where any memory changes. unseen: what waits for
+    numbers: tuples of a tensor and its numbers by letter. row_steps: tuples of a tensor and its `RowSteps`, or None.
+    intervals: where any memory changes. unseen: what waits for
     keys that `update` has not seen. notes: what the author of the change wants to find again.
     """
 
-    cdef public list groups, added_groups, added_tensors, states, copies, steps, moves, numbers
+    cdef public list groups, added_groups, added_tensors, states, copies, steps, moves, numbers, row_steps
     cdef public Intervals intervals
     cdef public dict notes, unseen
     cdef list items, added_items, added_dicts, replaced  # see `Plan.make_ready`
 
     def __init__(self):
         self.groups, self.added_groups, self.added_tensors = [], [], []
-        self.states, self.copies, self.steps, self.moves, self.numbers = [], [], [], [], []
+        self.states, self.copies, self.steps, self.moves, self.numbers, self.row_steps = [], [], [], [], [], []
         self.intervals = None
         self.notes, self.unseen = {}, None
 
@@ -297,9 +298,12 @@ cdef class Change:
         for tensor, steps in self.steps:
             if tensor in added:
                 tensor.steps = steps
-        self.states, self.numbers, self.steps = [
+        for tensor, row_steps in self.row_steps:
+            if tensor in added:
+                tensor.row_steps = row_steps
+        self.states, self.numbers, self.steps, self.row_steps = [
             [entry for entry in entries if entry[0] not in added]
-            for entries in (self.states, self.numbers, self.steps)
+            for entries in (self.states, self.numbers, self.steps, self.row_steps)
         ]
 
 

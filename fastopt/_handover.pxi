@@ -14,16 +14,21 @@ cdef class Handover(Selection):
 
     cdef tuple take_handed_over(self, optimizer, object params, object grads):
         """Takes parameters and their gradients; returns the parameters in order, and what makes new names join."""
-        cdef Change change = None
         cdef bint is_by_name = PyDict_CheckExact(params) and PyDict_CheckExact(grads)
         if not is_by_name and not (type(params) is list and type(grads) is list):
             params, grads = arrays.handed_over(params, grads)
             is_by_name = type(params) is dict
+        given, change = self.take_params_or_join(optimizer, params, is_by_name)
+        self.take_gradients(self.listed(grads))
+        return given, change
+
+    cdef tuple take_params_or_join(self, optimizer, object params, bint is_by_name):
+        """Takes parameters, a list or a dict; returns them in order, and what makes new names join."""
+        cdef Change change = None
         given = self.take_params(params, is_by_name, None)
         if given is None:  # there are new names
             change = optimizer._joining(params)
             given = self.take_params(params, is_by_name, change.added_tensors)
-        self.take_gradients(self.listed(grads))
         return given, change
 
     cdef int let_go(self, bint forgets) except -1:

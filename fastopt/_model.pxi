@@ -77,6 +77,7 @@ cdef class Model:
         change.added_items = [items_of(checked) for checked, _ in change.added_groups]
         change.added_dicts = [dict(checked) for checked, _ in change.added_groups]
         change.replaced = [self.intervals, [tensor.states for tensor, _ in change.states]]
+        change.replaced += [(<Tensor>tensor).row_steps for tensor, _ in change.row_steps]
         for index, _, _, _ in change.groups:
             change.replaced.append((self.groups[index], self.items[index]))
             if type(param_groups) is list and index < len(<list>param_groups):
@@ -114,6 +115,8 @@ cdef class Model:
             tensor.steps = steps
         for tensor, numbers in change.numbers:
             tensor.take_numbers(numbers)
+        for tensor, row_steps in change.row_steps:
+            tensor.row_steps = row_steps
         if change.steps or change.moves:
             self.last_move = change if change.moves and not change.steps else None
         if change.unseen is not None:

@@ -31,6 +31,7 @@ class Tensor:
     index: int
     group: int
     steps: int
+    row_steps: RowSteps | None
     letters: list[str]
     array: Array
     address: int
@@ -40,6 +41,12 @@ class Tensor:
     ) -> None: ...
     def numbers_by_letter(self) -> dict[str, float]: ...
     def name_of(self, buffer: int, names: Mapping[str, str]) -> str: ...
+
+class RowSteps:
+    made: Array
+    until: int
+
+def row_steps_of(states: Mapping[str, Any], steps: int) -> RowSteps | None: ...
 
 class Group:
     algorithm: type[Algorithm]
@@ -73,6 +80,7 @@ class Change:
     steps: list[tuple[Tensor, int]]
     moves: list[Move]
     numbers: list[tuple[Tensor, dict[str, float]]]
+    row_steps: list[tuple[Tensor, RowSteps | None]]
     intervals: Intervals | None
     unseen: dict[Key, Any] | None
     notes: dict[Any, Any]
@@ -130,6 +138,7 @@ class Plan:
     def update(
         self, optimizer: Any, params: Any, grads: Any, asked: StepOptions | Mapping[str, Any] = ...
     ) -> float | None: ...
+    def update_rows(self, optimizer: Any, params: Any, rows: Any, grads: Any, catch_up: bool) -> None: ...
     def move(self, optimizer: Any, change: Change) -> None: ...
     def follow(self, rule: Any, seed: int) -> Follower: ...
     def unfollow(self, follower: Follower) -> None: ...

@@ -1,11 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """One step: take the gradients, prepare what the kernels need, run them.
 
-A `Plan` belongs to one optimizer. It is built in five layers: a `Model` has the parameters and groups and makes all
+A `Plan` belongs to one optimizer. It is built in six layers: a `Model` has the parameters and groups and makes all
 changes of them (_model.pxi); a `Selection` takes the gradients of a call (_selection.pxi); a `Handover` takes parameters
 that come with the call (_handover.pxi); a `Following` has what is written after the parameters (_followers.pxi); a
-`Plan` makes the step. A step checks all that it needs before the first write;
-from then on no Python code runs, so that an exception, an interrupt or a signal handler finds a step that was made or
+`Stepping` makes the step; a `Plan` also makes steps on a few rows (_row_step.pxi). A step checks all that it needs
+before the first write; from then on no Python code runs, so that an exception, an interrupt or a signal handler finds a step that was made or
 was not made.
 """
 
@@ -27,7 +27,7 @@ import sys
 
 import numpy as np
 
-from fastopt import arrays, options, orphans, reference, step_options, storage
+from fastopt import arrays, options, orphans, reference, rows as rows_checks, step_options, storage
 from fastopt.algorithm import Algorithm
 from fastopt._kernels import COMMON_SCALARS, FORMATS, OPENMP, TABLE, openmp_places
 
@@ -53,6 +53,7 @@ include "_model.pxi"
 include "_selection.pxi"
 include "_handover.pxi"
 include "_followers.pxi"
+include "_rows.pxi"
 
 
 cdef struct Shared:  # by the tensors of one group that have made equally many steps
@@ -66,7 +67,7 @@ cdef struct L1:  # of one tensor in one step
     fastopt_coefficients kernels  # the kernel's: it multiplies the gradient by nothing more
 
 
-cdef class Plan(Following):
+cdef class Stepping(Following):
     """The steps of one optimizer."""
 
     cdef:
@@ -199,7 +200,7 @@ cdef class Plan(Following):
 
     # -- Preparing a step --
 
-    cdef int assign(self, int isa, list moves=None) except -1:
+    cdef int assign(self, int isa, list moves=None, bint cuts=True) except -1:
         """Finds out which tensors share coefficients and the kernel of each, and cuts the work into tasks."""
         cdef Py_ssize_t i, place
         cdef size_t subset = 0
@@ -254,7 +255,8 @@ cdef class Plan(Following):
             for move in moves:
                 move.find_kernel(isa)
                 self.work.add(&move.c)
-        self.work.cut()
+        if cuts:
+            self.work.cut()
         self.is_assigned, self.assigned_isa = moves is None, isa
         return 0
 
@@ -513,3 +515,6 @@ cdef class Plan(Following):
 
 cdef list scalars_of(const fastopt_coefficients *coefficients, algorithm):
     return [coefficients.scalars[k] for k in range(len(TABLE[algorithm.formula]["scalars"]))]
+
+
+include "_row_step.pxi"

@@ -120,6 +120,8 @@ cdef class Tensor:
         const void *param_apart  # that were found to share no memory with trails
         const void *gradient_apart
         tuple number_letters
+        object row_call  # see `RowCall`; None before there was a call for rows
+        readonly object row_steps  # see `RowSteps`; None where no rows are behind
 
     def __init__(self, algorithm, Py_ssize_t index, key, given, Py_ssize_t group, uint64_t first_element):
         self.index, self.key, self.given, self.group = index, key, given, group

@@ -9,6 +9,13 @@ cdef extern from "tasks.h" nogil:
         fastopt_converter converter
         fastopt_call call
         uint8_t itemsizes[3]
+    ctypedef struct fastopt_rows:
+        const int64_t *numbers
+        size_t elements
+        const size_t *first_missed
+        const fastopt_coefficients *missed
+        size_t missed_count
+        const void *zeros
     ctypedef struct fastopt_tensor:
         fastopt_kernel kernel
         fastopt_call call
@@ -23,6 +30,7 @@ cdef extern from "tasks.h" nogil:
         uint8_t zero_gradient
         uint8_t itemsizes[3]
         uint8_t sum_count
+        const fastopt_rows *rows
     ctypedef struct fastopt_chunk:
         pass
     ctypedef struct fastopt_part:
@@ -79,6 +87,7 @@ cdef bint has_openmp = OPENMP != 0
 cdef enum:
     PARALLEL_ELEMENTS = 65536  # fewer run on the calling thread, whatever was asked for
     PARALLEL_BLOCKS = 16  # as many blocks of sums, FASTOPT_SUM_BLOCK elements each
+cdef size_t TIMES_IN_MEMORY = 4  # an element of a row, which is in no cache, takes as long as so many others
 cdef size_t ELEMENTS_UNDER_THE_GIL = 4096  # fewer take some microseconds, for which the GIL is not given away
 cdef size_t ELEMENTS_A_TENSOR = 64  # as long as so many elements takes what a tensor costs besides
 

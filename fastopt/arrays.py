@@ -344,11 +344,11 @@ def listed(grads: Any, keys: Sequence[Key], labels: Sequence[str]) -> list[Any]:
     return found
 
 
-def handed_over(params: Any, grads: Any) -> tuple[Any, Any]:
-    """The arguments of `update` as two lists, or as two dicts by names."""
+def handed_over(params: Any, grads: Any, method: str = "update") -> tuple[Any, Any]:
+    """The parameters and gradients that a method is given, as two lists or as two dicts by names."""
     if isinstance(params, Mapping) != isinstance(grads, Mapping):
         raise TypeError(
-            f"update: got {type(params).__name__} of parameters and {type(grads).__name__} of "
+            f"{method}: got {type(params).__name__} of parameters and {type(grads).__name__} of "
             f"gradients; pass two lists in "
             "one order, or two dicts by the same names"
         )

@@ -17,6 +17,7 @@ from fastopt.algorithm import Hyper
 from fastopt.arrays import Array, Key, quietly, shown_as, within
 from fastopt.option_names import IMPLEMENTATION_OPTIONS
 from fastopt.options import options_of, shown
+from fastopt.rows import ROW_STEPS
 from fastopt.storage import storage_dtype
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class States(Mapping[Key, "dict[str, Any]"]):
         tensor = self._tensors[place]
         views = {self._names[letter]: array.view() for letter, array in tensor.states.items()}
         numbers = {self._names[x]: np.array(value) for x, value in tensor.numbers_by_letter().items()}
-        return State({"step": int(tensor.steps), **views, **numbers})
+        row_steps = {} if tensor.row_steps is None else {ROW_STEPS: tensor.row_steps.made.copy()}
+        return State({"step": int(tensor.steps), **views, **numbers, **row_steps})
 
     __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = _refuse_write
 
@@ -118,6 +120,8 @@ def state_dict(plan: Plan, edits: Change, names: Mapping[str, str], *, copies: b
             if values is not None:
                 quietly(np.copyto, entry[names[letter]], values, "unsafe")
         entry.update({names[letter]: np.array(value) for letter, value in tensor.numbers_by_letter().items()})
+        if tensor.row_steps is not None:
+            entry[ROW_STEPS] = tensor.row_steps.made.copy()
         state[i] = entry
     return {"state": state, "param_groups": saved_groups}
 
@@ -276,6 +280,8 @@ def _saved_state(cls: type[Optimizer], tensor: Tensor, entry: Mapping[str, Any])
     if not 0 <= number <= MOST_STEPS or number != int(number):
         raise ValueError(f"step: expected a whole number, from 0 on, got {shown(steps)}")
     arrays = {}
+    if ROW_STEPS in entry:
+        arrays[ROW_STEPS] = _saved_row_steps(tensor, entry.pop(ROW_STEPS), int(number))
     for name, value in entry.items():
         if name not in letters:
             raise ValueError(f"{name}: no state of {cls.__name__}; it has {', '.join(letters) or 'none'}")
@@ -295,6 +301,19 @@ def _saved_state(cls: type[Optimizer], tensor: Tensor, entry: Mapping[str, Any])
             )
         arrays[letters[name]] = array
     return arrays, int(number)
+
+
+def _saved_row_steps(tensor: Tensor, value: Any, steps: int) -> Array:
+    """How many steps each row has made."""
+    made = _as_array(ROW_STEPS, value)
+    if made.dtype.kind not in "iu" or made.shape != tensor.shape[:1]:
+        raise ValueError(
+            f"{ROW_STEPS}: it has shape {made.shape} and dtype {made.dtype}; expected a whole number for each of the "
+            f"parameter's {tensor.shape[:1]} rows"
+        )
+    if made.size and not (int(made.min()) >= 0 and int(made.max()) <= steps):
+        raise ValueError(f"{ROW_STEPS}: a row must have made from 0 to {steps} steps, as many as the parameter")
+    return made
 
 
 def _as_array(name: str, value: Any) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastopt import arrays, checkpoint, docstrings, option_names, options, unseen
 from fastopt._kernels import TABLE
-from fastopt._plan import Change, Group, Plan, Tensor
+from fastopt._plan import Change, Group, Plan, Tensor, row_steps_of
 from fastopt._turns import Turns, exclusive, reading
 from fastopt.accumulation import Accumulating
 from fastopt.algorithm import Algorithm, Hyper
@@ -20,6 +20,7 @@ from fastopt.averages import Mirroring
 from fastopt.copying import Copying
 from fastopt.options import shown
 from fastopt.parameters import as_groups, as_params
+from fastopt.rows import UpdatingRows
 from fastopt.settings import Settings, with_advice
 from fastopt.step_options import StepOptions, takes_step_options
 from fastopt.thread_tuner import ThreadTuners
@@ -32,7 +33,7 @@ Grads: TypeAlias = Sequence[Array | None] | Mapping[str, Array | None]
 Handed: TypeAlias = Sequence[Array] | Mapping[str, Array]
 
 
-class Optimizer(Settings, Accumulating, Mirroring, Copying):
+class Optimizer(Settings, Accumulating, UpdatingRows, Mirroring, Copying):
     """Updates parameters in place; each subclass is one algorithm.
 
     params: arrays, float32, float64 or bfloat16 (ml_dtypes), native, writable, C- or Fortran-contiguous: a
@@ -197,9 +198,10 @@ class Optimizer(Settings, Accumulating, Mirroring, Copying):
         """Adds to a change that the parameters have these states, by letter, and have made so many steps."""
         tensors = self._plan.tensors
         change.steps = list(zip(tensors, steps, strict=True))
-        for tensor, values in zip(tensors, states, strict=True):
+        for tensor, taken, values in zip(tensors, steps, states, strict=True):
             first = self._first_numbers(groups[tensor.group])
             change.numbers.append((tensor, {x: float(values.get(x, first[x])) for x in first}))
+            change.row_steps.append((tensor, row_steps_of(values, taken)))
         self._need_states(change, dict(zip(tensors, states, strict=True)))
 
     def _take_edits(self) -> None:
@@ -375,6 +377,7 @@ class Optimizer(Settings, Accumulating, Mirroring, Copying):
             change.numbers.append((tensor, {x: float(states.get(x, first[x])) for x in first}))
             if steps:
                 change.steps.append((tensor, steps))
+                change.row_steps.append((tensor, row_steps_of(states, steps)))
         keys = {tensor.key for tensor in change.added_tensors}
         if keys & plan.unseen.keys():
             change.unseen = {key: entry for key, entry in plan.unseen.items() if key not in keys}

@@ -340,13 +340,67 @@ static void run_passes(const fastopt_tensor *tensor, size_t begin, size_t end)
     }
 }
 
-static __attribute__((noinline)) void run_with_extras(
-    const fastopt_tensor *tensor, size_t begin, size_t end, char *scratch)
+static void run_update(const fastopt_tensor *tensor, size_t begin, size_t end, char *scratch)
 {
     if (is_staged(tensor))
         run_staged(tensor, begin, end, scratch);
     else if (tensor->kernel)
         tensor->kernel(&tensor->call, begin, end);
+}
+
+enum { AHEAD = 4 }; /* rows: as long as it takes to fetch one */
+
+/* Asks for the memory of a row: rows lie anywhere, so that the processor does not foresee the next one. */
+static inline void prefetch_row(const fastopt_tensor *tensor, int64_t number)
+{
+    enum { MOST = 8 * CACHE_LINE };
+    for (int b = 0; b < FASTOPT_MAX_BUFFERS; b++)
+        if (b != 1 && tensor->call.buffers[b]) {
+            const size_t size = tensor->rows->elements * tensor->itemsizes[b < 2 ? b : 2];
+            const char *const row = (const char *)tensor->call.buffers[b] + (size_t)number * size;
+            for (size_t at = 0; at < size && at < MOST; at += CACHE_LINE)
+                __builtin_prefetch(row + at, 1);
+        }
+}
+
+/* The elements begin <= i < end of a tensor's rows: each row is a tensor of its own. */
+static void run_rows(const fastopt_tensor *tensor, size_t begin, size_t end, char *scratch)
+{
+    const fastopt_rows *const rows = tensor->rows;
+    const size_t elements = rows->elements;
+    fastopt_tensor row = *tensor;
+    row.rows = NULL;
+    for (size_t k = begin / elements; begin < end; k++) {
+        const size_t before = k * elements, rest = end - before;
+        const size_t row_begin = begin - before, row_end = rest < elements ? rest : elements;
+        const size_t skipped = (size_t)rows->numbers[k] * elements;
+        if (before + AHEAD * elements < end)
+            prefetch_row(tensor, rows->numbers[k + AHEAD]);
+        for (int b = 0; b < FASTOPT_MAX_BUFFERS; b++)
+            if (tensor->call.buffers[b])
+                row.call.buffers[b] = (char *)tensor->call.buffers[b] + skipped * tensor->itemsizes[b < 2 ? b : 2];
+        row.call.first_element = tensor->call.first_element + skipped;
+        if (rows->first_missed) {
+            row.call.buffers[1] = (void *)rows->zeros;
+            for (size_t m = rows->first_missed[k]; m < rows->missed_count; m++) {
+                row.call.coefficients = &rows->missed[m];
+                run_update(&row, row_begin, row_end, scratch);
+            }
+            row.call.coefficients = tensor->call.coefficients;
+        }
+        row.call.buffers[1] = (char *)tensor->call.buffers[1] + before * tensor->itemsizes[1];
+        run_update(&row, row_begin, row_end, scratch);
+        begin = before + row_end;
+    }
+}
+
+static __attribute__((noinline)) void run_with_extras(
+    const fastopt_tensor *tensor, size_t begin, size_t end, char *scratch)
+{
+    if (tensor->rows)
+        run_rows(tensor, begin, end, scratch);
+    else
+        run_update(tensor, begin, end, scratch);
     if (!tensor->sum_count)
         run_passes(tensor, begin, end);
 }
@@ -355,7 +409,7 @@ static inline void run_elements(const fastopt_tensor *tensor, size_t begin, size
 {
     /* one branch, because it counts where a model has many small tensors */
     const uintptr_t extras = (uintptr_t)tensor->source | (uintptr_t)tensor->stage | (uintptr_t)tensor->pass_count
-                             | tensor->zero_gradient | !tensor->kernel;
+                             | (uintptr_t)tensor->rows | tensor->zero_gradient | !tensor->kernel;
     if (extras)
         run_with_extras(tensor, begin, end, scratch);
     else

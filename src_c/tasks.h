@@ -42,6 +42,19 @@ typedef struct {
     uint8_t itemsizes[3];        /* bytes of an element of buffers[0], of nothing, and of buffers[2] */
 } fastopt_pass;
 
+/* The rows of a parameter that a step changes: of the others nothing is read or written. Each lies in memory in one
+ * piece. */
+typedef struct {
+    const int64_t *numbers; /* of the rows, each once */
+    size_t elements;        /* of a row */
+    /* NULL, or for each of these rows the place in `missed` of the first step that it has missed. It makes up for that
+     * one and all behind it, with a gradient of `zeros`, before the step itself. */
+    const size_t *first_missed;
+    const fastopt_coefficients *missed;
+    size_t missed_count;
+    const void *zeros; /* as many bytes as a row of the gradient has */
+} fastopt_rows;
+
 /* One tensor of one step. All that is not set is 0.
  *
  * A task first puts its part of the gradient into the thread's scratch memory, where `source` or `stage` asks for
@@ -64,6 +77,9 @@ typedef struct {
     const fastopt_source *zeros;
     uint8_t itemsizes[3];  /* bytes of an element of parameter, gradient (before `stage`) and states */
     uint8_t sum_count;     /* in sum mode, how many SUMS the row has; else 0 */
+    /* NULL, or the rows to change: then `count` is that of the elements of these rows, which lie side by side in the
+     * gradient, while the other buffers are the whole parameter's. There is no source and no pass. */
+    const fastopt_rows *rows;
 } fastopt_tensor;
 
 /* The part of a tensor that lies in one task. */

@@ -181,6 +181,14 @@ class UpdateScene(Scene):
         self.optimizer.update(after, {name: np.full_like(p, 0.25) for name, p in after.items()})
 
 
+class RowScene(Scene):
+    """Rows; after the interrupt all of them are updated."""
+
+    def go_on(self) -> None:
+        every, grads = [np.arange(len(p)) for p in self.params], [np.ones_like(p) for p in self.params]
+        self.optimizer.update_rows(self.params, every, grads, catch_up=True)
+
+
 def update(make: Callable[[dict[str, Any]], Any], new: bool = False, moved: bool = False, **options: Any) -> Scene:
     params = dict(zip("abc", arrays(3), strict=True))
     grads = dict(zip("abc", arrays(3, 0.5), strict=True))
@@ -205,6 +213,22 @@ SCENES |= {
         "_after_amsgrad": {"amsgrad": True},
     }.items()
 }
+
+
+@scene
+def update_rows() -> Scene:
+    params, rows = arrays(2), [[0, 2, 0], [1]]
+    grads = [np.full(len(own), 0.5, np.float32) for own in rows]
+    optimizer = fastopt.Adam(lr=0.1, betas=(lambda t: 0.5, 0.9))
+    for _ in range(2):
+        optimizer.update_rows(params, rows, grads, catch_up=True)
+    return RowScene(
+        optimizer,
+        params,
+        lambda: optimizer.update_rows(
+            params, [[1, 1], [0, 2]], [np.full(2, 0.25, np.float32) for _ in params], catch_up=True
+        ),
+    )
 
 
 def step_after_edits(edit: dict[str, Any], groups: int = 3, **options: Any) -> Scene:
