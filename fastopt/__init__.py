@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastopt import functional, machine
 from fastopt.averages import ExponentialMovingAverage, Lookahead, StochasticWeightAverage
-from fastopt.clipping import GradScaler, clip_grad_norm, clip_grad_value, global_norm
+from fastopt.clipping import GradScaler, clip_grad_adaptive, clip_grad_norm, clip_grad_value, global_norm
 from fastopt.machine import (
     available_isas,
     get_isa,
@@ -43,6 +43,7 @@ __all__ = [
     "OrphanedParameterWarning",
     "StochasticWeightAverage",
     "available_isas",
+    "clip_grad_adaptive",
     "clip_grad_norm",
     "clip_grad_value",
     "functional",

@@ -212,7 +212,7 @@ cdef class Following(Handover):
     cdef int refuse_while_applied(self) except -1:
         if self.applied is not None:
             raise RuntimeError(
-                f"the parameters are those of {self.applied!r} at the moment; leave `with average.applied()` first"
+                f"the parameters are those of {self.applied!r} at the moment; {self.applied.leave}"
             )
         return 0
 

@@ -2,6 +2,9 @@
 # Included by _plan.pyx.
 
 
+cdef enum: MOST_ARRAYS = FASTOPT_MAX_BUFFERS + 8  # the buffers of a row, and its numbers
+
+
 cdef class Function:
     """An optimizer as a function on arrays that the caller owns.
 
@@ -16,14 +19,18 @@ cdef class Function:
     cdef tuple last  # the options of the last call, as `items_of` gives them, and the group made of them
     cdef double default_lr
     cdef Factors factors
+    cdef bint has_work
     cdef int buffers  # how many of the names are of arrays like the parameter; those behind are of numbers
 
     def __init__(self, algorithm, tuple names, double default_lr, checked, slow):
+        if len(names) > MOST_ARRAYS:
+            raise ValueError(f"{algorithm.formula}: its function takes more than {MOST_ARRAYS} arrays; raise MOST_ARRAYS")
         self.names, self.default_lr, self.checked, self.slow = names, default_lr, checked, slow
         self.row = list(TABLE).index(algorithm.formula)
         row = TABLE[algorithm.formula]
         self.factors = Factors(row)
         self.buffers = len(names) - len(row["numbers"])
+        self.has_work = bool(row["work"])
         self.last = ((), None)
 
     cdef Group group_of(self, dict options):
@@ -44,13 +51,13 @@ cdef class Function:
         cdef double lr = self.default_lr, grad_scale = 1.0
         cdef int isa = selected(), flags, k, other, storage, buffer, format, count = len(args)
         cdef int[3] stored
-        cdef uintptr_t[FASTOPT_MAX_BUFFERS] begin
-        cdef uintptr_t[FASTOPT_MAX_BUFFERS] end
+        cdef uintptr_t[MOST_ARRAYS] begin
+        cdef uintptr_t[MOST_ARRAYS] end
         cdef const fastopt_optimizer *row
         cdef list numbers = []
         memset(&c, 0, sizeof(c))
         step = options.pop("step", None)
-        if count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:
+        if self.has_work or count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:
             return self.slow(args, kwargs)
         given = options.pop("lr", self)
         if given is not self:
@@ -152,7 +159,15 @@ cdef class Function:
         cdef size_t k, block
         for k in range(<size_t>factors.n_sums):
             totals[k] = 0.0
+        named = {name: np.array([array[()]]) for name, array in zip(factors.number_names, numbers)}
+        steps = np.array([t], np.int64)
         if factors.n_sums:
+            first = group.algorithm.first_factors
+            c.call.factors = NULL
+            if first is not Algorithm.first_factors:
+                for k, (value,) in enumerate(factors.lists_of(steps, arrays.quietly(first, group.resolved, steps, named))):
+                    found[k] = value
+                c.call.factors = found
             c.kernel, c.sum_count, c.call.sums = sum_kernel, factors.n_sums, blocks
             run_alone(c)
             c.kernel, c.sum_count, c.call.sums = kernel, 0, NULL
@@ -161,10 +176,10 @@ cdef class Function:
                     totals[k] += blocks[block * factors.n_sums + k]
         prepared = factors.prepared(
             group,
-            np.array([t], np.int64),
+            steps,
             {name: np.array([totals[k]]) for k, name in enumerate(factors.sum_names)}
             | {"elements": np.array([<double>c.count])},
-            {name: np.array([array[()]]) for name, array in zip(factors.number_names, numbers)},
+            named,
         )
         for k in range(<size_t>factors.n_factors):
             found[k] = prepared[k][0]

@@ -28,6 +28,7 @@ cdef extern from "fastopt.h" nogil:
         const char *state
         const char *optional
         const char *choice
+        const char *work
         const char *scalars
         const char *sums
         const char *factors

@@ -84,7 +84,7 @@ cdef class Stepping(Following):
         size_t shared_capacity
         fastopt_coefficients *own_coefficients  # of each tensor, where each gradient has a factor of its own
         size_t own_capacity
-        bint has_l1, needs_factors
+        bint has_l1, needs_factors, has_work
         L1 *l1
         size_t l1_capacity
         list stepping  # the selected tensors that have a gradient, while a call needs the list
@@ -94,6 +94,7 @@ cdef class Stepping(Following):
         self.turns, self.work = turns, Work(tuners)
         self.row = list(TABLE).index(algorithm.formula)
         self.factors = Factors(TABLE[algorithm.formula])
+        self.has_work = bool(TABLE[algorithm.formula]["work"])
         self.norms = Norms()
 
     def __dealloc__(self):
@@ -307,6 +308,8 @@ cdef class Stepping(Following):
             self.add_l1(isa)
         if self.needs_factors:
             self.prepare_factors(isa, team)
+        if self.has_work:
+            self.transform()
         if self.followers and (change is None or not change.moves):
             self.prepare_followers(isa)
         return self.work.make_ready(team) if is_native else 1
@@ -377,41 +380,67 @@ cdef class Stepping(Following):
         cdef Factors factors = self.factors
         cdef Tensor tensor
         cdef Py_ssize_t place = -1
+        cdef bint has_first
         cdef dict members = {}, places = {}
         factors.reserve(len(self.stepping))
-        if factors.n_sums:
-            factors.sums.begin(len(self.stepping), factors.n_sums)
         for tensor in self.stepping:
-            if not (<Group>self.groups[tensor.group]).needs_factors:
-                continue
-            place += 1
-            members.setdefault(tensor.group, []).append(tensor)
-            places.setdefault(tensor.group, []).append(place)
-            if factors.n_sums:
-                self.add_sums(isa, tensor, place)
-            tensor.c.call.factors = &factors.factors[place * factors.n_factors] if factors.n_factors else NULL
-        if factors.n_sums and table().isas[isa].name != NULL:
-            factors.sums.run(team)
+            if (<Group>self.groups[tensor.group]).needs_factors:
+                place += 1
+                members.setdefault(tensor.group, []).append(tensor)
+                places.setdefault(tensor.group, []).append(place)
+        if factors.n_sums:
+            factors.sums.begin(place + 1, factors.n_sums)
+            for group in members:
+                has_first = factors.ask_first(<Group>self.groups[group], members[group], places[group])
+                for tensor, place in zip(members[group], places[group]):
+                    tensor.c.call.factors = &factors.factors[place * factors.n_factors] if has_first else NULL
+            for tensor in self.stepping:
+                if (<Group>self.groups[tensor.group]).needs_factors:
+                    self.add_sums(isa, tensor)
+            if table().isas[isa].name != NULL:
+                factors.sums.run(team)
+            if self.algorithm.sums_of_all:
+                factors.add_up_all(factors.sums.count)
         for group in members:
             factors.ask(<Group>self.groups[group], members[group], places[group])
+            for tensor, place in zip(members[group], places[group]):
+                tensor.c.call.factors = &factors.factors[place * factors.n_factors] if factors.n_factors else NULL
         return 0
 
-    cdef int add_sums(self, int isa, Tensor tensor, Py_ssize_t place) except -1:
+    cdef int transform(self) except -1:
+        """Has `Algorithm.transform` fill the WORK arrays of every tensor that has a gradient."""
+        cdef Tensor tensor
+        cdef Py_ssize_t i
+        for i in range(len(self.selected)):
+            if self.has_gradient[i]:
+                tensor = <Tensor>self.selected[i]
+                tensor.make_work()
+                arrays.quietly(self.transform_one, tensor)
+        return 0
+
+    def transform_one(self, Tensor tensor):
+        cdef Group group = <Group>self.groups[tensor.group]
+        scalars, states, grad = self.twin_arguments(tensor)
+        wide = storage.widened(grad)
+        scale = wide.dtype.type(scalars[len(scalars) - len(COMMON_SCALARS)])
+        named = {x: storage.widened(state) for x, state in zip(tensor.letters, states) if state is not None}
+        self.algorithm.transform(group.resolved, tensor.steps + 1, scale * wide, named, tensor.work)
+
+    cdef int add_sums(self, int isa, Tensor tensor) except -1:
         """Adds a tensor to those that are summed up; the twin sums it up at once."""
+        cdef Sums sums = self.factors.sums
         cdef Group group = <Group>self.groups[tensor.group]
         cdef Py_ssize_t k
+        cdef size_t place = sums.count
+        sums.add(&tensor.c, NULL)
         if table().isas[isa].name != NULL:
-            self.factors.sums.add(
-                &tensor.c,
-                table().isas[isa].optimizers[self.row].sum_kernels[tensor.format][group.subset],
-            )
+            sums.tensors[place].kernel = table().isas[isa].optimizers[self.row].sum_kernels[tensor.format][group.subset]
             return 0
         scalars, states, grad = self.twin_arguments(tensor)
-        sums = reference.total(
-            storage.sums(self.algorithm, tensor.now, grad, states, scalars, self.factors.n_factors)
-        )
+        own = self.factors.of(tensor) or [1.0] * self.factors.n_factors
+        found = reference.total(storage.sums(self.algorithm, tensor.now, grad, states, scalars, own))
         for k in range(self.factors.n_sums):
-            self.factors.sums.totals[place * self.factors.n_sums + k] = sums[k]
+            sums.totals[place * self.factors.n_sums + k] = found[k]
         return 0
 
     # -- Making it --
@@ -468,6 +497,7 @@ cdef class Stepping(Following):
         """The arguments of a twin: scalars, states and the gradient."""
         used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)
         states = [tensor.states[x] if x in used else None for x in tensor.letters]
+        states += [tensor.work[x] for x in tensor.work_letters]
         # a callable may have given the gradient another shape since it was checked
         grad = tensor.gradient.reshape(tensor.shape)
         if tensor.c.stage_limit != INFINITY and tensor.c.stage_limit:

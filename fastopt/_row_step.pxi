@@ -63,7 +63,7 @@ cdef class Plan(Stepping):
             if not self.has_gradient[i]:
                 continue
             group = <Group>self.groups[tensor.group]
-            if (<Group>group).needs_factors:
+            if (<Group>group).needs_factors or self.has_work:
                 rows_checks.refuse_optimizer(tensor.label, "its step needs numbers of the whole parameter")
             if (<Group>group).adds_l1 and group.h["l1"] != 0:
                 rows_checks.refuse_optimizer(tensor.label, "its option l1 is not 0")

@@ -88,21 +88,48 @@ cdef class Factors:
         grow(<void **>&self.factors, &self.factor_capacity, count * self.n_factors, sizeof(double))
         return grow(<void **>&self.numbers, &self.number_capacity, count * self.n_numbers, sizeof(double))
 
+    cdef bint ask_first(self, Group group, list members, list places) except -1:
+        """Asks the algorithm for the factors that sum mode sees; returns whether there are any but 1."""
+        cdef Py_ssize_t i, k
+        if group.algorithm.first_factors is Algorithm.first_factors:
+            return False
+        t, numbers = self.steps_and_numbers(members)
+        found = self.lists_of(t, arrays.quietly(group.algorithm.first_factors, group.resolved, t, numbers))
+        for k, values in enumerate(found):
+            for i, place in enumerate(places):
+                self.factors[<Py_ssize_t>place * self.n_factors + k] = values[i]
+        return True
+
+    cdef tuple steps_and_numbers(self, list members):
+        """The step of each tensor, 1 first, and its numbers."""
+        cdef Tensor tensor
+        cdef Py_ssize_t k
+        return np.array([tensor.steps + 1 for tensor in members], np.int64), {
+            name: np.array([(<Tensor>tensor).numbers[k] for tensor in members])
+            for k, name in enumerate(self.number_names)
+        }
+
+    cdef void add_up_all(self, Py_ssize_t count) noexcept:
+        """Puts the sums over all of so many tensors in the place of each one's."""
+        cdef Py_ssize_t i, k
+        cdef double total
+        for k in range(self.n_sums):
+            total = 0.0
+            for i in range(count):
+                total += self.sums.totals[i * self.n_sums + k]
+            for i in range(count):
+                self.sums.totals[i * self.n_sums + k] = total
+
     cdef int ask(self, Group group, list members, list places) except -1:
         """Asks the algorithm for the factors of a group's tensors; places: their numbers among those of the step."""
-        cdef Tensor tensor
         cdef Py_ssize_t i, place
         cdef int k
-        t = np.array([tensor.steps + 1 for tensor in members], np.int64)
+        t, numbers = self.steps_and_numbers(members)
         sums = {
             name: np.array([self.sums.totals[<Py_ssize_t>place * self.n_sums + k] for place in places])
             for k, name in enumerate(self.sum_names)
         }
         sums["elements"] = np.array([<double>(<Tensor>tensor).c.count for tensor in members])
-        numbers = {
-            name: np.array([(<Tensor>tensor).numbers[k] for tensor in members])
-            for k, name in enumerate(self.number_names)
-        }
         for k, values in enumerate(self.prepared(group, t, sums, numbers)):
             for i, place in enumerate(places):
                 if k < self.n_factors:
@@ -116,8 +143,12 @@ cdef class Factors:
         found = arrays.quietly(group.algorithm.prepare, group.resolved, t, sums, numbers)
         if len(found) != self.n_factors:
             raise ValueError(f"{group.algorithm.formula}: prepare must return {self.n_factors} factors, got {len(found)}")
+        return self.lists_of(t, (*found, *[numbers[name] for name in self.number_names]))
+
+    cdef list lists_of(self, object t, tuple found):
+        """For each of some values a list with an entry for every tensor."""
         cdef list lists = []
-        for values in (*found, *[numbers[name] for name in self.number_names]):
+        for values in found:
             array = np.asarray(values, np.float64)
             # `broadcast_to` takes microseconds
             lists.append((array if array.shape == t.shape else np.broadcast_to(array, t.shape)).tolist())

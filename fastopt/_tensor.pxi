@@ -119,7 +119,8 @@ cdef class Tensor:
         size_t pass_capacity
         const void *param_apart  # that were found to share no memory with trails
         const void *gradient_apart
-        tuple number_letters
+        tuple number_letters, work_letters
+        readonly dict work  # the row's WORK arrays by their letters, and what else `Algorithm.transform` keeps; None at first
         object row_call  # see `RowCall`; None before there was a call for rows
         readonly object row_steps  # see `RowSteps`; None where no rows are behind
 
@@ -129,7 +130,13 @@ cdef class Tensor:
         self.param = arrays.checked_parameter(self.label, given)
         self.flags = flags_of(given)
         self.order, self.dtype = arrays.order_of(self.param), self.param.dtype
+        refused = algorithm.check_shape(self.param.shape)
+        if refused is not None:
+            raise ValueError(f"{self.label}: {refused}")
         self.letters = [*TABLE[algorithm.formula]["state"], *TABLE[algorithm.formula]["optional"]]
+        self.work_letters = TABLE[algorithm.formula]["work"]
+        if self.work_letters:
+            self.c.first_work = 2 + len(self.letters)
         self.states, self.trails = {}, []
         self.number_letters = TABLE[algorithm.formula]["numbers"]
         self.numbers = <double *>calloc(len(self.number_letters) + 1, sizeof(double))
@@ -179,6 +186,16 @@ cdef class Tensor:
 
     def numbers_by_letter(self):
         return {letter: self.numbers[k] for k, letter in enumerate(self.number_letters)}
+
+    cdef int make_work(self) except -1:
+        """Makes the row's WORK arrays, once."""
+        cdef Py_ssize_t k
+        if self.work is None:
+            dtype = np.float64 if self.storage == FLOAT64 else np.float32
+            self.work = {x: np.empty(self.shape, dtype, order=self.order) for x in self.work_letters}
+        for k in range(len(self.work_letters)):
+            self.c.call.buffers[self.c.first_work + k] = cnp.PyArray_DATA(<cnp.ndarray>self.work[self.work_letters[k]])
+        return 0
 
     cdef int take_numbers(self, dict values) except -1:
         cdef Py_ssize_t k

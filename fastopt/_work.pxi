@@ -29,6 +29,7 @@ cdef extern from "tasks.h" nogil:
         int pass_count
         uint8_t zero_gradient
         uint8_t itemsizes[3]
+        uint8_t first_work
         uint8_t sum_count
         const fastopt_rows *rows
     ctypedef struct fastopt_chunk:

@@ -70,6 +70,31 @@ class Algorithm:
         return ()
 
     @staticmethod
+    def first_factors(h: Hyper, t: Array, numbers: dict[str, Array]) -> tuple[Any, ...] | None:
+        """Returns FACTORS for sum mode, as `prepare` does for the update; None: they are 1.
+
+        numbers: as for `prepare`, but nothing is written into them.
+        """
+        return None
+
+    sums_of_all: ClassVar[bool] = False
+    """Whether `prepare` gets the sums over all tensors of the step, of all groups, in the place of each tensor's."""
+
+    @staticmethod
+    def transform(h: Hyper, t: int, g: Array, states: dict[str, Array], work: dict[str, Array]) -> None:
+        """Fills the row's WORK arrays for one parameter, for rows that have them; changes nothing else.
+
+        g: the gradient as the formula sees it but for weight decay. states: the STATE and OPTIONAL buffers that are in
+        use, by letter. All are in the type of the arithmetic, as arrays of the parameter's shape. work: the WORK arrays,
+        and whatever else this puts there to have it in the next step.
+        """
+
+    @staticmethod
+    def check_shape(shape: tuple[int, ...]) -> str | None:
+        """Returns a sentence on a parameter that the optimizer cannot update because of its shape, and what to do."""
+        return None
+
+    @staticmethod
     def initial_states(h: Hyper) -> dict[str, float]:
         """Returns by their letters what new state buffers are filled with, and NUMBERS begin with, where not 0.
 
@@ -97,7 +122,7 @@ class Algorithm:
     def twin(p: Any, g: Any, *args: Any, **kwargs: Any) -> Any:
         """Does in NumPy what the formula does, in place: the same operations in the same order, so the same bits.
 
-        Takes the parameter, the gradient, the row's STATE, OPTIONAL, SCALARS and FACTORS, each under its name in
+        Takes the parameter, the gradient, the row's STATE, OPTIONAL, WORK, SCALARS and FACTORS, each under its name in
         the row. An OPTIONAL buffer that is not in use is None; scalars and factors have the dtype of the arrays.
         Returns the SUMS, as a tuple of arrays shaped like p, if the row has any. Where the row has a CHOICE that is
         not made, it gets no factors, whose defaults are None, and returns no sums.

@@ -11,6 +11,7 @@ from fastopt import arrays, options, storage
 from fastopt._plan import Applied, Trail
 from fastopt._turns import exclusive, reading
 from fastopt.arrays import Array, Key, within
+from fastopt.parameters import by_key, given_by_key
 
 if TYPE_CHECKING:
     from fastopt._plan import Plan, Tensor
@@ -20,9 +21,14 @@ Weight = tuple[float | None, float]
 Own = TypeVar("Own", bound="Average")
 
 
+LEAVE = "leave `with average.applied()` first"
+"""What to do in the block where the parameters have the values of an average."""
+
+
 class Follower:
     """Arrays that are written in each step, see `_followers.pxi`: one for each parameter."""
 
+    leave = LEAVE
     row: ClassVar[str | None] = None
     writes_param: ClassVar[bool] = False
 
@@ -42,9 +48,7 @@ class Follower:
         if self._left is None:
             plan = self.opt._plan
             if plan.applied is self:
-                raise RuntimeError(
-                    "the parameters are those of this average; leave `with average.applied()` first"
-                )
+                raise RuntimeError(f"the parameters are those of this average; {LEAVE}")
             self._left = plan.trails_of(self._follower)
             plan.unfollow(self._follower)
 
@@ -90,6 +94,10 @@ class Average(Follower):
     def __init__(self, opt: Any) -> None:
         if not hasattr(opt, "_plan") or not hasattr(opt, "_turns"):
             raise TypeError(f"opt: expected an optimizer of fastopt, got {options.shown(opt)}; make it first")
+        if hasattr(type(opt), "eval"):
+            raise TypeError(
+                f"opt: {type(opt).__name__} averages the parameters itself; call opt.eval() for its average"
+            )
         self._waiting: dict[Key, tuple[Array, int, float]] = {}  # for keys that `update` has not seen yet
         super().__init__(opt)
 
@@ -166,14 +174,8 @@ class Average(Follower):
         """The parameters, and the values that they are to have."""
         plan: Plan = self.opt._plan
         trails = self._trails()
-        if params is None:
-            if not plan.keeps_params:
-                raise TypeError("params: this optimizer was made without parameters; pass applied(params=...)")
-            given: dict[Key, Any] = {tensor.key: tensor.given for tensor in plan.tensors}
-        else:
-            given = _by_key(params)
         found = []
-        for key, value in given.items():
+        for key, value in given_by_key(plan, params, "applied").items():
             label = arrays.label_of(key)
             if key not in trails:
                 raise ValueError(f"{label}: there is no average of it yet; pass it to update() first")
@@ -322,7 +324,7 @@ class Mirror(Follower):
         plan: Plan = opt._plan
         if not plan.keeps_params:
             raise TypeError("mirror: this optimizer was made without parameters; make it with them")
-        found, taken = {}, _by_key(given)
+        found, taken = {}, by_key(given)
         missing = [tensor.label for tensor in plan.tensors if tensor.key not in taken]
         if missing or len(taken) != len(plan.tensors):
             raise ValueError(
@@ -372,17 +374,6 @@ def _made_again(
     if is_removed:
         average.remove()
     return average
-
-
-def _by_key(given: Any) -> dict[Key, Any]:
-    """Arrays by their names or positions."""
-    if isinstance(given, Mapping):
-        return dict(given)
-    if isinstance(given, np.ndarray | str):
-        raise TypeError(
-            f"expected a list or a dict of arrays, got {options.shown(given)}; put an array into a list"
-        )
-    return dict(enumerate(given))
 
 
 def _read(entry: Any, array: Array | None) -> tuple[Array, int, float]:

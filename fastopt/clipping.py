@@ -9,7 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from fastopt import arrays, options
+import numpy as np
+
+from fastopt import arrays, options, reference, storage
 from fastopt._plan import Clipping, Gradients
 from fastopt.arrays import Array
 from fastopt.functional import thread_tuners
@@ -62,6 +64,87 @@ def _writable(grads: GradientList) -> Gradients:
         "pass a copy",
     )
     return gradients
+
+
+def clip_grad_adaptive(
+    params: GradientList, grads: GradientList, clipping: float, axis: int | Sequence[int] | None
+) -> None:
+    """Scales the gradient of each unit down, in place, to a part of the norm of the unit's parameters (AGC).
+
+    A unit with the parameters w and the gradient g: where ``||g|| >= clipping * max(||w||, 1e-3)``, g becomes
+    ``g * clipping * max(||w||, 1e-3) / max(||g||, 1e-6)``.
+
+    params, grads: two lists in one order or two dicts by the same names, of arrays of equal shapes; a gradient of None
+        is left alone. Gradients must be writable, and share no memory.
+    clipping: the largest part; the paper has 0.01 to 0.16.
+    axis: the axis or axes that the norms run over; the others number the units. Layouts differ, so it has no default:
+        for weights of shape (inputs, outputs), as in optax, it is 0; for torch's (outputs, inputs) it is 1, and
+        (1, 2, 3) for its convolutions. None: an array is one unit. Arrays with fewer than two axes are always one unit.
+
+    Norms are those of `global_norm`, with the same bits everywhere. Source: Brock, De, Smith, Simonyan 2021,
+    arXiv:2102.06171, section 4.1.
+    """
+    limit = options.check_limit("clipping", clipping)
+    labels, listed = arrays.labelled(grads)
+    given = _in_order(labels, listed, params, grads)
+    gradients = _writable(grads)
+    checked = dict(zip((tensor.label for tensor in gradients.tensors), gradients.tensors, strict=True))
+    pairs = []
+    for label, param, grad in zip(labels, given, listed, strict=True):
+        if grad is None:
+            continue
+        own = checked[label].array
+        weights = np.asarray(param)
+        if weights.shape != own.shape or weights.dtype.kind not in "fV":
+            raise ValueError(
+                f"{label}: the parameter has shape {weights.shape} and dtype {weights.dtype}, its gradient shape "
+                f"{own.shape}; pass floats of the same shape"
+            )
+        pairs.append((label, weights, own, _units(label, own.ndim, axis)))
+    arrays.quietly(_clip_units, pairs, limit)
+
+
+def _clip_units(pairs: Sequence[tuple[str, Array, Array, tuple[int, ...]]], limit: float) -> None:
+    for _, weights, grad, axes in pairs:
+        largest = limit * np.maximum(reference.norms_over(storage.widened(weights), axes), _LEAST_WEIGHTS)
+        norm = reference.norms_over(storage.widened(grad), axes)
+        factor = np.where(norm >= largest, largest / np.maximum(norm, _LEAST_GRADIENT), 1.0)
+        wide = storage.widened(grad)
+        storage.nearest(grad, wide * factor.astype(wide.dtype))
+
+
+_LEAST_WEIGHTS, _LEAST_GRADIENT = 1e-3, 1e-6
+"""Smaller norms count as these (the paper's epsilon; optax')."""
+
+
+def _units(label: str, ndim: int, axis: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The axes that the norms of an array run over."""
+    if axis is None or ndim < 2:
+        return tuple(range(ndim))
+    found = []
+    for one in axis if isinstance(axis, Sequence) else (axis,):
+        number = options.whole_number("axis", one, -(2**31))
+        if not -ndim <= number < ndim:
+            raise ValueError(f"axis: {number} is out of range: {label} has {ndim} axes")
+        found.append(number % ndim)
+    if len(set(found)) != len(found):
+        raise ValueError(f"axis: {axis} names an axis twice")
+    return tuple(found)
+
+
+def _in_order(labels: Sequence[str], listed: Sequence[Any], params: Any, grads: Any) -> list[Any]:
+    """The parameters in the order of their gradients."""
+    if isinstance(params, Mapping) != isinstance(grads, Mapping):
+        raise TypeError("params and grads: pass two lists in one order, or two dicts by the same names")
+    if isinstance(params, Mapping) and isinstance(grads, Mapping):
+        missing = [name for name in grads if name not in params]
+        if missing:
+            raise ValueError(f"params: no parameter for the gradient {missing[0]!r}; pass it under the same name")
+        return [params[name] for name in grads]
+    found = list(params)
+    if len(found) != len(listed):
+        raise ValueError(f"params: got {len(found)} for {len(listed)} gradients; pass one for each")
+    return found
 
 
 class GradScaler:

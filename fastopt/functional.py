@@ -89,7 +89,9 @@ def _slow(cls: type[Optimizer], name: str, names: tuple[str, ...], args: tuple[A
         array = given[algorithm.states[letter]]
         if array is None:
             array_of = "a 0-d float64 array" if letter in numbers else "an array of param's shape and dtype"
-            raise TypeError(f"{algorithm.states[letter]}: missing; pass {array_of}, at first zeros")
+            first = algorithm.initial_states(group.h).get(letter, 0.0)
+            at_first = f"at first filled with {first!r}" if first else "at first zeros"
+            raise TypeError(f"{algorithm.states[letter]}: missing; pass {array_of}, {at_first}")
         needed[letter] = array
     owned = {letter: _owned_number(algorithm.states[letter], needed.pop(letter)) for letter in numbers}
     tensor = Tensor(algorithm, 0, "param", given["param"], 0, 0)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastopt import arrays
 from fastopt.arrays import Key
 from fastopt.options import shown
+
+if TYPE_CHECKING:
+    from fastopt._plan import Plan
 
 
 def as_groups(params: Any) -> list[Any]:
@@ -49,3 +52,21 @@ def as_params(params: Any, count: int) -> tuple[list[Key], list[Any]]:
         )
     members = [params] if isinstance(params, np.ndarray) else list(params)
     return list(range(count, count + len(members))), members
+
+
+def by_key(given: Any) -> dict[Key, Any]:
+    """Arrays by their names or positions."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    if isinstance(given, np.ndarray | str):
+        raise TypeError(f"expected a list or a dict of arrays, got {shown(given)}; put an array into a list")
+    return dict(enumerate(given))
+
+
+def given_by_key(plan: Plan, params: Any, method: str) -> dict[Key, Any]:
+    """The parameters that an optimizer keeps; where it was made without them, those that a method is given."""
+    if params is not None:
+        return by_key(params)
+    if not plan.keeps_params:
+        raise TypeError(f"params: this optimizer was made without parameters; pass {method}(params=...)")
+    return {tensor.key: tensor.given for tensor in plan.tensors}

@@ -8,6 +8,7 @@ same frame around the formulas in C. How 16-bit arrays are stored is in ``storag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -90,15 +91,15 @@ def sums(
     grad: Array,
     states: Sequence[Array | None],
     scalars: Sequence[float],
-    n_factors: int = 0,
+    factors: Sequence[float] = (),
 ) -> Array:
     """The row's SUMS: for each block of SUM_BLOCK elements, a line with a number for each sum.
 
-    Changes none of the arrays. Elements are numbered in the order in which ``p`` lies in memory.
+    factors: the FACTORS that the sums are made with. Changes none of the arrays. Elements are numbered in the order in
+    which ``p`` lies in memory.
     """
     copies = [None if state is None else state.copy(order="K") for state in states]
-    # factors are made of the sums, which cannot depend on them
-    found = update(algorithm, p.copy(order="K"), grad, copies, scalars, [1.0] * n_factors)
+    found = update(algorithm, p.copy(order="K"), grad, copies, scalars, factors)
     order: Literal["C", "F"] = "C" if p.flags.c_contiguous else "F"
     return np.stack([block_sums(values.ravel(order)) for values in found], axis=1)
 
@@ -112,12 +113,35 @@ def block_sums(values: Array) -> Array:
     padded = np.zeros(blocks * SUM_BLOCK)
     padded[: values.size] = values
     with np.errstate(all="ignore"):
-        # the lanes lie side by side, so that NumPy adds whole rows, one after the other
-        lanes = np.add.reduce(padded.reshape(blocks, SUM_BLOCK // SUM_LANES, SUM_LANES), axis=1, initial=0.0)
-        while lanes.shape[1] > 1:
-            half = lanes.shape[1] // 2
-            lanes = lanes[:, :half] + lanes[:, half:]
+        return _added_by_lanes(padded.reshape(blocks, SUM_BLOCK))
+
+
+def _added_by_lanes(lines: Array) -> Array:
+    """The sum of each line of at most SUM_BLOCK elements."""
+    count, size = lines.shape
+    padded = lines if size % SUM_LANES == 0 else np.pad(lines, ((0, 0), (0, -size % SUM_LANES)))
+    # the lanes lie side by side, so that NumPy adds whole rows, one after the other
+    lanes = np.add.reduce(padded.reshape(count, padded.shape[1] // SUM_LANES, SUM_LANES), axis=1, initial=0.0)
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
     return np.asarray(lanes[:, 0])
+
+
+def norms_over(array: Array, axes: tuple[int, ...]) -> Array:
+    """The 2-norms over some axes, which keep the length 1: each with the bits of a tensor's norm, in C order."""
+    kept = [k for k in range(array.ndim) if k not in axes]
+    shape = math.prod(array.shape[k] for k in kept), math.prod(array.shape[k] for k in axes)
+    wide = array.transpose(*kept, *sorted(axes)).reshape(shape).astype(np.float64)
+    with np.errstate(all="ignore"):
+        largest = np.abs(wide).max(axis=1, initial=0.0)
+        squares = np.zeros(len(wide))
+        for begin in range(0, wide.shape[1], SUM_BLOCK):
+            squares += _added_by_lanes(np.square(wide[:, begin : begin + SUM_BLOCK]))
+        found = np.sqrt(squares)
+        for unit in np.flatnonzero(~np.isfinite(squares) & np.isfinite(largest)):
+            found[unit] = _norm(wide[unit], float(largest[unit]))
+    return found.reshape([1 if k in axes else n for k, n in enumerate(array.shape)])
 
 
 def total(blocks: Array) -> Array:

@@ -64,11 +64,11 @@ def sums(
     grad: Array,
     states: Sequence[Array | None],
     scalars: Sequence[float],
-    n_factors: int = 0,
+    factors: Sequence[float] = (),
 ) -> Array:
     """`reference.sums` of arrays however they are stored."""
     wide = [None if array is None else widened(array) for array in states]
-    return reference.sums(algorithm, widened(p), widened(grad), wide, scalars, n_factors)
+    return reference.sums(algorithm, widened(p), widened(grad), wide, scalars, factors)
 
 
 def widened(array: Array) -> Array:

@@ -117,7 +117,7 @@ class _Engine:
             for name, array in self.optimizer.state[index].items()
             if name != "step"
         }
-        if "dampening" not in self.names:  # SGD of torch counts no steps
+        if not {"dampening", "ns_steps"} & set(self.names):  # SGD and Muon of torch count no steps
             states["step"] = torch.from_numpy(self.steps[index : index + 1]).view(())
         return states
 

@@ -15,7 +15,7 @@ enum {
     FASTOPT_MAX_BUFFERS = 8,
     FASTOPT_MAX_SCALARS = 20,
     FASTOPT_MAX_SUMS = 4,
-    FASTOPT_MAX_FACTORS = 4,
+    FASTOPT_MAX_FACTORS = 5,
     FASTOPT_SUM_BLOCK = 4096 /* elements that are added up to one number of `sums` */
 };
 
@@ -28,11 +28,13 @@ typedef struct {
 /* One tensor in one step: the structure that a kernel is called with. No buffer may overlap another. */
 typedef struct {
     size_t size; /* sizeof(fastopt_call) as the caller was compiled; a kernel reads no field behind it */
-    /* parameter, gradient, then the row's STATE and OPTIONAL buffers. An absent one is never read. The
-     * gradient is only read; the others are read and written in update mode and only read in sum mode. */
+    /* parameter, gradient, then the row's STATE and OPTIONAL buffers, then its WORK in the type of the arithmetic. An
+     * absent one is never read. Gradient and WORK are only read; the others are read and written in update mode and only read in sum mode. */
     void *buffers[FASTOPT_MAX_BUFFERS];
     const fastopt_coefficients *coefficients;
-    const double *factors;  /* update mode: the row's FACTORS for this tensor; not read by a kernel that needs none */
+    /* update mode: the row's FACTORS for this tensor, not read by a kernel that needs none. Sum mode: NULL for 1, or those
+     * that the sums are made with */
+    const double *factors;
     double *sums;           /* sum mode: the kernel stores SUMS[k] of block b at sums[b * number of SUMS + k] */
     uint64_t first_element; /* the number of the buffers' element 0, counted through all parameters */
 } fastopt_call;
@@ -59,7 +61,7 @@ typedef struct {
 
 /* A row of formulas.def. The lists are the row's own text: names separated by commas. */
 typedef struct {
-    const char *name, *state, *optional, *choice, *scalars, *sums, *factors, *numbers;
+    const char *name, *state, *optional, *choice, *work, *scalars, *sums, *factors, *numbers;
     /* By format, in the order of formats.def, then by subset of the optional buffers and the choice: bit i of the
      * subset stands for the i-th of them, the next bit for the choice. A NULL kernel does not exist. Sum kernels exist
      * for rows with SUMS, with the choice where there is one; update kernels for rows that read the parameter. */

@@ -61,7 +61,7 @@
 #define ROW_ENTRY                                                                                          \
     {                                                                                                      \
         .name = QUOTE(FORMULA), .state = QUOTE(STATE), .optional = QUOTE(OPTIONAL),                        \
-        .choice = QUOTE(CHOICE), .scalars = QUOTE(SCALARS), .sums = QUOTE(SUMS), .factors = QUOTE(FACTORS),                         \
+        .choice = QUOTE(CHOICE), .work = QUOTE(WORK), .scalars = QUOTE(SCALARS), .sums = QUOTE(SUMS), .factors = QUOTE(FACTORS),                         \
         .numbers = QUOTE(NUMBERS), .kernels = ROW_KERNELS(kernels),                                        \
         .sum_kernels = ROW_KERNELS(sum_kernels), .plain_kernels = ROW_KERNELS(plain_kernels),              \
     },

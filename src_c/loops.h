@@ -18,24 +18,25 @@
 #define INDEX(name)    index_##name,
 #define SCALAR(name)   const T name UNUSED = (T)scalars[index_##name];
 #define FACTOR(name)   const T name UNUSED = needs_factors ? (T)call->factors[index_##name] : 1;
-#define NO_FACTOR(name) const T name UNUSED = 1;
 #define SUM(name)      double name UNUSED = 0;
 #define HAS(name)      const int has_##name UNUSED = subset >> index_##name & 1;
 #define POINTER(name)  , PASTE(stored_, STATES) *restrict name##_
+#define WORK_POINTER(name) , const T *restrict name##_
 #define PASS(name)     , name##_
 #define ARGUMENT(name) , call->buffers[index_##name]
 #define LOAD(name)     T name UNUSED = PASTE(load_, STATES)(name##_[i]);
 #define LOAD_IF(name)  T name UNUSED = has_##name ? PASTE(load_, STATES)(name##_[i]) : 0;
+#define LOAD_WORK(name) const T name UNUSED = name##_[i];
 #define STORE(name)    name##_[i] = PASTE(store_, STATES)(name, &random);
 #define STORE_IF(name) if (has_##name) { STORE(name) }
 
 #define BUFFERS                                                                             \
     PASTE(stored_, PARAMETER) *restrict p_, const PASTE(stored_, GRADIENT) *restrict g_     \
-    FOR_EACH(POINTER, STATE) FOR_EACH(POINTER, OPTIONAL)
-#define PASS_BUFFERS p_, g_ FOR_EACH(PASS, STATE) FOR_EACH(PASS, OPTIONAL)
+    FOR_EACH(POINTER, STATE) FOR_EACH(POINTER, OPTIONAL) FOR_EACH(WORK_POINTER, WORK)
+#define PASS_BUFFERS p_, g_ FOR_EACH(PASS, STATE) FOR_EACH(PASS, OPTIONAL) FOR_EACH(PASS, WORK)
 #define CALL_BUFFERS                                                                        \
     call->buffers[index_p], call->buffers[index_g]                                          \
-    FOR_EACH(ARGUMENT, STATE) FOR_EACH(ARGUMENT, OPTIONAL)
+    FOR_EACH(ARGUMENT, STATE) FOR_EACH(ARGUMENT, OPTIONAL) FOR_EACH(ARGUMENT, WORK)
 
 /* The numbers that are the same for all elements. */
 #define LOAD_SCALARS(is_plain)                                                              \
@@ -52,6 +53,7 @@
     T p UNUSED = READS_PARAMETER ? PASTE(load_, PARAMETER)(p_[i]) : 0;                      \
     FOR_EACH(LOAD, STATE)                                                                   \
     FOR_EACH(LOAD_IF, OPTIONAL)                                                             \
+    FOR_EACH(LOAD_WORK, WORK)                                                               \
     T g UNUSED = READS_GRADIENT ? grad_scale * PASTE(load_, GRADIENT)(g_[i]) : 0;           \
     g = READS_PARAMETER && weight_decay != 0 ? g + weight_decay * p : g;                    \
     p = READS_GRADIENT ? DECAYED : p; /* after the step there is no decay */                \
@@ -96,7 +98,7 @@ static ALWAYS_INLINE void UPDATE_LOOP(
 #define UPDATE_KERNEL(kind, subset, is_plain)                                                              \
     static void UPDATE_KERNEL_NAME(kind, subset)(const fastopt_call *call, size_t begin, size_t end)       \
     {                                                                                                      \
-        enum { FOR_EACH(INDEX, p, g) FOR_EACH(INDEX, STATE) FOR_EACH(INDEX, OPTIONAL) };                   \
+        enum { FOR_EACH(INDEX, p, g) FOR_EACH(INDEX, STATE) FOR_EACH(INDEX, OPTIONAL) FOR_EACH(INDEX, WORK) };                   \
         UPDATE_LOOP(subset, is_plain, call, begin, end, CALL_BUFFERS);                                     \
     }
 #define KERNEL(subset)       UPDATE_KERNEL(, subset, 0)
@@ -133,19 +135,21 @@ static const fastopt_kernel JOIN(FORMULA, sum_kernels, FORMAT, ISA)[] = {EACH_SU
 #define ADD(name)         lanes[index_##name][lane] = COMBINE(lanes[index_##name][lane], name);
 #define NUMBER_OF_LANES   16
 
-/* Adds the elements first … first + count - 1 to the lanes. */
+/* Adds the elements offset … offset + count - 1 to the lanes. */
 static ALWAYS_INLINE void SUM_LANES(
-    const unsigned subset UNUSED, const fastopt_call *call, size_t first, const size_t count,
+    const unsigned subset UNUSED, const fastopt_call *call, size_t offset, const size_t count,
     double (*restrict lanes)[NUMBER_OF_LANES], BUFFERS)
 {
     LOAD_SCALARS(0)
     {
-        FOR_EACH(NO_FACTOR, FACTORS)
+        const int needs_factors UNUSED = call->factors != NULL;
+        enum { FOR_EACH(INDEX, FACTORS) count_factors };
+        FOR_EACH(FACTOR, FACTORS)
         enum { FOR_EACH(INDEX, OPTIONAL) FOR_EACH(INDEX, CHOICE) count_optional };
         FOR_EACH(HAS, OPTIONAL)
         FOR_EACH(HAS, CHOICE)
         for (size_t lane = 0; lane < count; lane++) {
-            const size_t i = first + lane;
+            const size_t i = offset + lane;
             LOAD_ELEMENT(decay * p)
 #include QUOTE(formulas/FORMULA.h)
             enum { FOR_EACH(INDEX, SUMS) count_sums };
@@ -182,7 +186,7 @@ static ALWAYS_INLINE void SUM_LOOP(
 #define SUM_KERNEL(subset)                                                                             \
     static void SUM_KERNEL_NAME(subset)(const fastopt_call *call, size_t begin, size_t end)            \
     {                                                                                                  \
-        enum { FOR_EACH(INDEX, p, g) FOR_EACH(INDEX, STATE) FOR_EACH(INDEX, OPTIONAL) };               \
+        enum { FOR_EACH(INDEX, p, g) FOR_EACH(INDEX, STATE) FOR_EACH(INDEX, OPTIONAL) FOR_EACH(INDEX, WORK) };               \
         SUM_LOOP(subset, call, begin, end, CALL_BUFFERS);                                              \
     }
 #define NAME(subset) IS_NEEDED(subset) && NEEDS_FACTORS(subset) ? SUM_KERNEL_NAME(subset) : 0,

@@ -9,6 +9,9 @@
 #ifndef CHOICE
 #define CHOICE
 #endif
+#ifndef WORK
+#define WORK
+#endif
 #ifndef SCALARS
 #define SCALARS
 #endif
@@ -39,8 +42,8 @@ ROW_ENTRY
 #else
 
 #define ROW_SAYS "formulas.def: the row " QUOTE(FORMULA) " has "
-_Static_assert(2 + COUNT(STATE) + COUNT(OPTIONAL) <= FASTOPT_MAX_BUFFERS,
-               ROW_SAYS "too many STATE and OPTIONAL buffers; raise FASTOPT_MAX_BUFFERS in fastopt.h");
+_Static_assert(2 + COUNT(STATE) + COUNT(OPTIONAL) + COUNT(WORK) <= FASTOPT_MAX_BUFFERS,
+               ROW_SAYS "too many STATE, OPTIONAL and WORK buffers; raise FASTOPT_MAX_BUFFERS in fastopt.h");
 _Static_assert(COUNT(SCALARS) + COUNT(COMMON_SCALARS) <= FASTOPT_MAX_SCALARS,
                ROW_SAYS "too many SCALARS; raise FASTOPT_MAX_SCALARS in fastopt.h");
 _Static_assert(COUNT(SUMS) <= FASTOPT_MAX_SUMS, ROW_SAYS "too many SUMS; raise FASTOPT_MAX_SUMS in fastopt.h");
@@ -103,6 +106,7 @@ static const fastopt_kernel *const ROW_KERNELS(plain_kernels)[] = {
 #undef STATE
 #undef OPTIONAL
 #undef CHOICE
+#undef WORK
 #undef SCALARS
 #undef SUMS
 #undef FACTORS

@@ -218,13 +218,21 @@ size_t fastopt_scratch_size(const fastopt_work *work)
     return largest ? largest + SCRATCH_ALIGNMENT : 0;
 }
 
+/* Bytes of an element of a buffer. */
+static size_t itemsize_of(const fastopt_tensor *tensor, int buffer)
+{
+    if (tensor->first_work && buffer >= tensor->first_work)
+        return staged_itemsize(tensor);
+    return tensor->itemsizes[buffer < 2 ? buffer : 2];
+}
+
 /* The kernel, on buffers that begin with element `begin`, as the gradient does. */
 static void call_at(const fastopt_tensor *tensor, size_t begin, size_t end, char *gradient)
 {
     fastopt_call call = tensor->call;
     for (int k = 0; k < FASTOPT_MAX_BUFFERS; k++)
         if (call.buffers[k])
-            call.buffers[k] = (char *)call.buffers[k] + begin * tensor->itemsizes[k < 2 ? k : 2];
+            call.buffers[k] = (char *)call.buffers[k] + begin * itemsize_of(tensor, k);
     call.buffers[1] = gradient;
     call.first_element += begin;
     if (call.sums)
@@ -356,7 +364,7 @@ static inline void prefetch_row(const fastopt_tensor *tensor, int64_t number)
     enum { MOST = 8 * CACHE_LINE };
     for (int b = 0; b < FASTOPT_MAX_BUFFERS; b++)
         if (b != 1 && tensor->call.buffers[b]) {
-            const size_t size = tensor->rows->elements * tensor->itemsizes[b < 2 ? b : 2];
+            const size_t size = tensor->rows->elements * itemsize_of(tensor, b);
             const char *const row = (const char *)tensor->call.buffers[b] + (size_t)number * size;
             for (size_t at = 0; at < size && at < MOST; at += CACHE_LINE)
                 __builtin_prefetch(row + at, 1);
@@ -378,7 +386,7 @@ static void run_rows(const fastopt_tensor *tensor, size_t begin, size_t end, cha
             prefetch_row(tensor, rows->numbers[k + AHEAD]);
         for (int b = 0; b < FASTOPT_MAX_BUFFERS; b++)
             if (tensor->call.buffers[b])
-                row.call.buffers[b] = (char *)tensor->call.buffers[b] + skipped * tensor->itemsizes[b < 2 ? b : 2];
+                row.call.buffers[b] = (char *)tensor->call.buffers[b] + skipped * itemsize_of(tensor, b);
         row.call.first_element = tensor->call.first_element + skipped;
         if (rows->first_missed) {
             row.call.buffers[1] = (void *)rows->zeros;

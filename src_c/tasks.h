@@ -76,6 +76,7 @@ typedef struct {
     uint8_t zero_gradient; /* whether zeros are written into the gradient, or instead of it into `zeros` */
     const fastopt_source *zeros;
     uint8_t itemsizes[3];  /* bytes of an element of parameter, gradient (before `stage`) and states */
+    uint8_t first_work;    /* 0, or the first of the buffers whose elements have the type of the arithmetic */
     uint8_t sum_count;     /* in sum mode, how many SUMS the row has; else 0 */
     /* NULL, or the rows to change: then `count` is that of the elements of these rows, which lie side by side in the
      * gradient, while the other buffers are the whole parameter's. There is no source and no pass. */

@@ -31,7 +31,10 @@ from fastopt import reference
 STORED = Path(__file__).with_name("digest.txt")
 """A line for each kernel, and one for all of these lines."""
 
-KERNELS = {f"{row}_{subset}_{format}": (row, subset, format) for row, subset, format in table.KERNELS}
+KERNELS = {
+    f"{row}_{subset}_{format}": (row, subset, format)
+    for row, subset, format in [*table.KERNELS, *table.MATRIX_KERNELS]
+}
 
 
 def digest_of(kernel: str) -> str:
@@ -43,6 +46,14 @@ def digest_of(kernel: str) -> str:
     row, subset, format = KERNELS[kernel]
     start, grads = table.inputs(format)
     digest = hashlib.sha256()
+    if (row, subset) in table.MATRIX_RUNS:
+        columns = [p.reshape(-1, 1).copy() for p in start]
+        with table.plain_work():
+            variant = table.MATRIX_RUNS[row, subset].stored_as(format)
+            optimizer = table.train(variant, columns, [[g.reshape(-1, 1) for g in step] for step in grads])
+        for arrays in table.bits(optimizer, columns):
+            digest.update(b"".join(arrays))
+        return digest.hexdigest()
     for variant in table.VARIANTS if format in table.DTYPES else [table.RUNS[row, subset]]:
         if variant.changed == "l1" and table.adds_l1(variant.cls):
             continue
@@ -120,11 +131,11 @@ class Driver:
         grad: Array,
         states: Sequence[Array | None],
         scalars: Sequence[float],
-        n_factors: int = 0,
+        factors: Sequence[float] = (),
     ) -> Array:
         """As `storage.sums`."""
         count = len(table.TABLE[algorithm.formula]["sums"])
-        self.ask(algorithm, [p, grad, *states], scalars, (), count, 0, 0)
+        self.ask(algorithm, [p, grad, *states], scalars, factors, count, 0, 0)
         blocks = -(-p.size // reference.SUM_BLOCK)
         return np.frombuffer(self.answer(8 * blocks * count)).reshape(blocks, count)
 
@@ -144,14 +155,25 @@ class Driver:
         assert p is not None and grad is not None and self.process.stdin
         given = sum(1 << i for i, buffer in enumerate(buffers) if buffer is not None)
         row = table.TABLE[name]
-        subset = given >> 2 + len(row["state"])
+        subset = given >> 2 + len(row["state"]) & (1 << len(row["optional"])) - 1
         if sums or factors:
             subset |= len(row["choice"]) << len(row["optional"])
         stored = [storage_of(p), storage_of(grad), storage_of(next((x for x in states if x is not None), p))]
+        first_work = 2 + len(row["state"]) + len(row["optional"]) if row["work"] else 0
         format = [*table.FORMATS.values()].index(tuple(stored))
         counts = len(scalars), len(factors), sums
         request = struct.pack(
-            "=32s6I3Q", name.encode(), subset, format, given, *counts, p.size, random_key, first_element
+            "=32s8I3Q",
+            name.encode(),
+            subset,
+            format,
+            given,
+            *counts,
+            first_work,
+            0,
+            p.size,
+            random_key,
+            first_element,
         )
         arrays = [buffer for buffer in buffers if buffer is not None]
         content = [np.array(scalars, float), np.array(factors, float), *arrays]

@@ -18,6 +18,7 @@ struct request {
     uint32_t given; /* bit i stands for the i-th buffer of the row */
     uint32_t scalars, factors;
     uint32_t sums; /* how many the row has; 0 in update mode */
+    uint32_t first_work, unused; /* the first buffer in the type of the arithmetic, or 0 */
     uint64_t count; /* of elements */
     uint64_t random_key, first_element;
 };
@@ -76,6 +77,13 @@ static uint8_t itemsize(const char *storage)
     return sizes[storage_of(storage)];
 }
 
+static size_t itemsize_of(const fastopt_tensor *tensor, int buffer)
+{
+    if (tensor->first_work && buffer >= tensor->first_work)
+        return tensor->itemsizes[0] == 8 ? 8 : 4;
+    return tensor->itemsizes[buffer < 2 ? buffer : 2];
+}
+
 static void run(const fastopt_isa *isa, const struct request *request)
 {
     const fastopt_format *format = &table()->formats[request->format];
@@ -89,12 +97,13 @@ static void run(const fastopt_isa *isa, const struct request *request)
         .call = {
             .size = sizeof tensor.call,
             .coefficients = &coefficients,
-            .factors = factors,
+            .factors = request->factors ? factors : NULL,
             .sums = sums,
             .first_element = request->first_element,
         },
         .count = request->count,
         .sum_count = (uint8_t)request->sums,
+        .first_work = (uint8_t)request->first_work,
         .itemsizes = {itemsize(format->parameter), itemsize(format->gradient), itemsize(format->states)},
         .stage_scale = 1,
         .stage_limit = (double)INFINITY,
@@ -111,7 +120,7 @@ static void run(const fastopt_isa *isa, const struct request *request)
     read_all(factors, request->factors * sizeof *factors);
     for (int i = 0; i < FASTOPT_MAX_BUFFERS; i++)
         if (request->given >> i & 1) {
-            const size_t bytes = request->count * tensor.itemsizes[i < 2 ? i : 2];
+            const size_t bytes = request->count * itemsize_of(&tensor, i);
             buffers[i] = allocated(bytes);
             read_all(buffers[i], bytes);
         }
@@ -125,7 +134,7 @@ static void run(const fastopt_isa *isa, const struct request *request)
     for (int i = 0; i < FASTOPT_MAX_BUFFERS; i++)
         if (request->given >> i & 1) {
             if (!request->sums)
-                fwrite(buffers[i], 1, request->count * tensor.itemsizes[i < 2 ? i : 2], stdout);
+                fwrite(buffers[i], 1, request->count * itemsize_of(&tensor, i), stdout);
             free(buffers[i]);
         }
     fflush(stdout);

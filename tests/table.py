@@ -36,9 +36,15 @@ Class: TypeAlias = type[fastopt.Optimizer]
 
 # -- The package inside ----------------------------------------------------------------------------
 
-OPTIMIZERS: list[Class] = [getattr(optimizers, n) for n in optimizers.__all__]
+ALL: list[Class] = [getattr(optimizers, n) for n in optimizers.__all__]
+OPTIMIZERS = [cls for cls in ALL if cls.algorithm.check_shape((3,)) is None]
+"""Those that take parameters of any shape."""
+MATRIX_OPTIMIZERS = [cls for cls in ALL if cls not in OPTIMIZERS]
+"""The others."""
 TABLE = _kernels.TABLE
 """By their names, the rows of src_c/formulas.def."""
+ROWS = {row: TABLE[row] for row in TABLE if any(cls.algorithm.formula == row for cls in OPTIMIZERS)}
+"""Those of optimizers that take parameters of any shape."""
 FORMATS = _kernels.FORMATS
 """By its name, how a format stores parameter, gradient and states."""
 DTYPES = [name for name in FORMATS if FORMATS[name] == (name, name, name)]
@@ -77,9 +83,20 @@ def numbers_of(cls: Class) -> list[str]:
     return [states_of(cls)[letter] for letter in TABLE[cls.algorithm.formula]["numbers"]]
 
 
+def first_numbers(cls: Class) -> dict[str, float]:
+    """What these numbers begin with."""
+    first = cls.algorithm.initial_states(defaults_of(cls))
+    return {states_of(cls)[x]: float(first.get(x, 0.0)) for x in TABLE[cls.algorithm.formula]["numbers"]}
+
+
 def needs_sums(cls: Class, h: dict[str, Any]) -> bool:
     """Whether an element's update depends on its whole tensor."""
     return bool(TABLE[cls.algorithm.formula]["sums"]) and cls.algorithm.needs_factors(h)
+
+
+def adds_up_all(cls: Class) -> bool:
+    """Whether the update of a parameter depends on all others."""
+    return cls.algorithm.sums_of_all
 
 
 def adds_l1(cls: Class) -> bool:
@@ -190,7 +207,12 @@ def plain_value(cls: Class, name: str, value: Any) -> Any:
 EFFECTIVE = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9}
 """Values, for the classes that have these options, under which the other options have an effect."""
 
-NEEDED: dict[str, dict[str, Any]] = {"seed": {"state_dtype": "bfloat16"}, "always_adapt": {"weight_decay": 0.0}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "seed": {"state_dtype": "bfloat16"},
+    "always_adapt": {"weight_decay": 0.0},
+    "d_coef": {"d0": 0.01, "lr": 1.0, "weight_decay": 5.0, "maximize": True},
+    "growth_rate": {"d0": 1.0, "lr": 1.0, "weight_decay": 5.0},
+}
 """What one option needs to have an effect, where it is none of those."""
 
 
@@ -253,7 +275,7 @@ def another_value(cls: Class, name: str) -> Any:
     if choices := choices_of(cls, name):
         return next(x for x in choices if x != default)
     if isinstance(default, int):
-        return default + 1
+        return default + (1 if name == "seed" else 3)
     if isinstance(default, tuple):
         tried = [(0.5 + 0.2 * i, 1.5 * x) for i, x in enumerate(default)]
         return tuple(
@@ -275,6 +297,8 @@ def one_option_changed(start: Variant) -> Iterator[Variant]:
 def accepted(variant: Variant) -> bool:
     """Whether the class takes the options together: without momentum there is no Nesterov."""
     try:
+        for name, value in variant.options.items():
+            declared(variant.cls)[name].check(value)
         check_together(variant.cls, variant.hyper)
     except ValueError:
         return False
@@ -301,13 +325,36 @@ RUNS = {v.kernel: v for v in reversed(VARIANTS)}
 """For each row and subset a variant that runs its kernels."""
 KERNELS = [
     (row, subset, format)
-    for row, buffers in TABLE.items()
+    for row, buffers in ROWS.items()
     for subset in range(1 << len(buffers["optional"]) + len(buffers["choice"]))
     for format, (parameter, _, states) in FORMATS.items()
     # one without any state has no storage of it
     if subset % (1 << len(buffers["optional"])) or buffers["state"] or states == parameter
 ]
 """All that are compiled, for each instruction set: row, subset and format."""
+
+MATRIX_RUNS = {v.kernel: v for cls in MATRIX_OPTIMIZERS for v in reversed(variants(cls))}
+"""The same for optimizers that take matrices alone."""
+MATRIX_KERNELS = [(*kernel, format) for kernel in MATRIX_RUNS for format in FORMATS]
+
+
+@contextmanager
+def plain_work() -> Iterator[None]:
+    """What optimizers work out of whole matrices gives way to half the gradient, which needs no BLAS."""
+
+    def transform(h: Any, t: int, g: Array, states: dict[str, Array], work: dict[str, Array]) -> None:
+        for letter in work:
+            work[letter][...] = 0.5 * g
+
+    before = [cls.algorithm.transform for cls in MATRIX_OPTIMIZERS]
+    for cls in MATRIX_OPTIMIZERS:
+        cls.algorithm.transform = staticmethod(transform)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for cls, own in zip(MATRIX_OPTIMIZERS, before, strict=True):
+            cls.algorithm.transform = staticmethod(own)  # type: ignore[method-assign]
+
 
 # -- Values of options -----------------------------------------------------------------------------
 
@@ -483,13 +530,15 @@ def differing_in_kind(rows: Iterable[str]) -> list[str]:
     return found
 
 
-KINDS = differing_in_kind(TABLE)
+KINDS = differing_in_kind(ROWS)
 """The rows for which the tests walk whole products by default."""
 KIND_RUNS = [v for (row, _), v in RUNS.items() if row in KINDS]
 """For each kernel of these rows a variant that runs it."""
 KIND_BASES = [next(v for v in BASES if formula_of(v.cls) == row) for row in KINDS]
 """A class of each of these rows."""
-LARGEST = max(RUNS.values(), key=lambda v: len(states_in_use(v.cls, v.hyper)))
+LARGEST = max(
+    (v for v in RUNS.values() if not adds_up_all(v.cls)), key=lambda v: len(states_in_use(v.cls, v.hyper))
+)
 """One with the most states."""
 
 nightly = pytest.mark.nightly

@@ -108,11 +108,14 @@ ROWS: dict[str, tuple[dict[str, str], str | None]] = {
     "scalars, as many as there may be": ({"SCALARS": letters(17, "x")}, None),
     "scalars": ({"SCALARS": letters(18, "x")}, "the row wide has too many SCALARS; raise FASTOPT_MAX_SCALARS"),
     "buffers, as many as there may be": ({"STATE": letters(6, "s")}, None),
-    "buffers": ({"STATE": letters(7, "s")}, "the row wide has too many STATE and OPTIONAL buffers"),
-    "optional buffers": ({"STATE": letters(5, "s"), "OPTIONAL": "a, b"}, "too many STATE and OPTIONAL buffers"),
+    "buffers": ({"STATE": letters(7, "s")}, "the row wide has too many STATE, OPTIONAL and WORK buffers"),
+    "optional buffers": (
+        {"STATE": letters(5, "s"), "OPTIONAL": "a, b"},
+        "too many STATE, OPTIONAL and WORK buffers",
+    ),
     "subsets": ({"OPTIONAL": "a, b, c"}, "the row wide has too many OPTIONAL buffers"),
     "sums": ({"SUMS": letters(5, "u")}, "the row wide has too many SUMS; raise FASTOPT_MAX_SUMS"),
-    "factors": ({"FACTORS": letters(5, "f")}, "the row wide has too many FACTORS; raise FASTOPT_MAX_FACTORS"),
+    "factors": ({"FACTORS": letters(6, "f")}, "the row wide has too many FACTORS; raise FASTOPT_MAX_FACTORS"),
 }
 
 

@@ -101,7 +101,9 @@ def test_all_sizes_in_one_optimizer(variant: Variant, format: str) -> None:
 @cases("variant, format", BY_CLASS, [(v, f) for v, f in FEW_CLASSES if f in table.DTYPES])
 def test_each_size_alone(variant: Variant, format: str) -> None:
     variant = variant.stored_as(format)
-    want = expected(variant, format) if format in table.DTYPES else None
+    # where nothing depends on the other arrays
+    is_known = format in table.DTYPES and not table.adds_up_all(variant.cls)
+    want = expected(variant, format) if is_known else None
     start, grads = inputs(format)
     for i, size in enumerate(SIZES):
 

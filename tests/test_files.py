@@ -67,11 +67,13 @@ class Training:
                 {"params": {k: self.params[k] for k in names[1:]}},
             ]
         )
-        self.averages: list[Any] = [
-            fastopt.ExponentialMovingAverage(self.optimizer, 0.75, bias_correction=True),
-            fastopt.StochasticWeightAverage(self.optimizer, start=1, every=2),
-            fastopt.Lookahead(self.optimizer, k=2),
-        ]
+        self.averages: list[Any] = []
+        if not hasattr(variant.cls, "eval"):  # else it averages the parameters itself
+            self.averages += [
+                fastopt.ExponentialMovingAverage(self.optimizer, 0.75, bias_correction=True),
+                fastopt.StochasticWeightAverage(self.optimizer, start=1, every=2),
+                fastopt.Lookahead(self.optimizer, k=2),
+            ]
         self.statistics = {"mean": np.full(3, float(seed)), "count": np.array(seed)}
         self.objects: dict[str, Any] = {
             "plateau": ReduceLROnPlateau(1.0, patience=1),

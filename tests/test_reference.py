@@ -67,7 +67,7 @@ SCALARS = [0.5, 2.0, 0.1, 0.9]  # beta; grad_scale, weight_decay, decay
 def test_sums_of_a_formula(order: Any, dtype: Any) -> None:
     p, g, m = (np.random.default_rng(k).standard_normal((70, 90)).astype(dtype, order=order) for k in range(3))
     before = [a.tobytes() for a in (p, g, m)]
-    found = storage.sums(Trust, p, g, [m], SCALARS, n_factors=1)
+    found = storage.sums(Trust, p, g, [m], SCALARS, factors=[1.0])
     assert [a.tobytes() for a in (p, g, m)] == before
     assert found.shape == (2, 2)
     wide = [np.array(storage.widened(a)) for a in (p, g, m)]
@@ -86,7 +86,7 @@ def test_a_factor_reaches_the_update() -> None:
 
 
 def test_sums_of_a_number() -> None:
-    found = reference.sums(Trust, np.array(3.0), np.array(1.0), [np.array(0.0)], [0.5, 1.0, 0.0, 1.0], 1)
+    found = reference.sums(Trust, np.array(3.0), np.array(1.0), [np.array(0.0)], [0.5, 1.0, 0.0, 1.0], [1.0])
     assert found.tolist() == [[9.0, 1.0]]
     nothing = np.ones((0, 4))
-    assert reference.sums(Trust, nothing, nothing, [nothing], SCALARS, 1).shape == (0, 2)
+    assert reference.sums(Trust, nothing, nothing, [nothing], SCALARS, [1.0]).shape == (0, 2)

@@ -120,7 +120,7 @@ def wrong_algorithm(cls: Class, row: Row) -> str | None:
     """A sentence on how the hooks and the twin of a class fit its row."""
     algorithm = cls.algorithm
     buffers, own = [*row["state"], *row["optional"]], [*row["scalars"][:-COMMON_SCALARS]]
-    sums, factors, numbers = ([*row.get(key, ())] for key in ("sums", "factors", "numbers"))
+    sums, factors, numbers, work = ([*row.get(key, ())] for key in ("sums", "factors", "numbers", "work"))
     if set(algorithm.states) != {*buffers, *numbers}:
         return f"algorithm.states names {[*algorithm.states]}, its row {[*buffers, *numbers]}"
     names = list(algorithm.states.values())
@@ -142,10 +142,13 @@ def wrong_algorithm(cls: Class, row: Row) -> str | None:
             return f"algorithm.initial_states fills {sorted(initial)}, its row has {buffers}"
     if algorithm.twin is Algorithm.twin:
         return "the NumPy twin is missing; write twin in its algorithm"
-    parameters, expected = [*inspect.signature(algorithm.twin).parameters], ["p", "g", *buffers, *own, *factors]
+    parameters, expected = (
+        [*inspect.signature(algorithm.twin).parameters],
+        ["p", "g", *buffers, *work, *own, *factors],
+    )
     if parameters != expected:
         return f"the NumPy twin takes {parameters}, by its row it must take {expected}"
-    ones = [np.ones(3) for _ in expected[: 2 + len(buffers)]]
+    ones = [np.ones(3) for _ in expected[: 2 + len(buffers) + len(work)]]
     with np.errstate(all="ignore"):
         found = algorithm.twin(*ones, *map(np.float64, range(1, 1 + len(own) + len(factors)))) or ()
     if len(found) != len(sums) or not all(np.shape(values) == (3,) for values in found):
@@ -177,7 +180,7 @@ def wrong_formula(name: str, formula: str | None, row: Row) -> str | None:
         return f"{name}: the formula is missing; write src_c/formulas/{name}.h"
     named = [*re.findall(r"\w+", READS.get(name, "p, g")), *row["state"], *row["optional"]]
     named += [*row["scalars"][:-COMMON_SCALARS], *row.get("sums", ()), *row.get("factors", ())]
-    named += [f"has_{name}" for name in row.get("choice", ())]
+    named += [*row.get("work", ()), *(f"has_{name}" for name in row.get("choice", ()))]
     unused = [word for word in named if not re.search(rf"\b{word}\b", formula)]
     return f"{name}: the formula makes no use of {', '.join(unused)} of its row" if unused else None
 

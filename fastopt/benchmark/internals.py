@@ -21,7 +21,9 @@ Hyper: TypeAlias = dict[str, Any]
 Step: TypeAlias = Callable[[], object]
 OptimizerClass: TypeAlias = type[fastopt.Optimizer]
 
-OPTIMIZERS: list[OptimizerClass] = [getattr(optimizers, name) for name in optimizers.__all__]
+ALL: list[OptimizerClass] = [getattr(optimizers, name) for name in optimizers.__all__]
+OPTIMIZERS = [cls for cls in ALL if cls.algorithm.check_shape((3,)) is None and not cls.algorithm.sums_of_all]
+"""Those that take parameters of any shape, each by itself."""
 CPUS = machine.available_cpus()
 COMPILER: str = _kernels.COMPILER
 OPENMP: int = _kernels.OPENMP
@@ -122,8 +124,11 @@ class TwinStep:
             param, grad, *states = self.arrays
             algorithm, sums = self.cls.algorithm, {}
             if self.sums:
-                n_factors = len(_kernels.TABLE[formula_of(self.cls)]["factors"])
-                totals = reference.total(reference.sums(algorithm, param, grad, states, scalars, n_factors))
+                first = algorithm.first_factors(self.hyper, np.array([t]), self.numbers)
+                if first is None:
+                    first = (1.0,) * len(_kernels.TABLE[formula_of(self.cls)]["factors"])
+                own = [float(np.asarray(value).reshape(-1)[0]) for value in first]
+                totals = reference.total(reference.sums(algorithm, param, grad, states, scalars, own))
                 sums = {name: np.array([value]) for name, value in zip(self.sums, totals, strict=True)}
             sums["elements"] = np.array([float(param.size)])
             found = algorithm.prepare(self.hyper, np.array([t]), sums, self.numbers)

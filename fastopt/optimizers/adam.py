@@ -35,8 +35,8 @@ class Adam(Optimizer):
         eps is meant so (Keras', thinc's, Chainer's epsilon).
     bias_correction: False: m^ = m and v^ = v (MLX's).
     cautious: True: elements of m^ whose sign is not that of g count as 0, and the others are divided by the part of
-        the parameter's elements that they are, at least 1e-3; this reads g, m and v twice (timm's caution; Liang, Chen,
-        Liu, Liu 2024, arXiv:2411.16085).
+        the parameter's elements that they are, at least 1e-3; this reads g, m and v twice (timm's caution; Liang,
+        Chen, Liu, Liu 2024, arXiv:2411.16085).
     """
 
     def __init__(

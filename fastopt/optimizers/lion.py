@@ -32,8 +32,8 @@ class Lion(Optimizer):
     betas: the weights of the old in u and in m (the paper's).
     weight_decay: p loses this part of itself, times lr, before the update (the paper's lambda).
     cautious: True: elements of sign(u) that are not the sign of g count as 0, and the others are divided by the part
-        of the parameter's elements that they are, at least 1e-3; this reads g and m twice (timm's caution; Liang, Chen,
-        Liu, Liu 2024, arXiv:2411.16085).
+        of the parameter's elements that they are, at least 1e-3; this reads g and m twice (timm's caution; Liang,
+        Chen, Liu, Liu 2024, arXiv:2411.16085).
     """
 
     def __init__(

@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,25 @@ def line(make: Make, run: str, call: str, ours: str) -> dict[str, Any]:
                 factors[i] = 1.0
         if number + 1 in kept:
             after[number + 1] = [p.ravel().tolist() for p in params]
+    return {"call": call, "ours": ours, "run": run, "after": after}
+
+
+def line_of_all(module: Any, run: str, call: str, ours: str) -> dict[str, Any]:
+    """The same by one optimizer of all tensors, which adds up over them."""
+    import torch
+
+    steps, kept = RUNS[run]
+    tensors = [torch.from_numpy(p).requires_grad_() for p in parameters()]
+    name, _, options = call.partition("(")
+    optimizer = eval(f"{name}(tensors, {options}", {**vars(module), "tensors": tensors})
+    after = {}
+    for number in range(steps):
+        optimizer.param_groups[0]["lr"] *= LR_FACTOR.get(number, 1.0)
+        for tensor, grad in zip(tensors, gradients(number), strict=True):
+            tensor.grad = None if grad is None else torch.from_numpy(grad.copy())
+        optimizer.step()
+        if number + 1 in kept:
+            after[number + 1] = [tensor.detach().numpy().ravel().tolist() for tensor in tensors]
     return {"call": call, "ours": ours, "run": run, "after": after}
 
 
@@ -211,6 +231,60 @@ def timm() -> Iterator[dict[str, Any]]:
     yield line(make, "ten", f"AdamWLegacy({more}, caution=True, foreach=False)", f"AdamW({more}, cautious=True)")
 
 
+def schedulefree() -> Iterator[dict[str, Any]]:
+    library = importlib.import_module("schedulefree")
+
+    def make(call: str, start: Array) -> Step:
+        """In training mode, in which it does not begin."""
+        mode = {
+            name: type(name, (cls,), {"__init__": in_training(cls)})
+            for name, cls in (("AdamW", library.AdamWScheduleFree), ("SGD", library.SGDScheduleFree))
+        }
+        return torch_like(SimpleNamespace(**mode))(call, start)
+
+    def in_training(cls: Any) -> Callable[..., None]:
+        def begin(self: Any, *args: Any, **options: Any) -> None:
+            cls.__init__(self, *args, **options, foreach=False)
+            self.train()
+
+        return begin
+
+    yield from both(make, "AdamW()", "ScheduleFreeAdamW()")
+    yield from both(make, "SGD()", "ScheduleFreeSGD()")
+    more = f"{TEN}, warmup_steps=4, r=1.5, weight_lr_power=1.0"
+    yield line(
+        make,
+        "ten",
+        f"AdamW({more}, betas=(0.8, 0.9), eps=1e-3)",
+        f"ScheduleFreeAdamW({more}, betas=(0.8, 0.9), eps=1e-3)",
+    )
+    yield line(make, "ten", f"SGD({more}, momentum=0.8)", f"ScheduleFreeSGD({more}, momentum=0.8)")
+
+
+def prodigyopt() -> Iterator[dict[str, Any]]:
+    module = importlib.import_module("prodigyopt")
+    yield line_of_all(module, "hundred", "Prodigy()", "Prodigy()")
+    for theirs, ours in (
+        ("", ""),
+        ("decouple=False, d0=0.1", "decoupled_weight_decay=False, d0=0.1"),
+        ("use_bias_correction=True, d0=1e-3", "bias_correction=True, d0=1e-3"),
+        ("safeguard_warmup=True, d0=1e-2, d_coef=2.0", "safeguard_warmup=True, d0=1e-2, d_coef=2.0"),
+        (
+            "growth_rate=1.5, beta3=0.5, betas=(0.8, 0.9), eps=1e-3",
+            "growth_rate=1.5, beta3=0.5, betas=(0.8, 0.9), eps=1e-3",
+        ),
+    ):
+        yield line_of_all(module, "ten", f"Prodigy({TEN}, {theirs})", f"Prodigy({TEN}, {ours})")
+
+
+def optimi() -> Iterator[dict[str, Any]]:
+    make = torch_like(importlib.import_module("optimi"))
+    yield line(make, "ten", f"StableAdamW({TEN}, foreach=False)", f"StableAdamW({TEN})")
+    yield line(make, "hundred", "StableAdamW(lr=1e-3, foreach=False)", "StableAdamW()")
+    more = f"{TEN}, betas=(0.5, 0.6), eps=0.1"
+    yield line(make, "ten", f"StableAdamW({more}, foreach=False)", f"StableAdamW({more})")
+
+
 def optax() -> Iterator[dict[str, Any]]:
     import jax
 
@@ -246,6 +320,9 @@ def optax() -> Iterator[dict[str, Any]]:
 LIBRARIES = {
     "timm": timm,
     "optax": optax,
+    "schedulefree": schedulefree,
+    "prodigyopt": prodigyopt,
+    "optimi": optimi,
     "adabelief_pytorch": adabelief_pytorch,
     "madgrad": madgrad,
     "pytorch_optimizer": pytorch_optimizer,
