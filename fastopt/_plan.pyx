@@ -1,12 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """One step: take the gradients, prepare what the kernels need, run them.
 
-A `Plan` belongs to one optimizer. It is built in six layers: a `Model` has the parameters and groups and makes all
+A `Plan` belongs to one optimizer. It is built in seven layers: a `Model` has the parameters and groups and makes all
 changes of them (_model.pxi); a `Selection` takes the gradients of a call (_selection.pxi); a `Handover` takes parameters
-that come with the call (_handover.pxi); a `Following` has what is written after the parameters (_followers.pxi); a
-`Stepping` makes the step; a `Plan` also makes steps on a few rows (_row_step.pxi). A step checks all that it needs
-before the first write; from then on no Python code runs, so that an exception, an interrupt or a signal handler finds a step that was made or
-was not made.
+that come with the call (_handover.pxi); a `Following` has what is written after the parameters (_followers.pxi);
+`Preparing` works out all that the step needs (_preparing.pxi); `Stepping` makes it; a `Plan` also makes steps on a few
+rows (_row_step.pxi). A step checks all that it needs before the first write; from then on no Python code runs, so that an
+exception, an interrupt or a signal handler finds a step that was made or was not made.
 """
 
 from cpython.dict cimport PyDict_CheckExact, PyDict_GetItem, PyDict_Next
@@ -54,53 +54,11 @@ include "_selection.pxi"
 include "_handover.pxi"
 include "_followers.pxi"
 include "_rows.pxi"
+include "_preparing.pxi"
 
 
-cdef struct Shared:  # by the tensors of one group that have made equally many steps
-    fastopt_coefficients coefficients
-    int64_t group, steps
-
-
-cdef struct L1:  # of one tensor in one step
-    fastopt_pass before
-    fastopt_coefficients coefficients
-    fastopt_coefficients kernels  # the kernel's: it multiplies the gradient by nothing more
-
-
-cdef class Stepping(Following):
+cdef class Stepping(Preparing):
     """The steps of one optimizer."""
-
-    cdef:
-        readonly Work work
-        Turns turns
-        Factors factors
-        Norms norms
-        size_t row  # of the formula, in every instruction set's table
-        int64_t calls
-        # what the last step left for the next one
-        int assigned_isa
-        Shared *shared
-        Py_ssize_t shared_count
-        size_t shared_capacity
-        fastopt_coefficients *own_coefficients  # of each tensor, where each gradient has a factor of its own
-        size_t own_capacity
-        bint has_l1, needs_factors, has_work
-        L1 *l1
-        size_t l1_capacity
-        list stepping  # the selected tensors that have a gradient, while a call needs the list
-
-    def __init__(self, algorithm, Turns turns, tuners, bint keeps_params=True, dict bounds={}, bint is_function=False):
-        Following.__init__(self, algorithm, keeps_params, bounds, is_function)
-        self.turns, self.work = turns, Work(tuners)
-        self.row = list(TABLE).index(algorithm.formula)
-        self.factors = Factors(TABLE[algorithm.formula])
-        self.has_work = bool(TABLE[algorithm.formula]["work"])
-        self.norms = Norms()
-
-    def __dealloc__(self):
-        free(self.shared)
-        free(self.own_coefficients)
-        free(self.l1)
 
     # -- A call --
 
@@ -199,250 +157,6 @@ cdef class Stepping(Following):
                 self.take_bound()
         return 0
 
-    # -- Preparing a step --
-
-    cdef int assign(self, int isa, list moves=None, bint cuts=True) except -1:
-        """Finds out which tensors share coefficients and the kernel of each, and cuts the work into tasks."""
-        cdef Py_ssize_t i, place
-        cdef size_t subset = 0
-        cdef int format
-        cdef const fastopt_kernel *const *kernels = NULL  # stays so for the NumPy twin
-        cdef Tensor tensor
-        cdef Move move
-        cdef Shared *shared = NULL
-        cdef dict places = None
-        self.is_assigned = self.needs_factors = False
-        grow(<void **>&self.shared, &self.shared_capacity, len(self.selected), sizeof(Shared))
-        self.work.begin(len(self.selected) + (len(moves) if moves is not None else 0))
-        if table().isas[isa].name != NULL:
-            kernels = table().isas[isa].optimizers[self.row].kernels
-        self.shared_count = 0
-        for i in range(len(self.selected)):
-            tensor = <Tensor>self.selected[i]
-            if not self.has_gradient[i]:
-                if self.followers and moves is None:
-                    tensor.c.kernel = NULL
-                    self.work.add(&tensor.c)
-                continue
-            if shared == NULL or shared.group != tensor.group or shared.steps != tensor.steps:
-                place = self.shared_count
-                if place:  # a model of one group whose parameters all have gradients needs no dict
-                    if places is None:
-                        places = {(shared.group, shared.steps): 0}
-                    place = places.setdefault((tensor.group, tensor.steps), place)
-                shared = &self.shared[place]
-                if place == self.shared_count:
-                    self.shared_count += 1
-                    shared.group, shared.steps = tensor.group, tensor.steps
-                subset = (<Group>self.groups[tensor.group]).subset
-                self.needs_factors |= (<Group>self.groups[tensor.group]).needs_factors
-            tensor.c.call.coefficients = &shared.coefficients
-            tensor.c.kernel = NULL
-            tensor.c.call.factors = NULL
-            if kernels != NULL:
-                tensor.c.kernel = kernels[tensor.format][subset]
-                if tensor.c.kernel == NULL:  # its states are not in use: their storage does not matter
-                    format = format_of[tensor.storage][tensor.gradient_storage][tensor.storage]
-                    tensor.c.kernel = kernels[format][subset]
-                else:
-                    format = tensor.format
-                tensor.c.kernel = faster_kernel(
-                    &table().isas[isa].optimizers[self.row], format, subset, <Group>self.groups[tensor.group],
-                    tensor.c.kernel,
-                )
-            stage_gradient(&tensor.c, isa, tensor.format, tensor.gradient_storage)
-            self.work.add(&tensor.c)
-        if moves is not None:
-            for move in moves:
-                move.find_kernel(isa)
-                self.work.add(&move.c)
-        if cuts:
-            self.work.cut()
-        self.is_assigned, self.assigned_isa = moves is None, isa
-        return 0
-
-    cdef int fill_coefficients(self, double grad_scale) except -1:
-        cdef Py_ssize_t k, i
-        cdef Shared *shared
-        cdef Group group
-        cdef int64_t clock = -1
-        self.calls += 1
-        self.has_l1 = False
-        for k in range(self.shared_count):
-            shared = &self.shared[k]
-            group = <Group>self.groups[shared.group]
-            if group.callables:
-                if clock < 0:
-                    # the most steps that any of the parameters has made: a schedule needs no counter of its own
-                    for i in range(self.shared_count):
-                        clock = max(clock, self.shared[i].steps)
-                group.ask(self.calls, clock)
-            group.fill(&shared.coefficients, shared.steps + 1, grad_scale)
-            self.has_l1 |= group.l1 != 0.0
-        return 0
-
-    cdef int prepare(
-        self, object param_groups, int isa, double grad_scale, Change change, Clipping clipping
-    ) except -1:
-        """Everything that may still be refused; returns the number of threads."""
-        cdef Tensor tensor
-        cdef Py_ssize_t i
-        cdef int team = 1
-        cdef bint is_native = table().isas[isa].name != NULL
-        if change is not None:
-            self.make_ready(param_groups, change)
-        if change is not None or not self.is_assigned or self.assigned_isa != isa:
-            self.assign(isa, None if change is None else change.moves)
-        if is_native:
-            team = self.work.choose_team()
-        if clipping is not None or self.needs_factors:
-            self.stepping = [self.selected[i] for i in range(len(self.selected)) if self.has_gradient[i]]
-        if self.has_sources or clipping is not None:
-            self.work.is_measured = False
-        if clipping is not None:
-            grad_scale = self.prepare_gradients(isa, team, grad_scale, clipping)
-        self.fill_coefficients(grad_scale)
-        if clipping is not None and clipping.needs_norm and not self.norms.are_factors_equal:
-            self.give_own_coefficients()
-        if self.has_l1:
-            self.add_l1(isa)
-        if self.needs_factors:
-            self.prepare_factors(isa, team)
-        if self.has_work:
-            self.transform()
-        if self.followers and (change is None or not change.moves):
-            self.prepare_followers(isa)
-        return self.work.make_ready(team) if is_native else 1
-
-    cdef double prepare_gradients(self, int isa, int team, double grad_scale, Clipping clipping) except? -1:
-        """Norms and clipping; returns what the kernels still have to multiply all gradients by."""
-        cdef Tensor tensor
-        if clipping.needs_norm:
-            self.norms.measure(self.stepping, isa, team, clipping, grad_scale)
-        if clipping.zero_grads:
-            self.refuse_zeroing(self.stepping)
-        self.is_assigned = False  # what follows holds for this call alone
-        for tensor in self.stepping:
-            tensor.c.zero_gradient = clipping.zero_grads
-            if clipping.max_value is not None:
-                clip_on_its_way(&tensor.c, isa, tensor.storage, tensor.gradient_storage, grad_scale, clipping.max_value)
-        if clipping.max_value is not None:
-            grad_scale = 1.0
-        if clipping.needs_norm and self.norms.are_factors_equal and self.stepping:
-            grad_scale *= self.norms.factors[0]
-        return grad_scale
-
-    cdef int give_own_coefficients(self) except -1:
-        """Gives each tensor coefficients of its own, because each gradient has a factor of its own."""
-        cdef Tensor tensor
-        cdef size_t i, n = len(self.stepping)
-        cdef Py_ssize_t grad_scale = len(TABLE[self.algorithm.formula]["scalars"]) - len(COMMON_SCALARS)
-        grow(<void **>&self.own_coefficients, &self.own_capacity, n, sizeof(fastopt_coefficients))
-        for i in range(n):
-            tensor = <Tensor>self.stepping[i]
-            self.own_coefficients[i] = tensor.c.call.coefficients[0]
-            self.own_coefficients[i].scalars[grad_scale] *= self.norms.factors[i]
-            tensor.c.call.coefficients = &self.own_coefficients[i]
-        return 0
-
-    cdef int add_l1(self, int isa) except -1:
-        """Has l1 * sign(p) added to gradients task by task, after all that multiplies them and before weight decay."""
-        cdef Tensor tensor
-        cdef Group group
-        cdef L1 *l1
-        cdef Py_ssize_t i, grad_scale = len(TABLE[self.algorithm.formula]["scalars"]) - len(COMMON_SCALARS)
-        grow(<void **>&self.l1, &self.l1_capacity, len(self.selected), sizeof(L1))
-        self.is_assigned = self.work.is_measured = False  # what follows holds for this call alone
-        for i in range(len(self.selected)):
-            tensor = <Tensor>self.selected[i]
-            group = <Group>self.groups[tensor.group]
-            if not self.has_gradient[i] or group.l1 == 0.0:
-                continue
-            l1 = &self.l1[i]
-            l1.kernels = tensor.c.call.coefficients[0]
-            l1.coefficients.scalars[0], l1.coefficients.scalars[1] = l1.kernels.scalars[grad_scale], group.l1
-            l1.kernels.scalars[grad_scale] = 1.0
-            tensor.c.call.coefficients = &l1.kernels
-            if tensor.c.stage_limit == INFINITY:  # else it is staged already, and has been multiplied
-                clip_on_its_way(&tensor.c, isa, tensor.storage, tensor.gradient_storage, 1.0, INFINITY)
-            l1.before.call.size = sizeof(fastopt_call)
-            l1.before.call.coefficients = &l1.coefficients
-            if table().isas[isa].name != NULL:
-                arithmetic = FLOAT64 if tensor.storage == FLOAT64 else FLOAT32
-                l1.before.kernel = auxiliary_row(isa, b"l1").kernels[
-                    format_of[tensor.storage][tensor.storage][arithmetic]
-                ][0]
-            tensor.c.before = &l1.before
-        return 0
-
-    cdef int prepare_factors(self, int isa, int team) except -1:
-        """The formula's own sums, and what `Algorithm.prepare` makes of them."""
-        cdef Factors factors = self.factors
-        cdef Tensor tensor
-        cdef Py_ssize_t place = -1
-        cdef bint has_first
-        cdef dict members = {}, places = {}
-        factors.reserve(len(self.stepping))
-        for tensor in self.stepping:
-            if (<Group>self.groups[tensor.group]).needs_factors:
-                place += 1
-                members.setdefault(tensor.group, []).append(tensor)
-                places.setdefault(tensor.group, []).append(place)
-        if factors.n_sums:
-            factors.sums.begin(place + 1, factors.n_sums)
-            for group in members:
-                has_first = factors.ask_first(<Group>self.groups[group], members[group], places[group])
-                for tensor, place in zip(members[group], places[group]):
-                    tensor.c.call.factors = &factors.factors[place * factors.n_factors] if has_first else NULL
-            for tensor in self.stepping:
-                if (<Group>self.groups[tensor.group]).needs_factors:
-                    self.add_sums(isa, tensor)
-            if table().isas[isa].name != NULL:
-                factors.sums.run(team)
-            if self.algorithm.sums_of_all:
-                factors.add_up_all(factors.sums.count)
-        for group in members:
-            factors.ask(<Group>self.groups[group], members[group], places[group])
-            for tensor, place in zip(members[group], places[group]):
-                tensor.c.call.factors = &factors.factors[place * factors.n_factors] if factors.n_factors else NULL
-        return 0
-
-    cdef int transform(self) except -1:
-        """Has `Algorithm.transform` fill the WORK arrays of every tensor that has a gradient."""
-        cdef Tensor tensor
-        cdef Py_ssize_t i
-        for i in range(len(self.selected)):
-            if self.has_gradient[i]:
-                tensor = <Tensor>self.selected[i]
-                tensor.make_work()
-                arrays.quietly(self.transform_one, tensor)
-        return 0
-
-    def transform_one(self, Tensor tensor):
-        cdef Group group = <Group>self.groups[tensor.group]
-        scalars, states, grad = self.twin_arguments(tensor)
-        wide = storage.widened(grad)
-        scale = wide.dtype.type(scalars[len(scalars) - len(COMMON_SCALARS)])
-        named = {x: storage.widened(state) for x, state in zip(tensor.letters, states) if state is not None}
-        self.algorithm.transform(group.resolved, tensor.steps + 1, scale * wide, named, tensor.work)
-
-    cdef int add_sums(self, int isa, Tensor tensor) except -1:
-        """Adds a tensor to those that are summed up; the twin sums it up at once."""
-        cdef Sums sums = self.factors.sums
-        cdef Group group = <Group>self.groups[tensor.group]
-        cdef Py_ssize_t k
-        cdef size_t place = sums.count
-        sums.add(&tensor.c, NULL)
-        if table().isas[isa].name != NULL:
-            sums.tensors[place].kernel = table().isas[isa].optimizers[self.row].sum_kernels[tensor.format][group.subset]
-            return 0
-        scalars, states, grad = self.twin_arguments(tensor)
-        own = self.factors.of(tensor) or [1.0] * self.factors.n_factors
-        found = reference.total(storage.sums(self.algorithm, tensor.now, grad, states, scalars, own))
-        for k in range(self.factors.n_sums):
-            sums.totals[place * self.factors.n_sums + k] = found[k]
-        return 0
-
     # -- Making it --
 
     cdef int write(self, object param_groups, Change change, int isa, int team, Clipping clipping) except -1:
@@ -492,22 +206,6 @@ cdef class Stepping(Following):
             tensor.c.zero_gradient = False
         self.stepping = None
         self.is_assigned = False
-
-    cdef tuple twin_arguments(self, Tensor tensor):
-        """The arguments of a twin: scalars, states and the gradient."""
-        used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)
-        states = [tensor.states[x] if x in used else None for x in tensor.letters]
-        states += [tensor.work[x] for x in tensor.work_letters]
-        # a callable may have given the gradient another shape since it was checked
-        grad = tensor.gradient.reshape(tensor.shape)
-        if tensor.c.stage_limit != INFINITY and tensor.c.stage_limit:
-            grad = storage.clipped(grad, tensor.c.stage_scale, tensor.c.stage_limit)
-        if tensor.c.before != NULL:
-            grad = storage.with_l1(
-                tensor.now, grad, tensor.c.before.call.coefficients.scalars[0],
-                tensor.c.before.call.coefficients.scalars[1],
-            )
-        return scalars_of(tensor.c.call.coefficients, self.algorithm), states, grad
 
     cdef int run_twins(self, list moves, Clipping clipping) except -1:
         """The same as the kernels do, by the NumPy twins, tensor by tensor."""

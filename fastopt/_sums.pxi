@@ -129,7 +129,8 @@ cdef class Factors:
             name: np.array([self.sums.totals[<Py_ssize_t>place * self.n_sums + k] for place in places])
             for k, name in enumerate(self.sum_names)
         }
-        sums["elements"] = np.array([<double>(<Tensor>tensor).c.count for tensor in members])
+        if self.n_sums:
+            sums["elements"] = np.array([<double>(<Tensor>tensor).c.count for tensor in members])
         for k, values in enumerate(self.prepared(group, t, sums, numbers)):
             for i, place in enumerate(places):
                 if k < self.n_factors:

@@ -65,7 +65,7 @@ class Algorithm:
 
         t: the step of each tensor, 1 first. sums: by name, what each sum has added up to over each tensor. numbers:
         by name, the NUMBERS of each tensor; what this writes into them holds from this step on.
-        In ``sums``, "elements" is the number of elements of each tensor.
+        In ``sums`` of a row that has any, "elements" is the number of elements of each tensor.
         """
         return ()
 
