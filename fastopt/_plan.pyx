@@ -171,7 +171,7 @@ cdef class Stepping(Preparing):
         for i in range(n):
             if self.has_gradient[i]:
                 (<Tensor>items[i]).steps += 1
-        if self.factors.n_numbers:
+        if self.needs_factors and self.factors.n_numbers:
             for place in range(<size_t>len(self.stepping)):
                 memcpy(
                     (<Tensor>self.stepping[place]).numbers, &self.factors.numbers[place * self.factors.n_numbers],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias
 
@@ -23,6 +24,14 @@ def by_step(t: Array, number: Callable[[int], float]) -> Array:
     steps = t.tolist()
     found = {step: number(step) for step in set(steps)}
     return np.array([found[step] for step in steps])
+
+
+def power(base: float, exponent: float) -> float:
+    """base ** exponent; infinity where a float cannot hold it."""
+    try:
+        return math.pow(base, exponent)
+    except OverflowError:
+        return math.inf
 
 
 class Algorithm:

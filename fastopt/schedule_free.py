@@ -10,7 +10,7 @@ import numpy as np
 from fastopt import arrays, storage
 from fastopt._plan import Applied
 from fastopt._turns import reading
-from fastopt.algorithm import Array, Hyper
+from fastopt.algorithm import Array, Hyper, power
 from fastopt.arrays import Key
 from fastopt.parameters import given_by_key
 
@@ -112,11 +112,18 @@ def weights(h: Hyper, beta1: float, t: Array, numbers: dict[str, Array]) -> tupl
 
 @lru_cache(maxsize=1)  # most tensors have made equally many steps
 def _weight(
-    lr: float, beta1: float, warmup_steps: int, r: float, power: float, t: int, lr_max: float, weight_sum: float
+    lr: float,
+    beta1: float,
+    warmup_steps: int,
+    r: float,
+    weight_lr_power: float,
+    t: int,
+    lr_max: float,
+    weight_sum: float,
 ) -> tuple[float, ...]:
     rate = lr * min(t / warmup_steps, 1.0) if warmup_steps else lr
     lr_max = max(rate, lr_max)
-    weight = float(t) ** r * lr_max**power
+    weight = power(t, r) * power(lr_max, weight_lr_power)
     weight_sum += weight
     part = weight / weight_sum if weight_sum else 0.0
     return part, rate * (beta1 * (1.0 - part) - 1.0), rate, lr_max, weight_sum

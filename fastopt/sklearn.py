@@ -85,6 +85,11 @@ class _Network:
         cls, options = self.optimizer, self.optimizer_options
         if not (isinstance(cls, type) and issubclass(cls, fastopt.Optimizer)):
             raise TypeError(f"optimizer: expected a class such as fastopt.Adam, got {shown(cls)}")
+        if hasattr(cls, "eval"):
+            raise TypeError(
+                f"optimizer: the result of {cls.__name__} is what its eval() gives, which scikit-learn does not call; "
+                "take another class"
+            )
         if options is not None and not isinstance(options, Mapping):
             raise TypeError(f"optimizer_options: expected a dict such as {{'lr': 1e-3}}, got {shown(options)}")
         self.__dict__["_steps"] = _Steps(cls(**options or {}))

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import table
+from table import named
 
 import fastopt
 
@@ -180,3 +181,21 @@ def test_functions_refuse_an_eps_that_is_0_in_float32() -> None:
             else:
                 with pytest.raises(ValueError, match=r"^eps: 1e-46 is 0 in float32, in which 'param' is updated"):
                     fastopt.functional.adam(*arrays, step=1, eps=BELOW_FLOAT32)
+
+
+NUMBERS = [1e-300, 1e-40, 1e40, 1e300]
+
+
+@pytest.mark.parametrize("cls", table.OPTIMIZERS, ids=lambda cls: cls.__name__)
+def test_enormous_options_are_refused_or_step(cls: Any) -> None:
+    """No power, product or root of theirs raises in a step."""
+    for name, default in table.options_of(cls).items():
+        for number in NUMBERS if not isinstance(default, bool | str | tuple) else []:
+            params = [np.ones(3)]
+            try:
+                optimizer = cls(params, **{name: number})
+            except (TypeError, ValueError):
+                continue
+            for step in range(3):
+                with named((name, number)):
+                    optimizer.step([np.full(3, 0.5 + step)])

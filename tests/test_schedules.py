@@ -956,7 +956,7 @@ def test_a_way_stays_between_its_ends(
         cosine_warm_restarts(value, steps, 1.0, end),
     ):
         low, high = sorted((value, end))
-        assert low * (1 - 1e-12) <= schedule(k) <= high * (1 + 1e-12), schedule
+        assert low - 1e-12 * high <= schedule(k) <= high * (1 + 1e-12), schedule
         assert close(schedule(0), value, high), schedule
 
 

@@ -56,13 +56,24 @@ def test_the_losses_are_those_of_scikit_learns_own_optimizers(name: str, solver:
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+FITTING = [cls for cls in table.OPTIMIZERS if not hasattr(cls, "eval")]
+
+
 @pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
-@table.cases("cls", table.OPTIMIZERS, [fastopt.SGD, fastopt.LAMB, fastopt.NAdam], ids=lambda cls: cls.__name__)
+@table.cases("cls", FITTING, [fastopt.SGD, fastopt.LAMB, fastopt.NAdam], ids=lambda cls: cls.__name__)
 def test_every_optimizer_trains(cls: Any) -> None:
     found = trained(adaptor.MLPClassifier, optimizer=cls)
     assert len(found.loss_curve_) == 8
     assert np.isfinite(found.loss_curve_).all()
     assert found.loss_curve_[-1] < found.loss_curve_[0]
+
+
+@pytest.mark.parametrize(
+    "cls", [cls for cls in table.OPTIMIZERS if cls not in FITTING], ids=lambda cls: cls.__name__
+)
+def test_an_optimizer_whose_result_is_an_average_is_refused(cls: Any) -> None:
+    with pytest.raises(TypeError, match=r"is what its eval\(\) gives, .* take another class"):
+        trained(adaptor.MLPClassifier, optimizer=cls)
 
 
 @both_kinds

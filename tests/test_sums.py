@@ -180,6 +180,16 @@ def test_norms_of_zero(variant: Variant, start: float) -> None:
     assert (params[0] < start).all()
 
 
+@pytest.mark.parametrize("cls", table.OPTIMIZERS, ids=lambda cls: cls.__name__)
+def test_a_step_without_any_gradient(cls: Any) -> None:
+    params = arrays(0)
+    optimizer = cls(params)
+    for grads in [None] * len(params), arrays(1), [None] * len(params):
+        before = content(optimizer, params)
+        optimizer.step(grads)
+        assert (content(optimizer, params) == before) == (grads[0] is None)
+
+
 WITH_NUMBERS = [cls for cls in table.OPTIMIZERS if table.numbers_of(cls)]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.algorithm import Algorithm, Array, Hyper
+from fastopt.algorithm import Algorithm, Array, Hyper, power
 from fastopt.optimizer import Optimizer, Params
 from fastopt.options import Beta, Epsilon, NonNegative, Seed, StateDtype
 
@@ -67,7 +67,7 @@ class ADOPT(Optimizer):
                 bound = 0.0
             else:
                 if h["clip_exp"] is not None:
-                    bound = (t - 1.0) ** h["clip_exp"]
+                    bound = power(t - 1.0, h["clip_exp"])
                 if h["decoupled_weight_decay"]:
                     keep = 1.0 - h["lr"] * h["weight_decay"]
             return beta1, 1.0 - beta1, beta2, one_minus_beta2, h["eps"], bound, keep, h["lr"]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Literal
 
+from fastopt.algorithm import power
 from fastopt.schedules.arguments import (
     Flag,
     OptionalSteps,
@@ -14,7 +15,7 @@ from fastopt.schedules.arguments import (
     number_in,
     one_of,
 )
-from fastopt.schedules.schedule import Curve, power, schedule
+from fastopt.schedules.schedule import Curve, schedule
 
 Strategy = Annotated[Literal["cos", "linear"], one_of("cos", "linear")]
 Mode = Annotated[

@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Annotated
 
+from fastopt.algorithm import power as raised
 from fastopt.schedules.arguments import (
     Bound,
     Flag,
@@ -16,7 +17,6 @@ from fastopt.schedules.arguments import (
     increasing,
 )
 from fastopt.schedules.schedule import Curve, schedule
-from fastopt.schedules.schedule import power as raised
 
 Milestones = Annotated[Sequence[int], increasing(1, repeated=True)]
 

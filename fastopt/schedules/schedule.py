@@ -1,7 +1,6 @@
 """class Schedule: the base of all, which checks, prints, compares and pickles."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from functools import wraps
 from types import MappingProxyType
@@ -123,11 +122,3 @@ def _code(value: Any) -> str:
         return f"[{', '.join(map(_code, value))}]"
     name = getattr(value, "__qualname__", None)
     return name if isinstance(name, str) and "<" not in name else repr(value)
-
-
-def power(base: float, exponent: float) -> float:
-    """base ** exponent; infinity where a float cannot hold it."""
-    try:
-        return math.pow(base, exponent)
-    except OverflowError:
-        return math.inf
