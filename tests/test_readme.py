@@ -1,6 +1,7 @@
 """Every Python block of README.md runs as pasted."""
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def test_a_block_runs_as_pasted(program: str, tmp_path: Path, monkeypatch: pytes
     for module in re.findall(r"^(?:import|from) (\w+)", program, re.MULTILINE):
         if module != "fastopt" and importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
+        if module == "keras" and os.environ.get("KERAS_BACKEND") != "torch":
+            pytest.skip("KERAS_BACKEND=torch is not set")
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "README.md", "exec"), {"__name__": "__main__"})
 
