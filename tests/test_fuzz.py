@@ -497,8 +497,9 @@ def loading(world: World, spoiled: str | None) -> Made:
 
 def looking_ahead(world: World) -> Made:
     optimizer = world.optimizer
-    ahead = not hasattr(optimizer, "lookahead") or optimizer.param_groups[0]["ahead"]
-    return True, (lambda: None) if ahead else optimizer.lookahead
+    if not hasattr(optimizer, "lookahead") or optimizer.param_groups[0]["ahead"]:
+        return True, lambda: None
+    return all(rate_is_right(group["lr"]) for group in optimizer.param_groups), optimizer.lookahead
 
 
 # -- Programs --------------------------------------------------------------------------------------
@@ -619,8 +620,9 @@ def test_any_call_of_a_function(
                 state = {**LAYOUTS, **RUBBISH, **BENT}[kind](state)
             if isinstance(state, np.ndarray):
                 world.keep(state)
-            if is_number and right:
-                right = is_state(state, "float64", state) and state.shape == ()
+            if is_number and right:  # it may lie anywhere
+                right = isinstance(state, np.ndarray) and not isinstance(state, np.ma.MaskedArray)
+                right = right and state.dtype == np.float64 and state.shape == () and state.flags.writeable
             elif name in needed and right:
                 right = is_state(state, dtype, world.params[0])
             arrays[name] = state
