@@ -98,7 +98,7 @@ cdef class RowCall:
             grad = arrays.rounded(grad)
         if self.count < n:
             wide = grad if storage_of(grad) in (FLOAT32, FLOAT64) else grad.astype(np.float32)
-            grad = self.added_up(np.ascontiguousarray(wide), n)
+            grad = self.added_up(np.require(wide, requirements=["C", "A"]), n)
             storage = storage_of(grad)
             tensor.gradient_storage, tensor.format = storage, format_of[tensor.storage][storage][tensor.state_storage]
             tensor.c.itemsizes[1] = 8 if storage == FLOAT64 else 4
