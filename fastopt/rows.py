@@ -96,7 +96,7 @@ def row_numbers(label: str, given: Any) -> Array:
         raise ValueError(f"{label}: its rows have shape {found.shape}, they must have one axis; pass rows.ravel()")
     if found.dtype == np.uint64 and found.size and int(found.max()) > np.iinfo(np.int64).max:
         refuse_row(label, int(found.max()), np.iinfo(np.int64).max)
-    return np.ascontiguousarray(found, np.int64)
+    return np.require(found, np.int64, ["C", "A"])
 
 
 def refuse_row(label: str, row: int, count: int) -> NoReturn:

@@ -162,6 +162,8 @@ def test_rows_of_any_whole_numbers(dtype: str) -> None:
         return param.tobytes()
 
     assert after(np.array([5, 2, 5], dtype)) == after([5, 2, 5]) == after(np.array([5, 0, 2, 0, 5, 0])[::2])
+    unaligned = np.frombuffer(b"x" + np.array([5, 2, 5], dtype).tobytes(), np.uint8)[1:].view(dtype)
+    assert after(unaligned) == after([5, 2, 5])
 
 
 @pytest.mark.parametrize("layout", ["transposed", "strided", "unaligned", "read-only"])
