@@ -82,13 +82,8 @@ cdef class RowCall:
         self, Tensor tensor, object given, size_t n, Intervals intervals, Intervals call_intervals
     ) except -1:
         """Takes the gradients of the ``n`` rows that were named. Returns whether they had to be rounded."""
-        cdef cnp.ndarray grad
-        cdef int storage
-        cdef bint is_rounded
-        grad = <cnp.ndarray>given if type(given) is NDARRAY else arrays.plain_gradient(tensor.label, tensor.dtype, given)
-        storage = storage_of(grad)
-        is_rounded = storage == FLOAT64 and tensor.storage == FLOAT32 and cnp.PyArray_ISNOTSWAPPED(grad)
-        tensor.take_gradient_storage(given, grad, FLOAT32 if is_rounded else storage)
+        cdef bint is_rounded = False
+        cdef cnp.ndarray grad = tensor.take_dtype(given, False, &is_rounded)
         shape = (n, *tensor.shape[1:])
         if (<object>grad).shape != shape:
             rows_checks.refuse_gradient_shape(tensor.label, (<object>grad).shape, shape)
@@ -99,9 +94,7 @@ cdef class RowCall:
         if self.count < n:
             wide = grad if storage_of(grad) in (FLOAT32, FLOAT64) else grad.astype(np.float32)
             grad = self.added_up(np.require(wide, requirements=["C", "A"]), n)
-            storage = storage_of(grad)
-            tensor.gradient_storage, tensor.format = storage, format_of[tensor.storage][storage][tensor.state_storage]
-            tensor.c.itemsizes[1] = 8 if storage == FLOAT64 else 4
+            tensor.take_gradient_storage(grad, grad, storage_of(grad))
         elif not cnp.PyArray_CHKFLAGS(grad, cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED):
             grad = np.require(grad, requirements=["C", "A"])
         self.gradient = grad

@@ -302,21 +302,9 @@ cdef class Tensor:
         self, object given, bint is_bound, Intervals intervals, Intervals call_intervals
     ) except -1:
         """Checks a gradient and takes its pointer. Returns whether it had to be rounded to the parameter's dtype."""
-        cdef cnp.ndarray grad
-        cdef int k, storage
-        cdef bint is_rounded
-        if type(given) is not NDARRAY:
-            grad = arrays.plain_gradient(self.label, self.dtype, given)
-        else:
-            grad = <cnp.ndarray>given
-        storage = storage_of(grad)
-        is_rounded = (
-            storage == FLOAT64 and self.storage == FLOAT32 and not is_bound and cnp.PyArray_ISNOTSWAPPED(grad)
-        )
-        if is_rounded:
-            storage = FLOAT32
-        if storage != self.gradient_storage or not cnp.PyArray_ISNOTSWAPPED(grad):
-            self.take_gradient_storage(given, grad, storage)
+        cdef int k
+        cdef bint is_rounded = False
+        cdef cnp.ndarray grad = self.take_dtype(given, is_bound, &is_rounded)
         if cnp.PyArray_NDIM(grad) != self.rank:
             arrays.refuse_gradient_shape(self.label, self.shape, grad)
         for k in range(self.rank):
@@ -337,6 +325,25 @@ cdef class Tensor:
         self.gradient = grad
         self.c.call.buffers[1] = cnp.PyArray_DATA(grad)
         return is_rounded
+
+    cdef inline cnp.ndarray take_dtype(self, object given, bint is_bound, bint *is_rounded):
+        """Takes note of how a gradient is stored, and returns it as an array; is_rounded: whether it is to be rounded to
+        the parameter's dtype."""
+        cdef cnp.ndarray grad
+        cdef int storage
+        if type(given) is not NDARRAY:
+            grad = arrays.plain_gradient(self.label, self.dtype, given)
+        else:
+            grad = <cnp.ndarray>given
+        storage = storage_of(grad)
+        is_rounded[0] = (
+            storage == FLOAT64 and self.storage == FLOAT32 and not is_bound and cnp.PyArray_ISNOTSWAPPED(grad)
+        )
+        if is_rounded[0]:
+            storage = FLOAT32
+        if storage != self.gradient_storage or not cnp.PyArray_ISNOTSWAPPED(grad):
+            self.take_gradient_storage(given, grad, storage)
+        return grad
 
     cdef int refuse_shared(self, cnp.ndarray grad, Intervals intervals, Intervals call_intervals) except -1:
         self.gap = Gap(0, <uintptr_t>-1)

@@ -197,6 +197,25 @@ def test_gradients_of_16_bits(dtype: str, rows: list[int]) -> None:
     assert found[0] == found[1]
 
 
+def test_a_step_after_rows_takes_its_own_gradients_dtype() -> None:
+    """Sums of 16-bit gradients are of float32; what comes next is checked anew."""
+    param = matrix(dtype="float32")
+    right = param.copy()
+    grads = np.zeros(2 * param.size, np.float32)
+    wide, half = (
+        grads[: param.size].reshape(param.shape),
+        grads.view(np.float16)[: param.size].reshape(param.shape),
+    )
+    ours, plain = fastopt.SGD([param], lr=0.5), fastopt.SGD([right], lr=0.5)
+    ours.update_rows([param], [[1, 1]], [np.ones((2, WIDTH), np.float16)])
+    plain.update_rows([right], [[1]], [np.full((1, WIDTH), 2, np.float32)])
+    for grad in wide, half:
+        grad[...] = 0.25
+        for optimizer in ours, plain:
+            optimizer.step([grad.copy() if optimizer is plain else grad])
+    assert np.array_equal(param, right)
+
+
 def test_gradients_of_float64_are_rounded_with_a_warning() -> None:
     param, grads = matrix(dtype="float32"), matrix(5, 2)
     right = param.copy()
