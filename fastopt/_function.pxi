@@ -157,17 +157,17 @@ cdef class Function:
         cdef double[FASTOPT_MAX_FACTORS] found
         cdef fastopt_kernel kernel = c.kernel
         cdef size_t k, block
-        for k in range(<size_t>factors.n_sums):
-            totals[k] = 0.0
+        cdef list first = None
         named = {name: np.array([array[()]]) for name, array in zip(factors.number_names, numbers)}
         steps = np.array([t], np.int64)
+        c.call.factors = found
         if factors.n_sums:
-            first = group.algorithm.first_factors
-            c.call.factors = NULL
-            if first is not Algorithm.first_factors:
-                for k, (value,) in enumerate(factors.lists_of(steps, arrays.quietly(first, group.resolved, steps, named))):
-                    found[k] = value
-                c.call.factors = found
+            if has_first_factors(group):
+                first = factors.first(group, steps, named)
+            for k in range(<size_t>factors.n_factors):
+                found[k] = 1.0 if first is None else first[k][0]
+            for k in range(<size_t>factors.n_sums):
+                totals[k] = 0.0
             c.kernel, c.sum_count, c.call.sums = sum_kernel, factors.n_sums, blocks
             run_alone(c)
             c.kernel, c.sum_count, c.call.sums = kernel, 0, NULL
@@ -183,7 +183,6 @@ cdef class Function:
         )
         for k in range(<size_t>factors.n_factors):
             found[k] = prepared[k][0]
-        c.call.factors = found
         run_alone(c)
         for array, values in zip(numbers, prepared[factors.n_factors:]):
             (<double *>cnp.PyArray_DATA(<cnp.ndarray>array))[0] = values[0]

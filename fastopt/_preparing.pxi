@@ -225,8 +225,7 @@ cdef class Preparing(Following):
         """The formula's own sums, and what `Algorithm.prepare` makes of them."""
         cdef Factors factors = self.factors
         cdef Tensor tensor
-        cdef Py_ssize_t place = -1
-        cdef bint has_first
+        cdef Py_ssize_t count, place = -1
         cdef dict members = {}, places = {}
         factors.reserve(len(self.stepping))
         for tensor in self.stepping:
@@ -234,23 +233,23 @@ cdef class Preparing(Following):
                 place += 1
                 members.setdefault(tensor.group, []).append(tensor)
                 places.setdefault(tensor.group, []).append(place)
+        count = place + 1
+        for group in members:
+            if factors.n_sums:
+                factors.fill_first(<Group>self.groups[group], members[group], places[group])
+            for tensor, place in zip(members[group], places[group]):
+                tensor.c.call.factors = &factors.factors[place * factors.n_factors] if factors.n_factors else NULL
         if factors.n_sums:
-            factors.sums.begin(place + 1, factors.n_sums)
-            for group in members:
-                has_first = factors.ask_first(<Group>self.groups[group], members[group], places[group])
-                for tensor, place in zip(members[group], places[group]):
-                    tensor.c.call.factors = &factors.factors[place * factors.n_factors] if has_first else NULL
+            factors.sums.begin(count, factors.n_sums)
             for tensor in self.stepping:
                 if (<Group>self.groups[tensor.group]).needs_factors:
                     self.add_sums(isa, tensor)
             if table().isas[isa].name != NULL:
                 factors.sums.run(team)
             if self.algorithm.sums_of_all:
-                factors.add_up_all(factors.sums.count)
+                factors.add_up_all(count)
         for group in members:
             factors.ask(<Group>self.groups[group], members[group], places[group])
-            for tensor, place in zip(members[group], places[group]):
-                tensor.c.call.factors = &factors.factors[place * factors.n_factors] if factors.n_factors else NULL
         return 0
 
     cdef int transform(self) except -1:
@@ -284,8 +283,9 @@ cdef class Preparing(Following):
             sums.tensors[place].kernel = table().isas[isa].optimizers[self.row].sum_kernels[tensor.format][group.subset]
             return 0
         scalars, states, grad = self.twin_arguments(tensor)
-        own = self.factors.of(tensor) or [1.0] * self.factors.n_factors
-        found = reference.total(storage.sums(self.algorithm, tensor.now, grad, states, scalars, own))
+        found = reference.total(
+            storage.sums(self.algorithm, tensor.now, grad, states, scalars, self.factors.of(tensor))
+        )
         for k in range(self.factors.n_sums):
             sums.totals[place * self.factors.n_sums + k] = found[k]
         return 0

@@ -88,17 +88,17 @@ cdef class Factors:
         grow(<void **>&self.factors, &self.factor_capacity, count * self.n_factors, sizeof(double))
         return grow(<void **>&self.numbers, &self.number_capacity, count * self.n_numbers, sizeof(double))
 
-    cdef bint ask_first(self, Group group, list members, list places) except -1:
-        """Asks the algorithm for the factors that sum mode sees; returns whether there are any but 1."""
-        cdef Py_ssize_t i, k
-        if group.algorithm.first_factors is Algorithm.first_factors:
-            return False
-        t, numbers = self.steps_and_numbers(members)
-        found = self.lists_of(t, arrays.quietly(group.algorithm.first_factors, group.resolved, t, numbers))
-        for k, values in enumerate(found):
-            for i, place in enumerate(places):
-                self.factors[<Py_ssize_t>place * self.n_factors + k] = values[i]
-        return True
+    cdef int fill_first(self, Group group, list members, list places) except -1:
+        """Fills in the factors that sum mode sees, for a group's tensors."""
+        cdef Py_ssize_t i, k, place
+        cdef list first = None
+        if has_first_factors(group):
+            t, numbers = self.steps_and_numbers(members)
+            first = self.first(group, t, numbers)
+        for i, place in enumerate(places):
+            for k in range(self.n_factors):
+                self.factors[place * self.n_factors + k] = 1.0 if first is None else first[k][i]
+        return 0
 
     cdef tuple steps_and_numbers(self, list members):
         """The step of each tensor, 1 first, and its numbers."""
@@ -142,14 +142,19 @@ cdef class Factors:
     cdef list prepared(self, Group group, object t, dict sums, dict numbers):
         """What `Algorithm.prepare` returns, and then the numbers: for each a list with an entry for every tensor."""
         found = arrays.quietly(group.algorithm.prepare, group.resolved, t, sums, numbers)
-        if len(found) != self.n_factors:
-            raise ValueError(f"{group.algorithm.formula}: prepare must return {self.n_factors} factors, got {len(found)}")
-        return self.lists_of(t, (*found, *[numbers[name] for name in self.number_names]))
+        return self.lists_of(group, "prepare", t, found, [numbers[name] for name in self.number_names])
 
-    cdef list lists_of(self, object t, tuple found):
-        """For each of some values a list with an entry for every tensor."""
+    cdef list first(self, Group group, object t, dict numbers):
+        """What `Algorithm.first_factors` returns, likewise."""
+        found = arrays.quietly(group.algorithm.first_factors, group.resolved, t, numbers)
+        return self.lists_of(group, "first_factors", t, found, [])
+
+    cdef list lists_of(self, Group group, str hook, object t, object found, list more):
+        """For each factor that a hook has returned, and each of more arrays, a list with an entry for every tensor."""
         cdef list lists = []
-        for values in found:
+        if len(found) != self.n_factors:
+            raise ValueError(f"{group.algorithm.formula}: {hook} must return {self.n_factors} factors, got {len(found)}")
+        for values in (*found, *more):
             array = np.asarray(values, np.float64)
             # `broadcast_to` takes microseconds
             lists.append((array if array.shape == t.shape else np.broadcast_to(array, t.shape)).tolist())
@@ -158,3 +163,8 @@ cdef class Factors:
     cdef list of(self, Tensor tensor):
         """The factors of a tensor, for its twin."""
         return [tensor.c.call.factors[k] for k in range(self.n_factors)] if tensor.c.call.factors != NULL else []
+
+
+cdef bint has_first_factors(Group group):
+    """Whether sum mode sees other factors than 1."""
+    return group.algorithm.first_factors is not Algorithm.first_factors

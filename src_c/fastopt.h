@@ -32,9 +32,8 @@ typedef struct {
      * absent one is never read. Gradient and WORK are only read; the others are read and written in update mode and only read in sum mode. */
     void *buffers[FASTOPT_MAX_BUFFERS];
     const fastopt_coefficients *coefficients;
-    /* update mode: the row's FACTORS for this tensor, not read by a kernel that needs none. Sum mode: NULL for 1, or those
-     * that the sums are made with */
-    const double *factors;
+    const double *factors;  /* the row's FACTORS for this tensor, in sum mode 1 or those that the sums are made with; not
+                             * read by a kernel that needs none */
     double *sums;           /* sum mode: the kernel stores SUMS[k] of block b at sums[b * number of SUMS + k] */
     uint64_t first_element; /* the number of the buffers' element 0, counted through all parameters */
 } fastopt_call;

@@ -142,7 +142,7 @@ static ALWAYS_INLINE void SUM_LANES(
 {
     LOAD_SCALARS(0)
     {
-        const int needs_factors UNUSED = call->factors != NULL;
+        const int needs_factors UNUSED = NEEDS_FACTORS(subset);
         enum { FOR_EACH(INDEX, FACTORS) count_factors };
         FOR_EACH(FACTOR, FACTORS)
         enum { FOR_EACH(INDEX, OPTIONAL) FOR_EACH(INDEX, CHOICE) count_optional };

@@ -218,8 +218,7 @@ size_t fastopt_scratch_size(const fastopt_work *work)
     return largest ? largest + SCRATCH_ALIGNMENT : 0;
 }
 
-/* Bytes of an element of a buffer. */
-static size_t itemsize_of(const fastopt_tensor *tensor, int buffer)
+size_t fastopt_itemsize(const fastopt_tensor *tensor, int buffer)
 {
     if (tensor->first_work && buffer >= tensor->first_work)
         return staged_itemsize(tensor);
@@ -232,7 +231,7 @@ static void call_at(const fastopt_tensor *tensor, size_t begin, size_t end, char
     fastopt_call call = tensor->call;
     for (int k = 0; k < FASTOPT_MAX_BUFFERS; k++)
         if (call.buffers[k])
-            call.buffers[k] = (char *)call.buffers[k] + begin * itemsize_of(tensor, k);
+            call.buffers[k] = (char *)call.buffers[k] + begin * fastopt_itemsize(tensor, k);
     call.buffers[1] = gradient;
     call.first_element += begin;
     if (call.sums)
@@ -364,7 +363,7 @@ static inline void prefetch_row(const fastopt_tensor *tensor, int64_t number)
     enum { MOST = 8 * CACHE_LINE };
     for (int b = 0; b < FASTOPT_MAX_BUFFERS; b++)
         if (b != 1 && tensor->call.buffers[b]) {
-            const size_t size = tensor->rows->elements * itemsize_of(tensor, b);
+            const size_t size = tensor->rows->elements * fastopt_itemsize(tensor, b);
             const char *const row = (const char *)tensor->call.buffers[b] + (size_t)number * size;
             for (size_t at = 0; at < size && at < MOST; at += CACHE_LINE)
                 __builtin_prefetch(row + at, 1);
@@ -386,7 +385,7 @@ static void run_rows(const fastopt_tensor *tensor, size_t begin, size_t end, cha
             prefetch_row(tensor, rows->numbers[k + AHEAD]);
         for (int b = 0; b < FASTOPT_MAX_BUFFERS; b++)
             if (tensor->call.buffers[b])
-                row.call.buffers[b] = (char *)tensor->call.buffers[b] + skipped * itemsize_of(tensor, b);
+                row.call.buffers[b] = (char *)tensor->call.buffers[b] + skipped * fastopt_itemsize(tensor, b);
         row.call.first_element = tensor->call.first_element + skipped;
         if (rows->first_missed) {
             row.call.buffers[1] = (void *)rows->zeros;

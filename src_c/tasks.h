@@ -83,6 +83,9 @@ typedef struct {
     const fastopt_rows *rows;
 } fastopt_tensor;
 
+/* Bytes of an element of a buffer. */
+size_t fastopt_itemsize(const fastopt_tensor *tensor, int buffer);
+
 /* The part of a tensor that lies in one task. */
 typedef struct {
     fastopt_tensor *tensor;

@@ -77,13 +77,6 @@ static uint8_t itemsize(const char *storage)
     return sizes[storage_of(storage)];
 }
 
-static size_t itemsize_of(const fastopt_tensor *tensor, int buffer)
-{
-    if (tensor->first_work && buffer >= tensor->first_work)
-        return tensor->itemsizes[0] == 8 ? 8 : 4;
-    return tensor->itemsizes[buffer < 2 ? buffer : 2];
-}
-
 static void run(const fastopt_isa *isa, const struct request *request)
 {
     const fastopt_format *format = &table()->formats[request->format];
@@ -97,7 +90,7 @@ static void run(const fastopt_isa *isa, const struct request *request)
         .call = {
             .size = sizeof tensor.call,
             .coefficients = &coefficients,
-            .factors = request->factors ? factors : NULL,
+            .factors = factors,
             .sums = sums,
             .first_element = request->first_element,
         },
@@ -120,7 +113,7 @@ static void run(const fastopt_isa *isa, const struct request *request)
     read_all(factors, request->factors * sizeof *factors);
     for (int i = 0; i < FASTOPT_MAX_BUFFERS; i++)
         if (request->given >> i & 1) {
-            const size_t bytes = request->count * itemsize_of(&tensor, i);
+            const size_t bytes = request->count * fastopt_itemsize(&tensor, i);
             buffers[i] = allocated(bytes);
             read_all(buffers[i], bytes);
         }
@@ -134,7 +127,7 @@ static void run(const fastopt_isa *isa, const struct request *request)
     for (int i = 0; i < FASTOPT_MAX_BUFFERS; i++)
         if (request->given >> i & 1) {
             if (!request->sums)
-                fwrite(buffers[i], 1, request->count * itemsize_of(&tensor, i), stdout);
+                fwrite(buffers[i], 1, request->count * fastopt_itemsize(&tensor, i), stdout);
             free(buffers[i]);
         }
     fflush(stdout);

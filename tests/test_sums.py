@@ -154,6 +154,18 @@ def test_the_wrong_number_of_factors_is_refused(
     assert content(optimizer, params) == before
 
 
+@pytest.mark.parametrize("wrong", [(), (1.0,) * 9])
+def test_the_wrong_number_of_first_factors_is_refused(
+    variant: Variant, wrong: tuple[Any, ...], monkeypatch: Any
+) -> None:
+    optimizer, params = trained(variant)
+    before = content(optimizer, params)
+    monkeypatch.setattr(variant.cls.algorithm, "first_factors", staticmethod(lambda *_: wrong))
+    with pytest.raises(ValueError, match=r"first_factors must return \d factors, got"):
+        optimizer.step(arrays(9))
+    assert content(optimizer, params) == before
+
+
 def test_bits_depend_on_neither_threads_nor_instruction_set(variant: Variant) -> None:
     found = []
     for isa in fastopt.available_isas():
