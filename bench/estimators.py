@@ -9,20 +9,16 @@ the median of five such runs.
 from __future__ import annotations
 
 import argparse
-from statistics import median
 from typing import Any
 
 import numpy as np
+from networks import BATCH, CLASSES, HIDDEN, PIXELS, compared, name_of
 from sklearn.neural_network import MLPClassifier
 
 import fastopt
 import fastopt.sklearn
 from fastopt.benchmark.internals import Step
-from fastopt.benchmark.timing import in_microseconds, measure
 
-HIDDEN = [(64,), (256, 256), (512, 512)]
-BATCH, PIXELS, CLASSES = 128, 784, 10
-RUNS = 5
 SAME = {"optimizer": fastopt.Adam, "optimizer_options": {"lr": 1e-3, "eps": 0.0, "eps_hat": 1e-8}}
 """scikit-learn's Adam, which adds eps before the bias correction."""
 
@@ -51,11 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     for dtype in ("float64", "float32"):
         for hidden in HIDDEN:
             steps = iterations(hidden, dtype)
-            runs = [measure(steps, lambda _: None, seconds, turn=0.1) for _ in range(RUNS)]
-            theirs, ours = (median(run[name].median for run in runs) for name in steps)
-            network = "-".join(map(str, (PIXELS, *hidden, CLASSES)))
-            times = f"{in_microseconds(theirs)} | {in_microseconds(ours)} | {theirs / ours:.2f}"
-            print(f"| {network} | {dtype} | {times} |", flush=True)
+            print(f"| {name_of(hidden)} | {dtype} | {compared(steps, seconds)} |", flush=True)
 
 
 if __name__ == "__main__":

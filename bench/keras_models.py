@@ -10,21 +10,16 @@ from __future__ import annotations
 
 import argparse
 import os
-from statistics import median
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
 import keras
 import numpy as np
+from networks import BATCH, CLASSES, HIDDEN, PIXELS, compared, name_of
 
 import fastopt.keras
 from fastopt.benchmark.internals import Step
-from fastopt.benchmark.timing import in_microseconds, measure
-
-HIDDEN = [(64,), (256, 256), (512, 512)]
-BATCH, PIXELS, CLASSES = 128, 784, 10
-RUNS = 5
 
 
 def iterations(hidden: tuple[int, ...]) -> dict[str, Step]:
@@ -51,13 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     print("| network | Keras, µs | fastopt, µs | times |\n|---|---|---|---|")
     for hidden in HIDDEN:
         steps = iterations(hidden)
-        runs = [measure(steps, lambda _: None, seconds, turn=0.1) for _ in range(RUNS)]
-        theirs, ours = (median(run[name].median for run in runs) for name in steps)
-        network = "-".join(map(str, (PIXELS, *hidden, CLASSES)))
-        print(
-            f"| {network} | {in_microseconds(theirs)} | {in_microseconds(ours)} | {theirs / ours:.2f} |",
-            flush=True,
-        )
+        print(f"| {name_of(hidden)} | {compared(steps, seconds)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from fastopt._plan import Applied, Trail
 from fastopt._turns import exclusive, reading
 from fastopt.arrays import Array, Key, within
 from fastopt.parameters import by_key, given_by_key
+from fastopt.schedule_free import ScheduleFree
 
 if TYPE_CHECKING:
     from fastopt._plan import Plan, Tensor
@@ -94,7 +95,7 @@ class Average(Follower):
     def __init__(self, opt: Any) -> None:
         if not hasattr(opt, "_plan") or not hasattr(opt, "_turns"):
             raise TypeError(f"opt: expected an optimizer of fastopt, got {options.shown(opt)}; make it first")
-        if hasattr(type(opt), "eval"):
+        if isinstance(opt, ScheduleFree):
             raise TypeError(
                 f"opt: {type(opt).__name__} averages the parameters itself; call opt.eval() for its average"
             )

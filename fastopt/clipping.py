@@ -85,8 +85,9 @@ def clip_grad_adaptive(
     arXiv:2102.06171, section 4.1.
     """
     limit = options.check_limit("clipping", clipping)
+    params, grads = arrays.handed_over(params, grads, "clip_grad_adaptive")
     labels, listed = arrays.labelled(grads)
-    given = _in_order(labels, listed, params, grads)
+    given = _in_order(params, grads)
     gradients = _writable(grads)
     checked = dict(zip((tensor.label for tensor in gradients.tensors), gradients.tensors, strict=True))
     pairs = []
@@ -100,16 +101,16 @@ def clip_grad_adaptive(
                 f"{label}: the parameter has shape {weights.shape} and dtype {weights.dtype}, its gradient shape "
                 f"{own.shape}; pass floats of the same shape"
             )
-        pairs.append((label, weights, own, _units(label, own.ndim, axis)))
+        pairs.append((weights, own, _units(label, own.ndim, axis)))
     arrays.quietly(_clip_units, pairs, limit)
 
 
-def _clip_units(pairs: Sequence[tuple[str, Array, Array, tuple[int, ...]]], limit: float) -> None:
-    for _, weights, grad, axes in pairs:
-        largest = limit * np.maximum(reference.norms_over(storage.widened(weights), axes), _LEAST_WEIGHTS)
-        norm = reference.norms_over(storage.widened(grad), axes)
-        factor = np.where(norm >= largest, largest / np.maximum(norm, _LEAST_GRADIENT), 1.0)
+def _clip_units(pairs: Sequence[tuple[Array, Array, tuple[int, ...]]], limit: float) -> None:
+    for weights, grad, axes in pairs:
         wide = storage.widened(grad)
+        largest = limit * np.maximum(reference.norms_over(storage.widened(weights), axes), _LEAST_WEIGHTS)
+        norm = reference.norms_over(wide, axes)
+        factor = np.where(norm >= largest, largest / np.maximum(norm, _LEAST_GRADIENT), 1.0)
         storage.nearest(grad, wide * factor.astype(wide.dtype))
 
 
@@ -132,19 +133,16 @@ def _units(label: str, ndim: int, axis: int | Sequence[int] | None) -> tuple[int
     return tuple(found)
 
 
-def _in_order(labels: Sequence[str], listed: Sequence[Any], params: Any, grads: Any) -> list[Any]:
-    """The parameters in the order of their gradients."""
-    if isinstance(params, Mapping) != isinstance(grads, Mapping):
-        raise TypeError("params and grads: pass two lists in one order, or two dicts by the same names")
-    if isinstance(params, Mapping) and isinstance(grads, Mapping):
+def _in_order(params: Any, grads: Any) -> list[Any]:
+    """The parameters, two lists or two dicts, in the order of their gradients."""
+    if isinstance(params, dict):
         missing = [name for name in grads if name not in params]
         if missing:
             raise ValueError(f"params: no parameter for the gradient {missing[0]!r}; pass it under the same name")
         return [params[name] for name in grads]
-    found = list(params)
-    if len(found) != len(listed):
-        raise ValueError(f"params: got {len(found)} for {len(listed)} gradients; pass one for each")
-    return found
+    if len(params) != len(grads):
+        raise ValueError(f"params: got {len(params)} for {len(grads)} gradients; pass one for each")
+    return list(params)
 
 
 class GradScaler:

@@ -15,6 +15,7 @@ from sklearn import neural_network
 
 import fastopt
 from fastopt.options import shown
+from fastopt.schedule_free import ScheduleFree
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
 
@@ -85,7 +86,7 @@ class _Network:
         cls, options = self.optimizer, self.optimizer_options
         if not (isinstance(cls, type) and issubclass(cls, fastopt.Optimizer)):
             raise TypeError(f"optimizer: expected a class such as fastopt.Adam, got {shown(cls)}")
-        if hasattr(cls, "eval"):
+        if issubclass(cls, ScheduleFree):
             raise TypeError(
                 f"optimizer: the result of {cls.__name__} is what its eval() gives, which scikit-learn does not call; "
                 "take another class"
