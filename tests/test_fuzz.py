@@ -273,7 +273,8 @@ def make_gradient(world: World, i: int, spec: tuple[str, int, str], in_step: boo
     elif kind == "another parameter":
         grad = world.params[seed % len(world.params)]
     elif kind.endswith("state"):
-        states = [s for s in world.optimizer.state[i].values() if isinstance(s, np.ndarray)]
+        # numbers of a whole tensor are copies, which a gradient may be
+        states = [s for s in world.optimizer.state[i].values() if isinstance(s, np.ndarray) and s.base is not None]
         grad = states[seed % len(states)] if states else None
         if grad is not None and kind[0] == "p" and param.ndim:
             grad = grad[::-1]
