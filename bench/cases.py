@@ -127,7 +127,7 @@ def kernel_step(one: Case, placed: Callable[[Array], Array] = np.copy) -> Step:
 # -- Facts -----------------------------------------------------------------------------------------
 
 
-PACKAGES = ("numba", "numexpr", "jax", "optax", "torch", "deepspeed", "thinc")
+PACKAGES = ("numba", "numexpr", "jax", "optax", "mlx", "torch", "deepspeed", "thinc")
 
 
 def facts() -> dict[str, str]:

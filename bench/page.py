@@ -195,8 +195,9 @@ HOW_TO_READ = f"""\
   *numexpr* the same in as few expressions as possible; *numba* the same as one compiled loop, parallel on more
   than one thread.
 * *torch* is `torch.optim` as a loop over the parameters; *foreach* and *fused* are its faster forms, where it has
-  them. *optax* is jitted, with its buffers donated. *thinc* clears the gradient, and its time includes copying it
-  back. *DeepSpeed* is its optimizer for CPUs.
+  them; *compile* is foreach by way of `torch.compile`. *optax* is jitted, with its buffers donated. *MLX* is compiled,
+  on its CPU backend. *thinc* clears the gradient, and its time includes copying it back. *DeepSpeed* is its
+  optimizer for CPUs.
 * *fastopt* is given its gradients in a list at each step; *fastopt bound* has registered them beforehand with
   `opt.bind`. *Its choice* is the number of threads that fastopt chooses by itself.
 * The *{BANDWIDTH}* is the time of a C loop that reads and writes the bytes of a step without

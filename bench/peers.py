@@ -1,4 +1,4 @@
-"""Other libraries that users would take, each optional: numexpr, JAX with optax, DeepSpeed, thinc.
+"""Other libraries that users would take, each optional: numexpr, JAX with optax, torch.compile, MLX, DeepSpeed, thinc.
 
 `python -m fastopt bench` has NumPy, numba and torch already. The dicts translate our optimizers and options into
 each library's. A function there takes the library, the parameters if it needs them, and the hyper-parameters; it
@@ -76,6 +76,16 @@ THINC: dict[str, Callable[[Any, Hyper], Any]] = {
     "Adam": lambda o, h: o.Adam(
         h["lr"], L2=0.0, beta1=h["betas"][0], beta2=h["betas"][1], eps=h["eps_hat"], grad_clip=0.0
     ),
+}
+
+MLX: dict[str, Callable[[Any, Hyper], Any]] = {
+    "SGD": lambda o, h: o.SGD(h["lr"], h["momentum"], h["weight_decay"], nesterov=h["nesterov"]),
+    "Adagrad": lambda o, h: o.Adagrad(h["lr"], h["eps"]),
+    "RMSprop": lambda o, h: o.RMSprop(h["lr"], h["alpha"], h["eps"]),
+    "Adadelta": lambda o, h: o.AdaDelta(h["lr"], h["rho"], h["eps"]),
+    "Adam": lambda o, h: o.Adam(h["lr"], h["betas"], h["eps"], h["bias_correction"]),
+    "AdamW": lambda o, h: o.AdamW(h["lr"], h["betas"], h["eps"], h["weight_decay"], h["bias_correction"]),
+    "Lion": lambda o, h: o.Lion(h["lr"], h["betas"], h["weight_decay"]),
 }
 
 FORMS: dict[str, dict[str, Hyper]] = {
@@ -214,6 +224,51 @@ class OptaxStep:
         self.jax.block_until_ready((self.params, self.state))
 
 
+# -- torch.compile ---------------------------------------------------------------------------------
+
+
+def torch_compile_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
+    """torch.optim's foreach form, which torch.compile makes loops in C++ of."""
+    step = candidates.torch_step("foreach", case, params, grads)
+    torch = library("torch")
+    torch.compiler.reset()  # it compiles a method of torch.optim for eight optimizers, and no more
+    compiled: Step = torch.compile(step)
+    return compiled
+
+
+# -- MLX -------------------------------------------------------------------------------------------
+
+
+class MlxStep:
+    """A compiled update on MLX's CPU backend, whose arrays do not change in place."""
+
+    def __init__(self, case: Case, params: list[Array], grads: list[Array]) -> None:
+        if case.dtype != "float32":
+            raise Unavailable("MLX has learning rates of float32 alone")
+        self.mlx, self.numpy_params, self.numpy_grads = library("mlx.core"), params, grads
+        self.form, optimizer = make_optimizer("MLX", MLX, case, library("mlx.optimizers"))
+        self.params = {str(k): self.mlx.array(p) for k, p in enumerate(params)}
+        optimizer.init(self.params)
+        self.state = [self.params, optimizer.state]
+
+        def update(grads: Any) -> None:
+            self.params.update(optimizer.apply_gradients(grads, self.params))
+
+        self.update = self.mlx.compile(update, inputs=self.state, outputs=self.state)
+        self.put()
+
+    def put(self) -> None:
+        self.grads = {str(k): self.mlx.array(g) for k, g in enumerate(self.numpy_grads)}
+
+    def get(self) -> None:
+        for mine, theirs in zip(self.numpy_params, self.params.values(), strict=True):
+            mine[...] = theirs
+
+    def __call__(self) -> None:
+        self.update(self.grads)
+        self.mlx.eval(self.state)
+
+
 # -- DeepSpeed -------------------------------------------------------------------------------------
 
 
@@ -277,7 +332,9 @@ CANDIDATES = {
     "numba": candidates.CANDIDATES["numba"],
     "thinc": Candidate(thinc_step, ONE_THREAD, largest=NUMPY_LARGEST),
     "optax": Candidate(OptaxStep, (CPUS,), largest=NUMPY_LARGEST),
+    "MLX": Candidate(MlxStep, (CPUS,), largest=NUMPY_LARGEST),
     **{name: c for name, c in candidates.CANDIDATES.items() if name.startswith("torch")},
+    "torch compile": Candidate(torch_compile_step, largest=NUMPY_LARGEST),
     "DeepSpeed": Candidate(deepspeed_step),
     "fastopt": replace(candidates.CANDIDATES["fastopt"], threads=(*ONE_OR_ALL, None)),
     "fastopt bound": Candidate(bound_step, exact=True, largest=NUMPY_LARGEST),
@@ -285,3 +342,8 @@ CANDIDATES = {
     DIVISION: Candidate(division_step, verify=False),
 }
 """Everything that is measured, in the order of the tables' columns."""
+
+
+def compiles_long(name: str, case: Case) -> bool:
+    """Whether a candidate takes minutes before its first step: those that compile a loop for each array."""
+    return name in ("optax", "MLX", "torch compile") and len(case.shapes) > 100

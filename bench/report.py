@@ -28,7 +28,7 @@ from formats import measured_formats
 from iteration import MODELS, SHORT, Iteration, bare_steps, torch_iteration
 from limits import BANDWIDTH, division_step
 from page import one_core, page, with_summary
-from peers import CANDIDATES
+from peers import CANDIDATES, compiles_long
 from pictures import draw
 from results import REPEAT, Results
 from whole_step import SIZES, measured_whole
@@ -70,9 +70,9 @@ def step_cases(full: bool) -> list[Case]:
 def measured_steps(one: Case, full: bool, seconds: float) -> dict[str, Any]:
     candidates = {**CANDIDATES, REPEAT: CANDIDATES["fastopt bound"]}
     reasons = {}
-    if not full and len(one.shapes) > 100:
-        del candidates["optax"]
-        reasons["optax"] = "takes long to compile a step of many arrays; the full form measures it"
+    for name in [] if full else [name for name in candidates if compiles_long(name, one)]:
+        del candidates[name]
+        reasons[name] = "takes long to compile a step of many arrays; the full form measures it"
     timings, others = measure_case(one, candidates, seconds)
     return {
         "optimizer": one.label,

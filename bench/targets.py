@@ -183,8 +183,19 @@ def numba_in_the_cache(results: Results) -> Iterable[tuple[float | None, object]
 
 # -- The list --------------------------------------------------------------------------------------
 
-NOT_FUSED = ("RMSprop", "RMSprop momentum", "RMSprop centered", "RMSprop momentum centered", "Adadelta")
-"""The optimizers that torch does not fuse on a CPU."""
+NOT_FUSED: dict[str, tuple[float, Sequence[str]]] = {
+    "RMSprop and Adadelta": (
+        4,
+        ["RMSprop", "RMSprop momentum", "RMSprop centered", "RMSprop momentum centered", "Adadelta"],
+    ),
+    "NAdam and RAdam": (3.5, ["NAdam", "RAdam"]),
+    "Adamax": (2.5, ["Adamax"]),
+    "ASGD": (1.5, ["ASGD"]),
+}
+"""Optimizers that torch does not fuse on a CPU, and how many times as long as fastopt it is to take for them."""
+
+TWO_SIZES = (FIRST, "1 x 2^24")
+AT_TWO_SIZES = " and ".join(TWO_SIZES)
 
 TORCH = ("torch", "torch foreach", "torch fused")
 
@@ -203,6 +214,13 @@ OF_BOTH = f"{OF_BANDWIDTH}, or division and square root where they are slower"
 BEST_TORCH = "torch's fastest form"
 BY_FASTOPT = "takes {} as long as fastopt"
 BY_BOUND = f"{BY_FASTOPT} with bound gradients"
+
+
+def of_torch(names: str) -> Target:
+    limit, optimizers = NOT_FUSED[names]
+    figures = slower_than("fastopt", TORCH, optimizers, TWO_SIZES)
+    return Target(f"{names}, {AT_TWO_SIZES}", f"{BEST_TORCH} {BY_FASTOPT}", limit, figures)
+
 
 TARGETS = [
     Target(ONE_LARGE, OF_BANDWIDTH, 0.95, share_of_limit((BANDWIDTH,), is_large), unit="%"),
@@ -230,12 +248,7 @@ TARGETS = [
     Target(
         ADAM_SMALL, f"torch's fastest form {BY_FASTOPT}", 15, slower_than("fastopt", TORCH, "Adam", "1 x 1,000")
     ),
-    Target(
-        "RMSprop and Adadelta, 1 x 2^20 and 1 x 2^24",
-        f"{BEST_TORCH} {BY_FASTOPT}",
-        4,
-        slower_than("fastopt", TORCH, NOT_FUSED, (FIRST, "1 x 2^24")),
-    ),
+    of_torch("RMSprop and Adadelta"),
     Target(
         ITERATION,
         "the step takes {} of the iteration",
@@ -288,6 +301,15 @@ TARGETS = [
         1.2,
         whole_step(NORM, PLAIN, "1 x 2^24"),
         at_least=False,
+    ),
+    *(of_torch(names) for names in [*NOT_FUSED][1:]),
+    Target(
+        f"{', '.join(NOT_FUSED)}, {AT_TWO_SIZES}",
+        f"torch.compile's form {BY_FASTOPT}",
+        2,
+        slower_than(
+            "fastopt", "torch compile", [one for _, names in NOT_FUSED.values() for one in names], TWO_SIZES
+        ),
     ),
 ]
 """Where a ratio is to be 1, 5 % are left for the noise."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cases import WORKLOADS, all_variants, case, facts
-from peers import CANDIDATES
+from peers import CANDIDATES, compiles_long
 
 import fastopt
 from fastopt.benchmark.candidates import Unavailable, use_threads
@@ -29,7 +29,7 @@ def _defaults() -> Iterator[None]:
 
 def in_short_run(case: Case, column: Column) -> bool:
     """Every optimizer on one thread where a step is short; Adam alone where it takes a tenth of a second."""
-    if column[1] != CANDIDATES[column[0]].threads[0]:
+    if column[1] != CANDIDATES[column[0]].threads[0] or compiles_long(column[0], case):
         return False
     if case.dtype == "float64":
         return case.workload == "1 x 2^16"
