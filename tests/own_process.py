@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 P = ParamSpec("P")
 
@@ -55,6 +56,19 @@ def own_process(test: Callable[P, None]) -> Callable[P, None]:
         run(f"import {module}; {module}.{name}.__wrapped__(*{args!r}, **{kwargs!r})")
 
     return outside
+
+
+def in_a_new_process(work: Callable[[Any], Any], argument: Any, folder: Path) -> Any:
+    """What a function of a test's module returns in a new process; a folder for the files that carry it over."""
+    file, module = folder / "content.pickle", Path(work.__code__.co_filename).stem
+    file.write_bytes(pickle.dumps(argument))
+    run(f"import own_process, {module}; own_process.replace_by_result({module}.{work.__name__}, {str(file)!r})")
+    return pickle.loads(file.read_bytes())
+
+
+def replace_by_result(work: Callable[[Any], Any], name: str) -> None:
+    file = Path(name)
+    file.write_bytes(pickle.dumps(work(pickle.loads(file.read_bytes()))))
 
 
 def fork(work: Callable[[], int | None], seconds: float = 30) -> int | None:

@@ -21,11 +21,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import own_process
 import pytest
 import table
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_process import in_a_new_process
 
 import fastopt
 from fastopt import schedules
@@ -470,12 +470,10 @@ def test_tensors_of_torch_are_numbers() -> None:
     assert cosine(torch.tensor(0.5), torch.tensor(10)) == cosine(0.5, 10)
 
 
-def second_halves(file: str) -> None:
-    """Writes the numbers of the second half of a run, then of the first half backwards, of the schedules of a file."""
-    found = []
-    for schedule in pickle.loads(Path(file).read_bytes()):
-        found.append([schedule(k) for k in range(500, 1000)] + [schedule(k) for k in reversed(range(500))])
-    Path(file).write_bytes(pickle.dumps(found))
+def second_halves(samples: list[Schedule]) -> list[list[float]]:
+    """The numbers of the second half of a run, then of the first half backwards."""
+    steps = [*range(500, 1000), *reversed(range(500))]
+    return [[schedule(k) for k in steps] for schedule in samples]
 
 
 def test_a_new_process_has_the_same_bits(tmp_path: Path) -> None:
@@ -483,14 +481,6 @@ def test_a_new_process_has_the_same_bits(tmp_path: Path) -> None:
     for schedule, found in zip(SAMPLES, in_a_new_process(second_halves, SAMPLES, tmp_path), strict=True):
         whole = numbers(copy.deepcopy(schedule))
         assert found == whole[500:] + whole[499::-1], schedule
-
-
-def in_a_new_process(work: Callable[[str], None], content: Any, folder: Path) -> Any:
-    """What a function of this module, called in a new process, makes of the content of a file."""
-    file = folder / "content.pickle"
-    file.write_bytes(pickle.dumps(content))
-    own_process.run(f"import test_schedules; test_schedules.{work.__name__}({str(file)!r})")
-    return pickle.loads(file.read_bytes())
 
 
 # -- Schedules in optimizers --
@@ -548,14 +538,14 @@ def test_every_number_of_an_optimizer_may_be_a_schedule(cls: type[fastopt.Optimi
             assert trained(optimizer, params, range(12)) == trained(other, others, range(12), options)
 
 
-def resumed_in_a_new_process(file: str) -> None:
-    """Writes what trainings that are resumed from a file end with."""
+def resumed_trainings(saved: list[Any]) -> list[Any]:
+    """What saved trainings end with."""
     found = []
-    for name, options, params, state in pickle.loads(Path(file).read_bytes()):
+    for name, options, params, state in saved:
         optimizer = getattr(fastopt, name)(params, **options)
         optimizer.load_state_dict(state)
         found.append(trained(optimizer, params, range(7, 12)))
-    Path(file).write_bytes(pickle.dumps(found))
+    return found
 
 
 def test_an_optimizer_resumes_in_a_new_process_by_its_step_count(tmp_path: Path) -> None:
@@ -567,7 +557,7 @@ def test_an_optimizer_resumes_in_a_new_process_by_its_step_count(tmp_path: Path)
         trained(optimizer, params, range(7))
         saved.append((cls.__name__, options, copy.deepcopy(params), optimizer.state_dict()))
         whole.append(trained(optimizer, params, range(7, 12)))
-    assert in_a_new_process(resumed_in_a_new_process, saved, tmp_path) == whole
+    assert in_a_new_process(resumed_trainings, saved, tmp_path) == whole
 
 
 def a_run(schedule: Any) -> tuple[fastopt.Optimizer, list[np.ndarray]]:
@@ -587,10 +577,10 @@ def half_a_run(schedule: Any, optimizer: fastopt.Optimizer, params: list[np.ndar
     return bits
 
 
-def resumed_halves(file: str) -> None:
-    """Writes what runs end with that are resumed from a file, each with a schedule that is made anew."""
+def resumed_halves(saved: list[Any]) -> list[Any]:
+    """What saved runs end with, each with a schedule that is made anew."""
     found = []
-    for code, state, of_plateau, kept in pickle.loads(Path(file).read_bytes()):
+    for code, state, of_plateau, kept in saved:
         schedule = eval(code, {**vars(DRAWN), **vars(schedules)})
         if of_plateau is not None:
             schedule.load_state_dict(of_plateau)
@@ -599,7 +589,7 @@ def resumed_halves(file: str) -> None:
             param[...] = value
         optimizer.load_state_dict(state)
         found.append(half_a_run(schedule, optimizer, params, range(500, 1000)))
-    Path(file).write_bytes(pickle.dumps(found))
+    return found
 
 
 def test_a_run_resumes_in_the_middle_of_every_schedule_in_a_new_process(tmp_path: Path) -> None:
