@@ -231,6 +231,8 @@ def test_refusals() -> None:
         adaptor.Optimizer("ScheduleFreeAdamW", LR)
     with pytest.raises(TypeError, match="weigth_decay"):
         adaptor.Optimizer("AdamW", LR, options={"weigth_decay": 0.1})
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'lr'"):
+        adaptor.Optimizer("AdamW", LR, options={"lr": 0.1})
     weights, before = np.ones(3, np.float32), np.ones(3, np.float32)
     for options in {"L2": 200.0}, {"L2": 100.0, "beta1": 2.0}:
         optimizer = adaptor.Adam(LR, **options)
