@@ -194,11 +194,12 @@ class Optimizer(_Optimizer):
         use_averages: bool = True,
     ) -> None:
         super().__init__(learn_rate, grad_clip=grad_clip, use_averages=use_averages)
-        cls: Any = getattr(fastopt, name, None) if isinstance(name, str) else None
+        cls = getattr(fastopt, name, None) if isinstance(name, str) else None
         if not (isinstance(cls, type) and issubclass(cls, fastopt.Optimizer)) or cls is fastopt.Optimizer:
             raise ValueError(f"name: expected the name of an optimizer such as 'Adam', got {shown(name)}")
         if issubclass(cls, ScheduleFree):
             raise ValueError(
                 f"name: the result of {name} is what its eval() gives, which thinc does not call; take another class"
             )
-        self.steps = cls(lr=self._current("_lr"), **options or {})
+        make: Any = cls
+        self.steps = make(lr=self._current("_lr"), **options or {})
