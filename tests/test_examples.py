@@ -231,10 +231,15 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path, script: st
     assert isinstance(exit.value.code, str)
 
 
-@pytest.mark.parametrize("name", ["sklearn_weights", "late_parameters", "array_by_array"])
+PROGRAMS = sorted(path.stem for path in (EXAMPLES / "programs").glob("*.py") if path.stem != "comparison")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_train_as_with_their_own_optimizer(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if name == "autograd_gradients":
+        pytest.importorskip("autograd")
     monkeypatch.syspath_prepend(EXAMPLES / "programs")
     program, comparison = importlib.import_module(name), importlib.import_module("comparison")
     losses = comparison.compare(program.train, epochs=12)
