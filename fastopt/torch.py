@@ -7,12 +7,14 @@ torch's and have no effect. What fastopt cannot compute is refused by name; step
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from operator import is_
 from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from fastopt import optimizers
 from fastopt._kernels import TABLE
@@ -37,9 +39,13 @@ def _tensor(array: Any) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def _identity(p: torch.Tensor) -> tuple[Any, ...]:
-    """What the arrays of a parameter depend on; .double() and .data = … change it."""
-    return p.data_ptr(), p.dtype, p.shape, p.stride()
+def _places(params: Iterable[torch.Tensor]) -> tuple[list[int], list[Any]]:
+    """Where the elements of parameters lie; .double() and .data = … change it.
+
+    Another dtype has other memory, since the old one is kept, and a gradient of another shape is refused.
+    """
+    params = list(params)
+    return list(map(torch.Tensor.data_ptr, params)), list(map(torch.Tensor.stride, params))
 
 
 def _axes(p: torch.Tensor) -> list[int]:
@@ -55,12 +61,13 @@ class _Engine:
         cls = getattr(optimizers, type(owner).__name__)
         self.groups = owner.param_groups
         self.params = [p for group in self.groups for p in group["params"]]
-        self.identities = [_identity(p) for p in self.params]
+        self.places = _places(self.params)
         self.sizes = [len(group["params"]) for group in self.groups]
         for index, p in enumerate(self.params):
             _check(index, p)
         self.axes = [_axes(p) for p in self.params]
         self.is_plain = [axes == list(range(len(axes))) for axes in self.axes]
+        self.are_all_plain = all(self.is_plain)
         views = [p.detach().permute(axes) for p, axes in zip(self.params, self.axes, strict=True)]
         # a parameter with gaps is updated in a copy, which is written back
         self.copies = [(view, view.contiguous()) for view in views if not view.is_contiguous()]
@@ -74,7 +81,7 @@ class _Engine:
         self.optimizer = cls(groups)
         algorithm = cls.algorithm
         self.numbers = [algorithm.states[letter] for letter in TABLE[algorithm.formula]["numbers"]]
-        self.steps = np.zeros(
+        self.steps: Any = np.zeros(
             len(arrays), np.float64 if torch.get_default_dtype() == torch.float64 else np.float32
         )
         self.tensors = [self._states(index) for index in range(len(arrays))]
@@ -88,13 +95,9 @@ class _Engine:
 
     def _note_entries(self, owner: _Adaptor) -> None:
         """Records the tensors that torch's dict shows, so that the next step can tell whether they were replaced."""
-        indices = [i for i, seen in enumerate(self.seen) if seen]
-        self.keys = [self.params[i] for i in indices]
-        self.entries = [owner.state[p] for p in self.keys]
-        found = [(owner.state[self.params[i]], *item) for i in indices for item in self.tensors[i].items()]
-        self.holders = [entry for entry, _, _ in found]
-        self.labels = [name for _, name, _ in found]
-        self.shown = [tensor for _, _, tensor in found]
+        self.keys, self.entries = list(owner.state), list(owner.state.values())
+        self.shown = list(chain.from_iterable(map(dict.values, self.entries)))
+        self.are_all_seen = all(self.seen)
 
     def options(self, group: dict[str, Any]) -> dict[str, Any]:
         """The options of one of torch's groups, as numbers."""
@@ -125,7 +128,11 @@ class _Engine:
         """Copies the states that torch's dict holds into the optimizer."""
         found: dict[int, Any] = {}
         for index, p in enumerate(self.params):
-            known = {name: value for name, value in states.get(p, {}).items() if value is not None}
+            known = {  # other entries are the user's own, and stay where they are
+                name: value
+                for name, value in states.get(p, {}).items()
+                if value is not None and (name in self.tensors[index] or name == "step")
+            }
             if not known:
                 continue
             entry = {
@@ -153,27 +160,42 @@ class _Engine:
     def fits(self, owner: _Adaptor) -> bool:
         """Whether groups, parameters, their memory and their states are those that the engine was made for."""
         params = [p for group in owner.param_groups for p in group["params"]]
+        state = owner.state
         return (
             [len(group["params"]) for group in owner.param_groups] == self.sizes
-            and all(map(operator.is_, params, self.params))
-            and [_identity(p) for p in params] == self.identities
-            and all(map(operator.is_, map(owner.state.get, self.keys), self.entries))
-            and all(map(operator.is_, map(dict.get, self.holders, self.labels), self.shown))
+            and all(map(is_, params, self.params))
+            and _places(params) == self.places
+            and len(state) == len(self.keys)
+            and all(map(is_, state, self.keys))
+            and all(map(is_, state.values(), self.entries))
+            and sum(map(len, self.entries)) == len(self.shown)
+            and all(map(is_, chain.from_iterable(map(dict.values, self.entries)), self.shown))
             and bool((self.steps == self.steps_expected).all())
         )
 
-    def step(self, owner: _Adaptor) -> None:
-        grads: list[Any] = []
-        for index, p in enumerate(self.params):
-            grad = p.grad
+    def plain_arrays(self, grads: list[Any]) -> list[Any] | None:
+        """The gradients' memory as arrays; None where one is missing, or `arrays` has to look at each."""
+        try:
+            return list(map(torch.Tensor.numpy, grads)) if self.are_all_plain else None
+        except (TypeError, RuntimeError):
+            return None
+
+    def arrays(self, grads: list[Any]) -> list[Any]:
+        """The gradients' memory as arrays, with the axes of the parameters' arrays; None for those that are missing."""
+        found: list[Any] = []
+        for index, grad in enumerate(grads):
             if grad is None:
-                grads.append(None)
+                found.append(None)
                 continue
             if not grad.is_cpu:
                 raise ValueError(f"gradient of parameter {index}: on {grad.device}; fastopt needs it on the CPU")
             if grad.requires_grad:
                 grad = grad.detach()
-            grads.append(_array(grad if self.is_plain[index] else grad.permute(self.axes[index])))
+            found.append(_array(grad if self.is_plain[index] else grad.permute(self.axes[index])))
+        return found
+
+    def step(self, owner: _Adaptor, grads: list[Any], moved: Sequence[int]) -> None:
+        """Makes a step; moved: the numbers of the parameters that have a gradient."""
         for ours, theirs in zip(self.optimizer.param_groups, owner.param_groups, strict=True):
             for name, value in self.options(theirs).items():
                 if ours[name] != value:
@@ -183,17 +205,17 @@ class _Engine:
         self.optimizer.step(grads)
         for view, copy in self.copies:
             view.copy_(copy)
-        stepped = [grad is not None for grad in grads]
-        self._show_numbers(i for i, moved in enumerate(stepped) if moved)
-        np.add(self.steps, 1, out=self.steps, where=np.array(stepped))
+        self._show_numbers(moved)
+        are_all = len(moved) == len(grads)
+        self.steps[slice(None) if are_all else moved] += 1
         np.copyto(self.steps_expected, self.steps)
-        new = [i for i, seen in enumerate(self.seen) if stepped[i] and not seen]
+        new = [] if self.are_all_seen else [i for i in moved if not self.seen[i]]
         for index in new:  # torch, too, shows a state from the first gradient on
             self.seen[index] = True
             owner.state[self.params[index]].update(self.tensors[index])
         if new:
             self._note_entries(owner)
-        torch.autograd.graph.increment_version([p for p, moved in zip(self.params, stepped, strict=True) if moved])
+        torch.autograd.graph.increment_version(self.params if are_all else [self.params[i] for i in moved])
 
 
 def _number(value: Any) -> Any:
@@ -232,21 +254,50 @@ class _Adaptor(torch.optim.Optimizer):  # type: ignore[misc]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient, in one call; the closure, if any, is called first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        if any(p.grad is not None and p.grad.is_sparse for group in self.param_groups for p in group["params"]):
-            self._engine = None
-            theirs: Any = type(self).__mro__[2]
-            step = theirs.step
-            # hooks and profiler are around this call already
-            (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
-            return loss
-        if self._engine is None or not self._engine.fits(self):
-            self._engine = _Engine(self)
-        self._engine.step(self)
+        return (_observed_step if _is_observed(self) else _step)(self, closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  # else torch would call `_observed_step`, in every step
+
+
+def _step(self: Any, closure: Callable[[], Any] | None) -> Any:
+    loss = None
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+    grads = [p.grad for group in self.param_groups for p in group["params"]]
+    engine = self._engine
+    if engine is not None and not engine.fits(self):
+        engine = self._engine = None
+    arrays = None if engine is None else engine.plain_arrays(grads)
+    if arrays is not None:
+        engine.step(self, arrays, range(len(arrays)))
         return loss
+    if any(grad is not None and grad.is_sparse for grad in grads):
+        self._engine = None
+        theirs: Any = type(self).__mro__[2]
+        step = theirs.step
+        # hooks and profiler are around this call already
+        (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
+        return loss
+    if engine is None:
+        engine = self._engine = _Engine(self)
+    engine.step(self, engine.arrays(grads), [i for i, grad in enumerate(grads) if grad is not None])
+    return loss
+
+
+_observed_step = torch.optim.Optimizer.profile_hook_step(_step)
+"""The step with torch's hooks and its mark for profilers around it, which cost as much as a step of a small model."""
+
+
+def _is_observed(optimizer: Any) -> bool:
+    """Whether there is a hook or a profiler."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+        or torch._C._autograd._profiler_enabled()
+    )
 
 
 def _made(name: str) -> type[_Adaptor]:

@@ -327,6 +327,76 @@ def test_hooks_run_once_where_torch_makes_the_step() -> None:
     assert calls == ["before"]
 
 
+def test_global_hooks_and_profilers_see_a_step() -> None:
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    optimizer, calls = fastopt.torch.Adam([p]), []
+    handle = register_optimizer_step_pre_hook(lambda *_: calls.append(1))
+    optimizer.step()
+    handle.remove()
+    optimizer.step()
+    assert calls == [1]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    assert "Optimizer.step#Adam.step" in {event.key for event in profile.key_averages()}
+    assert optimizer.state[p]["step"] == 3
+
+
+def test_states_that_come_and_go_take_effect() -> None:
+    def optimizer_and_params() -> Any:
+        params = [torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2)]
+        return params, fastopt.torch.Adam(params), torch.optim.Adam
+
+    params, ours, theirs_of = optimizer_and_params()
+    copies = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    theirs = theirs_of(copies)
+
+    def steps(count: int, gradients: Any = (1.0, -2.0)) -> None:
+        for _ in range(count):
+            for of in params, copies:
+                for p, value in zip(of, gradients, strict=True):
+                    p.grad = None if value is None else torch.full_like(p, value)
+            ours.step()
+            theirs.step()
+            for a, b in zip(params, copies, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+    steps(2, (1.0, None))  # the second has no state yet
+    _ = ours.state[params[1]], theirs.state[copies[1]]  # nor when it is looked at
+    steps(2, (1.0, None))
+    steps(2)
+    for optimizer, p in (ours, params[0]), (theirs, copies[0]):
+        del optimizer.state[p]  # it begins anew
+    steps(3)
+    for optimizer, p in (ours, params[1]), (theirs, copies[1]):
+        optimizer.state[p]["exp_avg"] = torch.full_like(p, 5.0)
+        optimizer.state[p]["of the user"] = "kept"
+    steps(3)
+    assert ours.state[params[1]]["of the user"] == "kept"
+
+
+@pytest.mark.parametrize("change", ["transposed", "moved", "double"])
+def test_a_parameter_whose_memory_is_seen_another_way(change: str) -> None:
+    found = []
+    for cls in fastopt.torch.Adam, torch.optim.Adam:
+        p = torch.nn.Parameter(torch.arange(9.0).reshape(3, 3))
+        optimizer = cls([p])
+        for k in range(4):
+            if k == 2:
+                changed = {"transposed": p.data.t(), "moved": p.data.clone(), "double": p.data.double()}
+                p.data = changed[change]
+                p.grad = None
+                if change == "double":
+                    for name in "exp_avg", "exp_avg_sq":
+                        optimizer.state[p][name] = optimizer.state[p][name].double()
+            p.grad = torch.arange(9.0, dtype=p.dtype).reshape(3, 3) + k
+            optimizer.step()
+        found.append(p.detach().clone())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
+
+
 def test_what_cannot_be_updated_is_refused_by_name() -> None:
     for tensor, error, words in [
         (torch.ones(2, device="meta"), ValueError, "parameter 0: on meta"),
