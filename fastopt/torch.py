@@ -7,6 +7,7 @@ torch's and have no effect. What fastopt cannot compute is refused by name; step
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from operator import is_
@@ -39,6 +40,25 @@ def _tensor(array: Any) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
+def _local(tensor: Any) -> torch.Tensor:
+    """A tensor's own memory: of FSDP2's, which are spread over processes, the part in this one."""
+    return tensor.detach().to_local() if _is_spread(tensor) else tensor  # type: ignore[no-any-return]
+
+
+def _is_spread(tensor: Any) -> bool:
+    module: Any = sys.modules.get("torch.distributed.tensor")  # slow to import, and there if such a tensor is
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def _like(tensor: Any, part: torch.Tensor) -> torch.Tensor:
+    """A tensor spread as another one is, of its part in this process; the part itself if that one is not spread."""
+    if not _is_spread(tensor):
+        return part
+    return type(tensor).from_local(  # type: ignore[no-any-return]
+        part, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+    )
+
+
 def _places(params: Iterable[torch.Tensor]) -> tuple[list[int], list[Any]]:
     """Where the elements of parameters lie; .double() and .data = … change it.
 
@@ -61,14 +81,16 @@ class _Engine:
         cls = getattr(optimizers, type(owner).__name__)
         self.groups = owner.param_groups
         self.params = [p for group in self.groups for p in group["params"]]
-        self.places = _places(self.params)
+        self.are_spread = any(map(_is_spread, self.params))
+        self.places = _places(self._parts(self.params))
         self.sizes = [len(group["params"]) for group in self.groups]
         for index, p in enumerate(self.params):
-            _check(index, p)
-        self.axes = [_axes(p) for p in self.params]
+            _check(index, p, takes_whole_matrices=bool(TABLE[cls.algorithm.formula]["work"]))
+        parts = self._parts([p.detach() for p in self.params])
+        self.axes = [_axes(part) for part in parts]
         self.is_plain = [axes == list(range(len(axes))) for axes in self.axes]
-        self.are_all_plain = all(self.is_plain)
-        views = [p.detach().permute(axes) for p, axes in zip(self.params, self.axes, strict=True)]
+        self.are_all_plain = all(self.is_plain) and not self.are_spread
+        views = [part.permute(axes) for part, axes in zip(parts, self.axes, strict=True)]
         # a parameter with gaps is updated in a copy, which is written back
         self.copies = [(view, view.contiguous()) for view in views if not view.is_contiguous()]
         copies = iter(self.copies)
@@ -93,6 +115,9 @@ class _Engine:
                 owner.state[p].update(tensors)
         self._note_entries(owner)
 
+    def _parts(self, params: list[Any]) -> list[torch.Tensor]:
+        return [_local(p) for p in params] if self.are_spread else params
+
     def _note_entries(self, owner: _Adaptor) -> None:
         """Records the tensors that torch's dict shows, so that the next step can tell whether they were replaced."""
         self.keys, self.entries = list(owner.state), list(owner.state.values())
@@ -116,7 +141,7 @@ class _Engine:
         states = {
             name: torch.tensor(float(array), dtype=torch.float64)
             if name in self.numbers
-            else _tensor(array).permute(tuple(back))
+            else _like(self.params[index], _tensor(array).permute(tuple(back)))
             for name, array in self.optimizer.state[index].items()
             if name != "step"
         }
@@ -136,7 +161,7 @@ class _Engine:
             if not known:
                 continue
             entry = {
-                name: value.to(p.dtype).permute(self.axes[index])
+                name: _local(value).to(p.dtype).permute(self.axes[index])
                 if name in self.tensors[index] and name not in self.numbers
                 else value
                 for name, value in known.items()
@@ -164,7 +189,7 @@ class _Engine:
         return (
             [len(group["params"]) for group in owner.param_groups] == self.sizes
             and all(map(is_, params, self.params))
-            and _places(params) == self.places
+            and _places(self._parts(params)) == self.places
             and len(state) == len(self.keys)
             and all(map(is_, state, self.keys))
             and all(map(is_, state.values(), self.entries))
@@ -191,6 +216,7 @@ class _Engine:
                 raise ValueError(f"gradient of parameter {index}: on {grad.device}; fastopt needs it on the CPU")
             if grad.requires_grad:
                 grad = grad.detach()
+            grad = _local(grad)
             found.append(_array(grad if self.is_plain[index] else grad.permute(self.axes[index])))
         return found
 
@@ -224,13 +250,18 @@ def _number(value: Any) -> Any:
     return tuple(_number(x) for x in value) if isinstance(value, tuple | list) else value
 
 
-def _check(index: int, p: torch.Tensor) -> None:
+def _check(index: int, p: torch.Tensor, takes_whole_matrices: bool = False) -> None:
     """Refuses a parameter that fastopt cannot update."""
     if not p.is_cpu:
         raise ValueError(f"parameter {index}: on {p.device}; fastopt updates on the CPU; use torch.optim there")
     if p.dtype not in DTYPES:
         raise TypeError(f"parameter {index}: {shown(p.dtype)}; fastopt updates float32, float64 and bfloat16")
-    if type(p) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+    if _is_spread(p):
+        if takes_whole_matrices:
+            raise TypeError(
+                f"parameter {index}: its parts lie in several processes, and Muon needs whole matrices"
+            )
+    elif type(p) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
         raise TypeError(f"parameter {index}: {type(p).__name__} has no memory of its own; use torch.optim")
 
 

@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -288,32 +289,59 @@ def test_sparse_gradients_do_as_in_torch() -> None:
     assert torch.equal(*found)
 
 
-TWO_PROCESSES = """
-import sys, torch, torch.distributed as dist, torch.multiprocessing as mp
-sys.path.insert(0, {tests!r})
-
-def work(rank, port):
-    from test_torch_adaptor import Training, adaptor
-    dist.init_process_group("gloo", init_method="file://{path}", rank=rank, world_size=2)
+def zero_redundancy(training: Training, cls: Any) -> Callable[[], None]:
+    """Gives a training to two processes; returns what is to happen in the middle."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    training.model = torch.nn.parallel.DistributedDataParallel(training.model)
+    training.optimizer = ZeroRedundancyOptimizer(training.model.parameters(), optimizer_class=cls, lr=0.01)
+    return lambda: None
+
+
+def fully_sharded(training: Training, cls: Any) -> Callable[[], None]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(training.model, mesh=init_device_mesh("cpu", (2,)))
+    params = list(training.model.parameters())
+    training.optimizer = cls(params, lr=0.01, weight_decay=0.1)
+
+    def swap() -> None:
+        """Goes on with a state dict of the other class."""
+        state = training.optimizer.state_dict()
+        assert all(type(one["exp_avg"]) is type(p) for one, p in zip(state["state"].values(), params, strict=True))
+        other = adaptor.Adam if cls is torch.optim.Adam else torch.optim.Adam
+        training.optimizer = other(params)
+        training.optimizer.load_state_dict(state)
+
+    with pytest.raises(TypeError, match="Muon needs whole matrices"):
+        muon = adaptor.Muon([p for p in params if p.dim() == 2])
+        for p in params:
+            p.grad = p.detach()
+        muon.step()
+    return swap
+
+
+def two_processes(rank: int, meeting: str, name: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     found = []
     for cls in torch.optim.Adam, adaptor.Adam:
         training = Training(cls)
-        training.model = torch.nn.parallel.DistributedDataParallel(training.model)
-        training.optimizer = ZeroRedundancyOptimizer(training.model.parameters(), optimizer_class=cls, lr=0.01)
+        in_the_middle = globals()[name](training, cls)
+        training.go(4)
+        in_the_middle()
         training.go(4)
         found.append(list(training.model.parameters()))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-    dist.destroy_process_group()
-
-if __name__ == "__main__":
-    context = mp.start_processes(work, (0,), nprocs=2, start_method="fork")
-"""
+    torch.distributed.destroy_process_group()
 
 
-def test_zero_redundancy_in_two_processes(tmp_path: Any) -> None:
-    run(TWO_PROCESSES.format(tests=__file__.rpartition("/")[0], path=tmp_path / "meeting"))
+@pytest.mark.parametrize("name", ["zero_redundancy", "fully_sharded"])
+def test_two_processes(tmp_path: Any, name: str) -> None:
+    start = "start_processes(module.two_processes, {!r}, nprocs=2, start_method='fork')"
+    arguments = (str(tmp_path / "meeting"), name)
+    run(f"import torch.multiprocessing as mp, test_torch_adaptor as module; mp.{start.format(arguments)}")
 
 
 def test_hooks_run_once_where_torch_makes_the_step() -> None:
