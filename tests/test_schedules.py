@@ -14,7 +14,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -510,6 +510,11 @@ def now(options: dict[str, Any], k: int) -> dict[str, Any]:
     return {name: number(value) for name, value in options.items()}
 
 
+@cache
+def noise(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
 def trained(
     optimizer: fastopt.Optimizer, params: list[np.ndarray], steps: range, options: dict[str, Any] | None = None
 ) -> bytes:
@@ -517,7 +522,7 @@ def trained(
     for k in steps:
         if options is not None:
             optimizer.param_groups[0].update(now(options, k))
-        optimizer.step([np.random.default_rng(k).standard_normal(p.shape) - p for p in params])
+        optimizer.step([noise(k, p.shape) - p for p in params])
     states = optimizer.state_dict()["state"].values()
     arrays = [*params, *(value for state in states for name, value in state.items() if name != "step")]
     return b"".join(array.tobytes() for array in arrays)
@@ -570,9 +575,11 @@ def a_run(schedule: Any) -> tuple[fastopt.Optimizer, list[np.ndarray]]:
 
 def half_a_run(schedule: Any, optimizer: fastopt.Optimizer, params: list[np.ndarray], steps: range) -> bytes:
     """The bits of a run after steps; after every tenth a plateau is told a measure."""
+    if not isinstance(schedule, ReduceLROnPlateau):
+        return trained(optimizer, params, steps)
     for k in steps:
         bits = trained(optimizer, params, range(k, k + 1))
-        if isinstance(schedule, ReduceLROnPlateau) and k % 10 == 9:
+        if k % 10 == 9:
             schedule.step(LOSSES[k // 10])
     return bits
 
