@@ -97,12 +97,18 @@ def _memory(variable: Any) -> Any:
 class _Adaptor:
     """What the classes of this module change in Keras': the update of all variables."""
 
+    _rule: Rule | None = None
+
     def _backend_update_step(
         self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
     ) -> None:
         own: Any = self
-        function, names, options = RULES[type(self).__mro__[2].__name__](self)
-        options |= {"lr": float(learning_rate), "step": int(own.iterations) + 1}
+        rule = RULES[type(self).__mro__[2].__name__](self)
+        if rule != self._rule:
+            self.__dict__["_rule"] = rule  # past Keras, which would save it
+        # an equal rule's own objects are given again, for fastopt knows these and need not check them
+        function, names, options = self.__dict__["_rule"]
+        options = options | {"lr": float(learning_rate), "step": int(own.iterations) + 1}
         calls = []
         for variable, grad in zip(trainable_variables, grads, strict=True):
             index = own._get_variable_index(variable)
@@ -110,9 +116,12 @@ class _Adaptor:
             states = [getattr(own, name)[index] if name else None for name in names]
             arrays = [state if state is None else _memory(state) for state in states]
             gradient = _array(grad.detach().to(variable.value.dtype))
-            calls.append((_memory(variable), gradient, *arrays, index))
-        for *given, index in calls:
-            function(*given, seed=index, **options)
+            seed = (
+                {"seed": index} if variable.value.dtype == torch.bfloat16 else {}
+            )  # others are not rounded at random
+            calls.append((seed, _memory(variable), gradient, *arrays))
+        for seed, *given in calls:
+            function(*given, **seed, **options)
         torch.autograd.graph.increment_version([variable.value for variable in trainable_variables])
 
 
