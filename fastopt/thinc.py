@@ -6,7 +6,7 @@ averages and counters are thinc's own code; clipping, decay and the update are o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import thinc.api
@@ -36,6 +36,16 @@ class _Optimizer(thinc.api.Optimizer):  # type: ignore[misc, unused-ignore]
     """A thinc optimizer whose update is fastopt's. Its ``steps`` is the optimizer of fastopt, which has the state."""
 
     steps: fastopt.Optimizer
+    unused: ClassVar[tuple[str, ...]] = ("use_radam",)
+    """Attributes of thinc's that have no effect here."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.unused and getattr(self, name, value) != value:
+            raise AttributeError(
+                f"{name}: fastopt.thinc.{type(self).__name__} does not use it; its options are in "
+                "optimizer.steps.param_groups"
+            )
+        super().__setattr__(name, value)
 
     def __call__(self, key: Key, weights: Any, gradient: Any, *, lr_scale: float = 1.0) -> tuple[Any, Any]:
         """Updates one parameter, as thinc's optimizers do: weights change in place, the gradient becomes 0."""
@@ -154,6 +164,8 @@ class SGD(_Optimizer):
     learn_rate, L2, grad_clip, L2_is_weight_decay, use_averages: as for `Adam`.
     """
 
+    unused = (*_Optimizer.unused, "b1", "b2", "eps")
+
     def __init__(
         self,
         learn_rate: FloatOrSeq,
@@ -183,6 +195,8 @@ class Optimizer(_Optimizer):
     options: the other arguments of that class.
     grad_clip, use_averages: as for `Adam`.
     """
+
+    unused = (*SGD.unused, "L2", "L2_is_weight_decay")
 
     def __init__(
         self,

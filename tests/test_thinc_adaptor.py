@@ -130,6 +130,24 @@ def test_attributes_take_effect_at_once() -> None:
         assert found[0] != found[1], name
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "names"),
+    [
+        (adaptor.Adam(LR), ["use_radam"]),
+        (adaptor.SGD(LR), ["use_radam", "b1", "b2", "eps"]),
+        (adaptor.Optimizer("Lion", LR), ["use_radam", "b1", "b2", "eps", "L2", "L2_is_weight_decay"]),
+    ],
+)
+def test_attributes_without_an_effect_cannot_be_changed(optimizer: Any, names: list[str]) -> None:
+    for name in names:
+        with pytest.raises(AttributeError, match=rf"{name}: .* optimizer.steps.param_groups"):
+            setattr(optimizer, name, 0.123)
+    again = pickle.loads(pickle.dumps(optimizer))
+    assert again.learn_rate == LR and type(again.steps) is type(optimizer.steps)
+    optimizer.learn_rate = again.learn_rate = 0.5
+    assert again.steps.current("lr") == optimizer.steps.current("lr") == [0.5]
+
+
 def test_a_call_for_one_key() -> None:
     for cls in TWINS:
         found = []
