@@ -22,7 +22,7 @@ from fastopt.storage import storage_dtype
 
 if TYPE_CHECKING:
     from fastopt._plan import Change, Plan, Tensor
-    from fastopt.optimizer import Optimizer
+    from fastopt.changes import Changing
 
 BFLOAT16_IN_FILES = np.dtype("V2")
 """What NumPy's own files make of bfloat16, which is no dtype of its own."""
@@ -152,7 +152,7 @@ def read(
     state_dict: Mapping[str, Any],
     tensors: Sequence[Tensor],
     now: Sequence[Hyper],
-    cls: type[Optimizer],
+    cls: type[Changing],
     checked_group: Callable[[int, Hyper], Hyper],
 ) -> tuple[list[Hyper], list[dict[str, Array]], list[int]]:
     """For each group its checked options, and for each parameter its states and its steps.
@@ -223,7 +223,7 @@ def _by_numbers(saved: Mapping[Any, Any]) -> dict[Any, Any]:
     return found
 
 
-def _merged(cls: type[Optimizer], saved: Mapping[str, Any], mine: Hyper, has_names: bool) -> Hyper:
+def _merged(cls: type[Changing], saved: Mapping[str, Any], mine: Hyper, has_names: bool) -> Hyper:
     """A group with what the saved one has; callables stay, and so does a state_dtype if the saved one is None.
 
     has_names: whether the parameters have names, which then are no key of the user's own.
@@ -270,7 +270,7 @@ def _saved_numbers(place: str, saved: Any, keys: Sequence[Key]) -> list[int]:
     return found
 
 
-def _saved_state(cls: type[Optimizer], tensor: Tensor, entry: Mapping[str, Any]) -> tuple[dict[str, Array], int]:
+def _saved_state(cls: type[Changing], tensor: Tensor, entry: Mapping[str, Any]) -> tuple[dict[str, Array], int]:
     """State arrays by their letters, and the steps made."""
     letters = {name: letter for letter, name in cls.algorithm.states.items()}
     entry = {name: value for name, value in entry.items() if value is not None}

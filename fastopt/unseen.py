@@ -15,14 +15,14 @@ from fastopt.options import shown
 
 if TYPE_CHECKING:
     from fastopt._plan import Plan, Tensor
-    from fastopt.optimizer import Optimizer
+    from fastopt.changes import Changing
 
 Unseen: TypeAlias = dict[Key, tuple[int, dict[str, Any]]]
 """For each name or position the number of its group and a copy of its state."""
 
 
 @within("state_dict")
-def split(state_dict: Any, plan: Plan, group_of: Mapping[str, int], cls: type[Optimizer]) -> tuple[Any, Unseen]:
+def split(state_dict: Any, plan: Plan, group_of: Mapping[str, int], cls: type[Changing]) -> tuple[Any, Unseen]:
     """A state dict of the parameters that are known, and the states of those that are not.
 
     group_of: the number of the group that lists a name.
@@ -80,7 +80,7 @@ def _refuse_what_is_other(place: Mapping[Key, tuple[int, int]], plan: Plan, grou
             )
 
 
-def _check(key: Key, entry: Any, cls: type[Optimizer]) -> None:
+def _check(key: Key, entry: Any, cls: type[Changing]) -> None:
     """Refuses what no parameter of any shape could take."""
     with within(label_of(key)):
         if not isinstance(entry, Mapping):
@@ -89,7 +89,7 @@ def _check(key: Key, entry: Any, cls: type[Optimizer]) -> None:
         checkpoint._saved_state(cls, SimpleNamespace(shape=shapes[0] if shapes else (), dtype="float32"), entry)  # type: ignore[arg-type]
 
 
-def _buffers(cls: type[Optimizer]) -> set[str]:
+def _buffers(cls: type[Changing]) -> set[str]:
     numbers = _kernels.TABLE[cls.algorithm.formula]["numbers"]
     return {name for letter, name in cls.algorithm.states.items() if letter not in numbers}
 
@@ -109,7 +109,7 @@ def with_unseen(saved: dict[str, Any], unseen: Unseen) -> dict[str, Any]:
     return saved
 
 
-def taken(unseen: Unseen, tensor: Tensor, cls: type[Optimizer]) -> tuple[dict[str, Array], int]:
+def taken(unseen: Unseen, tensor: Tensor, cls: type[Changing]) -> tuple[dict[str, Array], int]:
     """The state arrays, by letter, and the steps that wait for a parameter; none if nothing does."""
     if tensor.key not in unseen:
         return {}, 0
