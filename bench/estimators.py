@@ -8,11 +8,10 @@ the median of five such runs.
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import numpy as np
-from networks import BATCH, CLASSES, HIDDEN, PIXELS, compared, name_of
+from networks import BATCH, CLASSES, HIDDEN, PIXELS, compared, name_of, seconds_of
 from sklearn.neural_network import MLPClassifier
 
 import fastopt
@@ -40,9 +39,7 @@ def iterations(hidden: tuple[int, ...], dtype: str) -> dict[str, Step]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each of five runs of a network; default 4")
-    seconds = parser.parse_args(argv).seconds
+    seconds = seconds_of(__doc__, argv)
     print("| network | dtype | scikit-learn, µs | fastopt, µs | times |\n|---|---|---|---|---|")
     for dtype in ("float64", "float32"):
         for hidden in HIDDEN:

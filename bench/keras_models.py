@@ -8,7 +8,6 @@ one process; each figure is the median of five such runs.
 
 from __future__ import annotations
 
-import argparse
 import os
 from typing import Any
 
@@ -16,7 +15,7 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 
 import keras
 import numpy as np
-from networks import BATCH, CLASSES, HIDDEN, PIXELS, compared, name_of
+from networks import BATCH, CLASSES, HIDDEN, PIXELS, compared, name_of, seconds_of
 
 import fastopt.keras
 from fastopt.benchmark.internals import Step
@@ -40,9 +39,7 @@ def iterations(hidden: tuple[int, ...]) -> dict[str, Step]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each of five runs of a network; default 4")
-    seconds = parser.parse_args(argv).seconds
+    seconds = seconds_of(__doc__, argv)
     print("| network | Keras, µs | fastopt, µs | times |\n|---|---|---|---|")
     for hidden in HIDDEN:
         steps = iterations(hidden)

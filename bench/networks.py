@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from statistics import median
 
 from fastopt.benchmark.internals import Step
@@ -10,6 +11,13 @@ from fastopt.benchmark.timing import in_microseconds, measure
 HIDDEN = [(64,), (256, 256), (512, 512)]
 BATCH, PIXELS, CLASSES = 128, 784, 10
 RUNS = 5
+
+
+def seconds_of(description: str | None, argv: list[str] | None) -> float:
+    """The one argument of these programs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each of five runs of a pair; default 4")
+    return float(parser.parse_args(argv).seconds)
 
 
 def name_of(hidden: tuple[int, ...]) -> str:

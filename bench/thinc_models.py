@@ -9,14 +9,13 @@ round in one process; each figure is the median of five such runs.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import thinc.api
-from networks import BATCH, CLASSES, HIDDEN, PIXELS, compared, name_of
+from networks import BATCH, CLASSES, HIDDEN, PIXELS, compared, name_of, seconds_of
 
 import fastopt.thinc
 from fastopt.benchmark.internals import Step
@@ -81,9 +80,7 @@ def iterations(network: str) -> dict[str, Step]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each of five runs of a network; default 4")
-    seconds = parser.parse_args(argv).seconds
+    seconds = seconds_of(__doc__, argv)
     print("| network | way | thinc, µs | fastopt, µs | times |\n|---|---|---|---|---|")
     for network in NETWORKS:
         steps = iterations(network)

@@ -8,12 +8,11 @@ checked first. They run in turn, round after round in one process; each figure i
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import numpy as np
 import torch
-from networks import BATCH, CLASSES, HIDDEN, PIXELS, compared, name_of
+from networks import BATCH, CLASSES, HIDDEN, PIXELS, compared, name_of, seconds_of
 
 import fastopt.torch
 from fastopt.benchmark.internals import Step
@@ -62,9 +61,7 @@ def iterations(network: str) -> dict[str, Step]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each of five runs of a pair; default 4")
-    seconds = parser.parse_args(argv).seconds
+    seconds = seconds_of(__doc__, argv)
     print(f"{torch.get_num_threads()} threads of torch's, {fastopt.get_isa()}\n")
     print("| network | form | torch, µs | fastopt, µs | times |\n|---|---|---|---|---|")
     for network in WIDTHS:

@@ -109,9 +109,6 @@ class _Optimizer(thinc.api.Optimizer):  # type: ignore[misc, unused-ignore]
         """Before an update with `_lr`, what takes off as much as thinc does after its own."""
         return self.L2 / (1.0 - self._decay) if self.L2_is_weight_decay else 0.0
 
-    def _current(self, name: str) -> Any:
-        return _Current(self, name)
-
 
 class Adam(_Optimizer):
     """thinc's Adam, with its arguments and defaults. In a config ``fastopt.Adam.v1``.
@@ -149,11 +146,11 @@ class Adam(_Optimizer):
             use_averages=use_averages,
         )
         self.steps = fastopt.Adam(
-            lr=self._current("_lr"),
-            betas=(self._current("b1"), self._current("b2")),
+            lr=_Current(self, "_lr"),
+            betas=(_Current(self, "b1"), _Current(self, "b2")),
             eps=0.0,
-            eps_hat=self._current("eps"),
-            weight_decay=self._current("_weight_decay"),
+            eps_hat=_Current(self, "eps"),
+            weight_decay=_Current(self, "_weight_decay"),
             decoupled_weight_decay=True,
         )
 
@@ -183,7 +180,7 @@ class SGD(_Optimizer):
             use_averages=use_averages,
         )
         self.steps = fastopt.SGD(
-            lr=self._current("_lr"), weight_decay=self._current("_weight_decay"), decoupled_weight_decay=True
+            lr=_Current(self, "_lr"), weight_decay=_Current(self, "_weight_decay"), decoupled_weight_decay=True
         )
 
 
@@ -216,4 +213,4 @@ class Optimizer(_Optimizer):
                 f"name: the result of {name} is what its eval() gives, which thinc does not call; take another class"
             )
         make: Any = cls
-        self.steps = make(lr=self._current("_lr"), **options or {})
+        self.steps = make(lr=_Current(self, "_lr"), **options or {})

@@ -59,12 +59,11 @@ def _like(tensor: Any, part: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _places(params: Iterable[torch.Tensor]) -> tuple[list[int], list[Any]]:
+def _places(params: list[torch.Tensor]) -> tuple[list[int], list[Any]]:
     """Where the elements of parameters lie; .double() and .data = … change it.
 
     Another dtype has other memory, since the old one is kept, and a gradient of another shape is refused.
     """
-    params = list(params)
     return list(map(torch.Tensor.data_ptr, params)), list(map(torch.Tensor.stride, params))
 
 
