@@ -86,10 +86,12 @@ STEADY = 0.85
 
 def idle(cls: type[fastopt.Optimizer]) -> Variant:
     """The class with all its averages, and nothing but gradients to move them."""
-    options = {name: STEADY for name in ("momentum", "alpha", "rho") if name in table.options_of(cls)}
-    if betas := table.options_of(cls).get("betas"):
-        options["betas"] = (STEADY,) * len(betas)
-    return Variant(cls, options | {"weight_decay": 0.0})
+    own = table.options_of(cls)
+    options = {name: STEADY for name in ("momentum", "alpha", "rho", "beta3") if name in own}
+    if "betas" in own:
+        options["betas"] = (STEADY,) * len(own["betas"])
+    options |= {name: 0.0 for name in ("weight_decay", "lambd") if name in own}  # what moves parameters by themselves
+    return Variant(cls, options)
 
 
 IDLE = [idle(cls) for cls in table.OPTIMIZERS]
@@ -144,7 +146,7 @@ def are_flushed(variant: Variant, dtype: str) -> None:
         for step in grads:
             optimizer.step(step)
         states = [array for array in optimizer.state[0].values() if np.shape(array) == (size,)]
-        for array in states:
+        for array in [*params, *states]:
             array *= np.finfo(dtype).tiny / 2
         optimizer.step(grads[-1])
         found = [bool(is_subnormal(array).any()) for array in [*params, *states]]
