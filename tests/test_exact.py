@@ -280,7 +280,7 @@ def test_one_array_or_many(variant: Variant, format: str) -> None:
             assert got == want, f"{isa}, cut into {len(params)}: not the twin's bits"
 
 
-ROWS = [(row, format) for row in table.TABLE for format in table.FORMATS]
+ROWS = [(row, format) for row in table.ROWS for format in table.FORMATS]
 
 
 @cases("row, format", ROWS, [(row, f) for row, f in ROWS if row in table.KINDS and f in table.DTYPES])
