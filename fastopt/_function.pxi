@@ -17,20 +17,21 @@ cdef class Function:
     cdef tuple names
     cdef size_t row
     cdef tuple last  # the options of the last call, as `items_of` gives them, and the group made of them
-    cdef double default_lr
+    cdef double default_lr, least_lr
     cdef Factors factors
-    cdef bint has_work
+    cdef bint is_slow  # always
     cdef int buffers  # how many of the names are of arrays like the parameter; those behind are of numbers
 
-    def __init__(self, algorithm, tuple names, double default_lr, checked, slow):
+    def __init__(self, algorithm, tuple names, double default_lr, double least_lr, checked, slow):
         if len(names) > MOST_ARRAYS:
             raise ValueError(f"{algorithm.formula}: its function takes more than {MOST_ARRAYS} arrays; raise MOST_ARRAYS")
-        self.names, self.default_lr, self.checked, self.slow = names, default_lr, checked, slow
+        self.names, self.default_lr, self.least_lr = names, default_lr, least_lr
+        self.checked, self.slow = checked, slow
         self.row = list(TABLE).index(algorithm.formula)
         row = TABLE[algorithm.formula]
         self.factors = Factors(row)
         self.buffers = len(names) - len(row["numbers"])
-        self.has_work = bool(row["work"])
+        self.is_slow = bool(row["work"] or algorithm.vector_letters())
         self.last = ((), None)
 
     cdef Group group_of(self, dict options):
@@ -57,11 +58,11 @@ cdef class Function:
         cdef list numbers = []
         memset(&c, 0, sizeof(c))
         step = options.pop("step", None)
-        if self.has_work or count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:
+        if self.is_slow or count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:
             return self.slow(args, kwargs)
         given = options.pop("lr", self)
         if given is not self:
-            if type(given) is not float or not 0.0 <= <double>given < 1e300:
+            if type(given) is not float or not self.least_lr <= <double>given < 1e300:
                 return self.slow(args, kwargs)
             lr = given
         given = options.pop("grad_scale", self)

@@ -29,6 +29,7 @@ cdef extern from "fastopt.h" nogil:
         const char *optional
         const char *choice
         const char *work
+        const char *columns
         const char *scalars
         const char *sums
         const char *factors
@@ -36,6 +37,7 @@ cdef extern from "fastopt.h" nogil:
         const fastopt_kernel *const *kernels
         const fastopt_kernel *const *sum_kernels
         const fastopt_kernel *const *plain_kernels
+        const fastopt_kernel *const *column_kernels
     ctypedef struct fastopt_isa:
         const char *name
         const fastopt_optimizer *optimizers

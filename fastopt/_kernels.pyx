@@ -66,6 +66,7 @@ def _read_table():
             "optional": _names_in(row.optional),
             "choice": _names_in(row.choice),
             "work": _names_in(row.work),
+            "columns": _names_in(row.columns),
             "scalars": _names_in(row.scalars) + COMMON_SCALARS,
             "sums": _names_in(row.sums),
             "factors": _names_in(row.factors),
@@ -94,7 +95,8 @@ def _read_formats():
 
 
 TABLE = _read_table()
-"""By the name of a formula its row: the names of its buffers, choice, work arrays, scalars, sums, factors and numbers."""
+"""By the name of a formula its row: the names of its buffers, choice, work arrays, columns, scalars, sums, factors and
+numbers."""
 FORMATS = _read_formats()
 """By its name, how a format stores parameter, gradient and states."""
 ISA_NAMES = _read_isas()

@@ -39,6 +39,7 @@ class Tensor:
     def __init__(
         self, algorithm: type[Algorithm], index: int, key: Key, given: Any, group: int, first_element: int
     ) -> None: ...
+    vectors: dict[str, Array]
     def numbers_by_letter(self) -> dict[str, float]: ...
     def name_of(self, buffer: int, names: Mapping[str, str]) -> str: ...
 
@@ -159,6 +160,7 @@ class Function:
         algorithm: type[Algorithm],
         names: tuple[str, ...],
         default_lr: float,
+        least_lr: float,
         checked: Callable[[Hyper], Group],
         slow: Callable[[tuple[Any, ...], Hyper], None],
     ) -> None: ...

@@ -17,12 +17,13 @@ from cpython.unicode cimport PyUnicode_Check
 cimport cython
 from cython.parallel cimport prange
 from libc.math cimport INFINITY, isfinite, ldexp, sqrt
-from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, qsort
 from libc.string cimport memcmp, memcpy, memset, strcmp
 
 cimport numpy as cnp
 
+import math
 import sys
 
 import numpy as np
@@ -43,6 +44,7 @@ cnp.import_array()
 include "_room.pxi"
 include "_work.pxi"
 include "_intervals.pxi"
+include "_by_rows.pxi"
 include "_tensor.pxi"
 include "_change.pxi"
 include "_orphans.pxi"
@@ -177,6 +179,10 @@ cdef class Stepping(Preparing):
                     (<Tensor>self.stepping[place]).numbers, &self.factors.numbers[place * self.factors.n_numbers],
                     self.factors.n_numbers * sizeof(double),
                 )
+        if self.needs_factors:
+            for tensor in self.stepping:
+                if (<Tensor>tensor).by_rows is not None:
+                    (<Tensor>tensor).by_rows.commit()
         for i in range(<size_t>self.shared_count):
             self.shared[i].steps += 1
         if self.followers and (change is None or not change.moves):
@@ -217,8 +223,12 @@ cdef class Stepping(Preparing):
         try:
             for i in range(len(self.selected)):
                 tensor = <Tensor>self.selected[i]
-                if self.has_gradient[i]:
-                    scalars, states, grad = self.twin_arguments(tensor)
+                if self.has_gradient[i] and tensor.by_rows is not None:
+                    self.run_twins_of_rows(tensor)
+                    if clipping is not None and clipping.zero_grads:
+                        tensor.gradient[...] = 0
+                elif self.has_gradient[i]:
+                    scalars, states, grad = self.twin_arguments(tensor, tensor.gradient)
                     if clipping is not None and clipping.zero_grads:
                         grad = grad.copy()
                         tensor.gradient[...] = 0
@@ -238,6 +248,15 @@ cdef class Stepping(Preparing):
         finally:
             if flushes:
                 fastopt_set_floating_mode(mode)
+        return 0
+
+
+    cdef int run_twins_of_rows(self, Tensor tensor) except -1:
+        """The same, row by row."""
+        cdef uint64_t key = tensor.c.call.coefficients.random_key
+        for arguments in self.twins_of_rows(tensor, &tensor.c, tensor.by_rows.count, tensor.gradient):
+            p, grad, states, scalars, factors, first_element = arguments
+            storage.update(self.algorithm, p, grad, states, scalars, key, first_element, factors)
         return 0
 
 

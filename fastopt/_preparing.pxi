@@ -29,7 +29,8 @@ cdef class Preparing(Following):
         size_t shared_capacity
         fastopt_coefficients *own_coefficients  # of each tensor, where each gradient has a factor of its own
         size_t own_capacity
-        bint has_l1, needs_factors, has_work
+        bint has_l1, needs_factors, has_work, has_columns
+        ColumnSums column_sums
         L1 *l1
         size_t l1_capacity
         list stepping  # the selected tensors that have a gradient, while a call needs the list
@@ -40,7 +41,8 @@ cdef class Preparing(Following):
         self.row = list(TABLE).index(algorithm.formula)
         self.factors = Factors(TABLE[algorithm.formula])
         self.has_work = bool(TABLE[algorithm.formula]["work"])
-        self.norms = Norms()
+        self.has_columns = bool(TABLE[algorithm.formula]["columns"])
+        self.norms, self.column_sums = Norms(), ColumnSums()
 
     def __dealloc__(self):
         free(self.shared)
@@ -80,8 +82,8 @@ cdef class Preparing(Following):
                 if place == self.shared_count:
                     self.shared_count += 1
                     shared.group, shared.steps = tensor.group, tensor.steps
-                subset = (<Group>self.groups[tensor.group]).subset
                 self.needs_factors |= (<Group>self.groups[tensor.group]).needs_factors
+            subset = (<Group>self.groups[tensor.group]).subset | tensor.shape_subset
             tensor.c.call.coefficients = &shared.coefficients
             tensor.c.kernel = NULL
             tensor.c.call.factors = NULL
@@ -229,7 +231,9 @@ cdef class Preparing(Following):
         cdef dict members = {}, places = {}
         factors.reserve(len(self.stepping))
         for tensor in self.stepping:
-            if (<Group>self.groups[tensor.group]).needs_factors:
+            if tensor.by_rows is not None:
+                self.prepare_by_rows(isa, team, tensor)
+            elif (<Group>self.groups[tensor.group]).needs_factors:
                 place += 1
                 members.setdefault(tensor.group, []).append(tensor)
                 places.setdefault(tensor.group, []).append(place)
@@ -242,7 +246,7 @@ cdef class Preparing(Following):
         if factors.n_sums:
             factors.sums.begin(count, factors.n_sums)
             for tensor in self.stepping:
-                if (<Group>self.groups[tensor.group]).needs_factors:
+                if tensor.by_rows is None and (<Group>self.groups[tensor.group]).needs_factors:
                     self.add_sums(isa, tensor)
             if table().isas[isa].name != NULL:
                 factors.sums.run(team)
@@ -251,6 +255,89 @@ cdef class Preparing(Following):
         for group in members:
             factors.ask(<Group>self.groups[group], members[group], places[group])
         return 0
+
+    cdef int prepare_by_rows(self, int isa, int team, Tensor tensor) except -1:
+        """The sums over the rows of a tensor, and what `Algorithm.prepare_rows` makes of them."""
+        cdef ByRows by = tensor.by_rows
+        cdef Factors factors = self.factors
+        cdef Group group = <Group>self.groups[tensor.group]
+        cdef int64_t t = tensor.steps + 1
+        by.pending = {letter: vector.copy() for letter, vector in by.vectors.items()}
+        if self.has_columns:
+            rows, columns = self.squares(isa, team, tensor)
+            found = arrays.quietly(
+                self.algorithm.first_row_factors, group.resolved, t, rows, columns, by.pending, by.columns
+            )
+            by.take_factors(found, factors.n_factors)
+        sums = self.sums_of_rows(isa, team, tensor, &tensor.c, by.count, tensor.gradient) if factors.n_sums else {}
+        by.take_factors(
+            arrays.quietly(self.algorithm.prepare_rows, group.resolved, t, sums, by.pending), factors.n_factors
+        )
+        return 0
+
+    cdef dict sums_of_rows(
+        self, int isa, int team, Tensor tensor, const fastopt_tensor *c, size_t rows, object gradient
+    ):
+        """The row's SUMS by name, each an array with an entry for each of so many rows."""
+        cdef Sums sums = self.factors.sums
+        cdef Group group = <Group>self.groups[tensor.group]
+        if table().isas[isa].name != NULL:
+            sums.begin(1, self.factors.n_sums)
+            sums.add(
+                c,
+                table().isas[isa].optimizers[self.row].sum_kernels[tensor.format][group.subset | tensor.shape_subset],
+            )
+            found = sums.run_rows(team, rows)
+        else:
+            found = np.zeros((rows, self.factors.n_sums))
+            for k, arguments in enumerate(self.twins_of_rows(tensor, c, rows, gradient)):
+                p, grad, states, scalars, factors, _ = arguments
+                found[k] = reference.total(storage.sums(self.algorithm, p, grad, states, scalars, factors))
+        return dict(zip(self.factors.sum_names, found.T)) | {"elements": <double>c.rows.elements}
+
+    cdef tuple squares(self, int isa, int team, Tensor tensor):
+        """The sums of the squares of a gradient over each row and each column, in the shapes that broadcast to its own."""
+        cdef ByRows by = tensor.by_rows
+        cdef Sums sums = self.factors.sums
+        cdef const fastopt_optimizer *norm
+        cdef fastopt_coefficients coefficients
+        cdef int format = format_of[tensor.storage][tensor.gradient_storage][tensor.storage]
+        cdef size_t scale = len(TABLE[self.algorithm.formula]["scalars"]) - len(COMMON_SCALARS)
+        coefficients.scalars[0] = tensor.c.call.coefficients.scalars[scale]
+        coefficients.scalars[1], coefficients.scalars[2], coefficients.random_key = 0.0, 1.0, 0
+        self.column_sums.begin(&by.rows, by.count)
+        if table().isas[isa].name == NULL:
+            by.rows.columns = NULL
+            scalars, _, grad = self.twin_arguments(tensor, tensor.gradient)
+            return reference.squares(storage.widened(grad), coefficients.scalars[0], by.rows.strip_rows)
+        norm = auxiliary_row(isa, b"norm")
+        by.rows.column_kernel = norm.column_kernels[format][0]
+        sums.begin(1, 1)
+        sums.add(&tensor.c, norm.sum_kernels[format][0]).call.coefficients = &coefficients
+        try:
+            rows = sums.run_rows(team, by.count).reshape(by.row_shape)
+        finally:
+            columns = self.column_sums.end(&by.rows, by.count, by.column_shape)
+        return rows, columns
+
+    cdef list twins_of_rows(self, Tensor tensor, const fastopt_tensor *c, size_t rows, object gradient):
+        """For each of the rows of a call what its twin takes: parameter, gradient, states, scalars, factors, and the number
+        of its first element."""
+        cdef ByRows by = tensor.by_rows
+        cdef size_t k, row, elements = c.rows.elements
+        cdef list found = []
+        scalars, states, grad = self.twin_arguments(tensor, gradient)
+        columns = [x.reshape(math.prod(by.column_shape[: len(by.column_shape) - 1]), elements) for x in by.columns.values()]
+        now, grad = tensor.now.reshape(by.count, elements), grad.reshape(rows, elements)
+        states = [None if state is None else state.reshape(by.count, elements) for state in states]
+        for k in range(rows):
+            row = k if c.rows.numbers == NULL else c.rows.numbers[k]
+            factors = [c.rows.factors[k * c.rows.factor_count + i] for i in range(c.rows.factor_count)]
+            own = [None if state is None else state[row] for state in states]
+            if columns:
+                own = own[: len(own) - len(columns)] + [x[k // c.rows.matrix_rows] for x in columns]
+            found.append((now[row], grad[k], own, scalars, factors, c.call.first_element + <uint64_t>row * elements))
+        return found
 
     cdef int transform(self) except -1:
         """Has `Algorithm.transform` fill the WORK arrays of every tensor that has a gradient."""
@@ -266,7 +353,7 @@ cdef class Preparing(Following):
     def transform_one(self, Tensor tensor):
         """The same for one tensor."""
         cdef Group group = <Group>self.groups[tensor.group]
-        scalars, states, grad = self.twin_arguments(tensor)
+        scalars, states, grad = self.twin_arguments(tensor, tensor.gradient)
         wide = storage.widened(grad)
         scale = wide.dtype.type(scalars[len(scalars) - len(COMMON_SCALARS)])
         named = {x: storage.widened(state) for x, state in zip(tensor.letters, states) if state is not None}
@@ -280,9 +367,11 @@ cdef class Preparing(Following):
         cdef size_t place = sums.count
         sums.add(&tensor.c, NULL)
         if table().isas[isa].name != NULL:
-            sums.tensors[place].kernel = table().isas[isa].optimizers[self.row].sum_kernels[tensor.format][group.subset]
+            sums.tensors[place].kernel = table().isas[isa].optimizers[self.row].sum_kernels[tensor.format][
+                group.subset | tensor.shape_subset
+            ]
             return 0
-        scalars, states, grad = self.twin_arguments(tensor)
+        scalars, states, grad = self.twin_arguments(tensor, tensor.gradient)
         found = reference.total(
             storage.sums(self.algorithm, tensor.now, grad, states, scalars, self.factors.of(tensor))
         )
@@ -290,13 +379,14 @@ cdef class Preparing(Following):
             sums.totals[place * self.factors.n_sums + k] = found[k]
         return 0
 
-    cdef tuple twin_arguments(self, Tensor tensor):
-        """The arguments of a twin: scalars, states and the gradient."""
-        used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)
+    cdef tuple twin_arguments(self, Tensor tensor, object gradient):
+        """The arguments of a twin: scalars, states and the gradient, which may be that of some rows."""
+        used = self.algorithm.letters((<Group>self.groups[tensor.group]).h, tensor.shape)
         states = [tensor.states[x] if x in used else None for x in tensor.letters]
         states += [tensor.work[x] for x in tensor.work_letters]
+        states += [None] * len(TABLE[self.algorithm.formula]["columns"])
         # a callable may have given the gradient another shape since it was checked
-        grad = tensor.gradient.reshape(tensor.shape)
+        grad = gradient.reshape(tensor.shape) if gradient.size == <Py_ssize_t>tensor.c.count else gradient
         if tensor.c.stage_limit != INFINITY and tensor.c.stage_limit:
             grad = storage.clipped(grad, tensor.c.stage_scale, tensor.c.stage_limit)
         if tensor.c.before != NULL:

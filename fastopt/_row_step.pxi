@@ -63,8 +63,10 @@ cdef class Plan(Stepping):
             if not self.has_gradient[i]:
                 continue
             group = <Group>self.groups[tensor.group]
-            if (<Group>group).needs_factors or self.has_work:
+            if self.has_work or self.has_columns or (<Group>group).needs_factors and tensor.by_rows is None:
                 rows_checks.refuse_optimizer(tensor.label, "its step needs numbers of the whole parameter")
+            if tensor.by_rows is not None and catch_up:
+                rows_checks.refuse_catch_up(tensor.label)
             if (<Group>group).adds_l1 and group.h["l1"] != 0:
                 rows_checks.refuse_optimizer(tensor.label, "its option l1 is not 0")
             if tensor.rank == 0 or tensor.contiguity != cnp.NPY_ARRAY_C_CONTIGUOUS and tensor.rank > 1:
@@ -97,12 +99,30 @@ cdef class Plan(Stepping):
             if self.has_gradient[i]:
                 call = (<Tensor>self.selected[i]).row_call
                 call.make_ready(<Tensor>self.selected[i])
+                if (<Tensor>self.selected[i]).by_rows is not None:
+                    self.prepare_row_factors(isa, <Tensor>self.selected[i], call)
                 self.work.add(&call.c)
         if table().isas[isa].name == NULL:
             return 1
         self.work.elements *= TIMES_IN_MEMORY
         self.work.cut()
         return self.work.make_ready(self.work.choose_team())
+
+    cdef int prepare_row_factors(self, int isa, Tensor tensor, RowCall call) except -1:
+        """The factors of each row of a call, for an optimizer whose rows have their own."""
+        cdef Factors factors = self.factors
+        cdef Group group = <Group>self.groups[tensor.group]
+        cdef cnp.ndarray numbers = np.empty(call.count, np.int64)
+        memcpy(cnp.PyArray_DATA(numbers), call.numbers, call.count * sizeof(int64_t))
+        vectors = {letter: vector[numbers] for letter, vector in tensor.by_rows.vectors.items()}
+        call.take_factors([1.0] * factors.n_factors, factors.n_factors)
+        sums = self.sums_of_rows(isa, 1, tensor, &call.c, call.count, call.gradient) if factors.n_sums else {}
+        call.take_factors(
+            arrays.quietly(self.algorithm.prepare_rows, group.resolved, tensor.steps + 1, sums, vectors),
+            factors.n_factors,
+        )
+        call.pending = vectors
+        return 0
 
     cdef int write_rows(self, object param_groups, Change change, int isa, int team) except -1:
         """Makes the prepared step. No Python code runs in here, but for the twins'."""
@@ -121,6 +141,6 @@ cdef class Plan(Stepping):
         for i in range(len(self.selected)):
             if self.has_gradient[i]:
                 tensor = <Tensor>self.selected[i]
-                used = self.algorithm.letters((<Group>self.groups[tensor.group]).h)
+                used = self.algorithm.letters((<Group>self.groups[tensor.group]).h, tensor.shape)
                 (<RowCall>tensor.row_call).run_twin(tensor, self.algorithm, used)
         return 0

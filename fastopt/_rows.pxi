@@ -34,6 +34,8 @@ cdef class RowCall:
         size_t count  # of rows
         cnp.ndarray gradient, sums, zeros
         RowSteps next_steps  # that hold when the step has been made, or None
+        cnp.ndarray factors  # of each row, where rows have factors of their own
+        dict pending  # by letter, what the parameter's vectors become for these rows
 
     def __dealloc__(self):
         free(self.numbers)
@@ -170,33 +172,56 @@ cdef class RowCall:
         self.c.count = self.count * self.rows.elements
         self.c.rows, self.c.source, self.c.pass_count = &self.rows, NULL, 0
         self.rows.numbers = self.numbers
+        self.rows.factors, self.pending = NULL, None
+
+    cdef int take_factors(self, object found, Py_ssize_t n) except -1:
+        """Takes what `Algorithm.prepare_rows` has returned."""
+        if self.factors is None or (<object>self.factors).shape != (self.count, n):
+            self.factors = np.empty((self.count, n))
+        take_row_factors(self.factors, found)
+        self.rows.factors, self.rows.factor_count = <const double *>cnp.PyArray_DATA(self.factors), n
+        return 0
 
     cdef void count_step(self, Tensor tensor) noexcept:
         """Records that the step has been made."""
         cdef size_t k
         cdef int64_t *made
+        cdef double *vector
+        cdef const double *values
+        if self.pending is not None:
+            for letter, pending in self.pending.items():
+                vector = <double *>cnp.PyArray_DATA(<cnp.ndarray>tensor.by_rows.vectors[letter])
+                values = <const double *>cnp.PyArray_DATA(<cnp.ndarray>pending)
+                for k in range(self.count):
+                    vector[self.numbers[k]] = values[k]
         if self.next_steps is not None:
             made = <int64_t *>cnp.PyArray_DATA(self.next_steps.made)
             for k in range(self.count):
                 made[self.numbers[k]] = self.next_steps.until
             tensor.row_steps = self.next_steps
 
+    cdef list factors_of(self, size_t k):
+        return [] if self.rows.factors == NULL else self.factors[k].tolist()
+
     cdef int run_twin(self, Tensor tensor, algorithm, list used) except -1:
         """The same as the kernel does, by the NumPy twin, row by row."""
         cdef size_t k, m
-        cdef object now = tensor.now.reshape(tensor.shape[0], -1)
-        cdef object gradient = self.gradient.reshape(self.count, -1)
+        cdef tuple rows = (tensor.shape[0], self.rows.elements)
+        cdef object now = tensor.now.reshape(rows)
+        cdef object gradient = self.gradient.reshape(self.count, self.rows.elements)
         cdef object zeros = np.zeros(self.rows.elements, self.gradient.dtype)
         cdef list states = [tensor.states[x] if x in used else None for x in tensor.letters]
-        states = [None if state is None else state.reshape(tensor.shape[0], -1) for state in states]
+        states = [None if state is None else state.reshape(rows) for state in states]
         for k in range(self.count):
             row = self.numbers[k]
             p, own = now[row], [None if state is None else state[row] for state in states]
             first_element = tensor.c.call.first_element + <uint64_t>row * self.rows.elements
             if self.rows.first_missed != NULL:
                 for m in range(self.first_missed[k], self.rows.missed_count):
-                    twin_of_row(algorithm, p, zeros, own, &self.missed[m], first_element)
-            twin_of_row(algorithm, p, gradient[k], own, tensor.c.call.coefficients, first_element)
+                    twin_of_row(algorithm, p, zeros, own, &self.missed[m], first_element, [])
+            twin_of_row(
+                algorithm, p, gradient[k], own, tensor.c.call.coefficients, first_element, self.factors_of(k)
+            )
         return 0
 
 
@@ -207,9 +232,10 @@ def row_steps_of(states, steps):
 
 
 cdef int twin_of_row(
-    algorithm, p, gradient, list states, const fastopt_coefficients *coefficients, uint64_t first_element
+    algorithm, p, gradient, list states, const fastopt_coefficients *coefficients, uint64_t first_element, list factors
 ) except -1:
     storage.update(
-        algorithm, p, gradient, states, scalars_of(coefficients, algorithm), coefficients.random_key, first_element
+        algorithm, p, gradient, states, scalars_of(coefficients, algorithm), coefficients.random_key, first_element,
+        factors,
     )
     return 0

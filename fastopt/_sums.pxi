@@ -38,21 +38,13 @@ cdef class Sums:
 
     cdef int run(self, int team, bint takes_largest=False) except -1:
         """takes_largest: blocks are not added up, but the largest is taken, and a NaN is kept."""
-        cdef size_t i, k, block, blocks = 0
+        cdef size_t i, k, block
         cdef double total, value
-        for i in range(self.count):
-            blocks += (self.tensors[i].count + FASTOPT_SUM_BLOCK - 1) // FASTOPT_SUM_BLOCK
-        grow(<void **>&self.blocks, &self.block_capacity, blocks * self.each, sizeof(double))
-        blocks = 0
-        for i in range(self.count):
-            self.tensors[i].call.sums = &self.blocks[blocks * self.each]
-            blocks += (self.tensors[i].count + FASTOPT_SUM_BLOCK - 1) // FASTOPT_SUM_BLOCK
-        self.work.cut(for_sums=True)
-        self.work.run(self.work.make_ready(team))
+        self.run_blocks(team)
         for i in range(self.count):
             for k in range(<size_t>self.each):
                 total = 0.0
-                for block in range((self.tensors[i].count + FASTOPT_SUM_BLOCK - 1) // FASTOPT_SUM_BLOCK):
+                for block in range(fastopt_blocks_of(&self.tensors[i])):
                     value = self.tensors[i].call.sums[block * self.each + k]
                     if not takes_largest:
                         total += value
@@ -60,6 +52,34 @@ cdef class Sums:
                         total = value
                 self.totals[i * self.each + k] = total
         return 0
+
+    cdef int run_blocks(self, int team) except -1:
+        """Runs the kernels, and does not add up what each block has given."""
+        cdef size_t i, blocks = 0
+        for i in range(self.count):
+            blocks += fastopt_blocks_of(&self.tensors[i])
+        grow(<void **>&self.blocks, &self.block_capacity, blocks * self.each, sizeof(double))
+        blocks = 0
+        for i in range(self.count):
+            self.tensors[i].call.sums = &self.blocks[blocks * self.each]
+            blocks += fastopt_blocks_of(&self.tensors[i])
+        self.work.cut(for_sums=True)
+        self.work.run(self.work.make_ready(team))
+        return 0
+
+    cdef cnp.ndarray run_rows(self, int team, size_t rows):
+        """The sums over each row of the one tensor, an array (rows, sums)."""
+        cdef cnp.ndarray found = np.zeros((rows, self.each))
+        cdef double *totals = <double *>cnp.PyArray_DATA(found)
+        cdef size_t row, block, k, at = 0, blocks
+        self.run_blocks(team)
+        blocks = fastopt_blocks_of(&self.tensors[0]) // max(rows, <size_t>1)
+        for row in range(rows):
+            for block in range(blocks):
+                for k in range(<size_t>self.each):
+                    totals[row * self.each + k] += self.blocks[at]
+                    at += 1
+        return found
 
 
 cdef class Factors:

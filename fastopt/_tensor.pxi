@@ -123,6 +123,8 @@ cdef class Tensor:
         readonly dict work  # the row's WORK arrays by their letters, and what else `Algorithm.transform` keeps; None at first
         object row_call  # see `RowCall`; None before there was a call for rows
         readonly object row_steps  # see `RowSteps`; None where no rows are behind
+        readonly ByRows by_rows  # None for a parameter that is updated as one
+        readonly size_t shape_subset  # the OPTIONAL buffers that its shape needs, as bits
 
     def __init__(self, algorithm, Py_ssize_t index, key, given, Py_ssize_t group, uint64_t first_element):
         self.index, self.key, self.given, self.group = index, key, given, group
@@ -148,6 +150,16 @@ cdef class Tensor:
         self.take_shape(self.param)
         self.param_dtype = dtype_of(self.param)
         self.c.call.first_element = first_element
+        self.shape_subset = algorithm.bits_of(algorithm.optional_by_shape(self.shape))
+        vectors = algorithm.vectors(self.shape)
+        if vectors:
+            if self.order == "F":
+                rows_checks.refuse_order_of_rows(self.label)
+            self.by_rows = ByRows(algorithm, self.shape, vectors, self.storage == FLOAT64)
+            self.c.rows = &self.by_rows.rows
+            for k, columns in enumerate(self.by_rows.columns.values()):
+                self.c.first_work = 2 + len(self.letters)
+                self.c.call.buffers[2 + len(self.letters) + k] = cnp.PyArray_DATA(<cnp.ndarray>columns)
 
     cdef int take_shape(self, cnp.ndarray array) except -1:
         """Takes the shape of an array in its order, and its memory for the parameter's."""
@@ -186,6 +198,11 @@ cdef class Tensor:
 
     def numbers_by_letter(self):
         return {letter: self.numbers[k] for k, letter in enumerate(self.number_letters)}
+
+    @property
+    def vectors(self):
+        """By letter, the states that are float64 arrays of a shape of their own."""
+        return {} if self.by_rows is None else self.by_rows.vectors
 
     cdef int make_work(self) except -1:
         """Makes the row's WORK arrays, once."""

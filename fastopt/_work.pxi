@@ -12,6 +12,12 @@ cdef extern from "tasks.h" nogil:
     ctypedef struct fastopt_rows:
         const int64_t *numbers
         size_t elements
+        const double *factors
+        int factor_count
+        size_t matrix_rows
+        fastopt_kernel column_kernel
+        double *columns
+        size_t strip_rows
         const size_t *first_missed
         const fastopt_coefficients *missed
         size_t missed_count
@@ -30,7 +36,7 @@ cdef extern from "tasks.h" nogil:
         uint8_t zero_gradient
         uint8_t itemsizes[3]
         uint8_t first_work
-        uint8_t sum_count
+        uint16_t sum_count
         const fastopt_rows *rows
     ctypedef struct fastopt_chunk:
         pass
@@ -47,6 +53,8 @@ cdef extern from "tasks.h" nogil:
     void fastopt_source_of(
         fastopt_source *, const void *data, size_t itemsize, int ndim, const Py_ssize_t *shape,
         const Py_ssize_t *strides, int fortran)
+    size_t fastopt_blocks_of(const fastopt_tensor *)
+    size_t fastopt_strip_size(const fastopt_rows *)
     size_t fastopt_most_chunks(const fastopt_work *)
     void fastopt_cut(fastopt_work *, int for_sums)
     size_t fastopt_scratch_size(const fastopt_work *)

@@ -90,6 +90,44 @@ class Algorithm:
     """Whether `prepare` gets the sums over all tensors of the step, of all groups, in the place of each tensor's."""
 
     @staticmethod
+    def vectors(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Returns by their letters the shapes of states that are float64 arrays of another shape than the parameter's.
+
+        Python alone computes with them. A parameter that has any, in C order and with two axes or more, is updated row by
+        row: each row along the last axis has SUMS and FACTORS of its own, and `prepare_rows` takes the place of `prepare`.
+        """
+        return {}
+
+    @staticmethod
+    def prepare_rows(h: Hyper, t: int, sums: dict[str, Any], vectors: dict[str, Array]) -> tuple[Any, ...]:
+        """Returns the row's FACTORS in their order, each an array with an entry for every row of one parameter, or one
+        number for all its rows.
+
+        t: the step, 1 first. sums: by name, what each sum has added up to over each row, in one axis; "elements" is the
+        number of elements of a row. vectors: by letter, the states of `vectors`, of `update_rows` those of the rows that it
+        names; what this writes into them holds from this step on. None in the place of a factor leaves it as
+        `first_row_factors` has given it.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def first_row_factors(
+        h: Hyper, t: int, rows: Array, columns: Array, vectors: dict[str, Array], work: dict[str, Array]
+    ) -> tuple[Any, ...]:
+        """Fills the row's COLUMNS, for rows that have them, and returns FACTORS for sum mode, as `prepare_rows` does.
+
+        rows, columns: the sums of the squares of the gradient, before weight decay, over each row and each column of the
+        parameter's matrices, which its last two axes are; both have the parameter's axes, one of them of length 1. vectors:
+        as for `prepare_rows`, which is called afterwards. work: the COLUMNS by their letters, shaped as ``columns``.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def optional_by_shape(shape: tuple[int, ...]) -> set[str]:
+        """Returns the letters of the row's OPTIONAL buffers that a parameter of a shape needs, whatever its options."""
+        return set()
+
+    @staticmethod
     def transform(h: Hyper, t: int, g: Array, states: dict[str, Array], work: dict[str, Array]) -> None:
         """Fills the row's WORK arrays for one parameter, for rows that have them; changes nothing else.
 
@@ -131,8 +169,8 @@ class Algorithm:
     def twin(p: Any, g: Any, *args: Any, **kwargs: Any) -> Any:
         """Does in NumPy what the formula does, in place: the same operations in the same order, so the same bits.
 
-        Takes the parameter, the gradient, the row's STATE, OPTIONAL, WORK, SCALARS and FACTORS, each under its name in
-        the row. An OPTIONAL buffer that is not in use is None; scalars and factors have the dtype of the arrays.
+        Takes the parameter, the gradient, the row's STATE, OPTIONAL, WORK, COLUMNS, SCALARS and FACTORS, each under its
+        name in the row. An OPTIONAL buffer, or COLUMNS, that is not in use is None; scalars and factors have the dtype of the arrays.
         Returns the SUMS, as a tuple of arrays shaped like p, if the row has any. Where the row has a CHOICE that is
         not made, it gets no factors, whose defaults are None, and returns no sums.
         """
@@ -141,8 +179,19 @@ class Algorithm:
     @classmethod
     def subset(cls, h: Hyper) -> int:
         """The optional buffers and the choice that ``h`` needs, as the bits that number the row's kernels."""
-        row, needed = TABLE[cls.formula], cls.optional_states(h)
-        return sum(1 << bit for bit, name in enumerate((*row["optional"], *row["choice"])) if name in needed)
+        return cls.bits_of(cls.optional_states(h))
+
+    @classmethod
+    def bits_of(cls, names: set[str]) -> int:
+        """Optional buffers, and the choice, as bits."""
+        row = TABLE[cls.formula]
+        return sum(1 << bit for bit, name in enumerate((*row["optional"], *row["choice"])) if name in names)
+
+    @classmethod
+    def vector_letters(cls) -> list[str]:
+        """The letters of all states that `vectors` names, for some shape or other."""
+        row = TABLE[cls.formula]
+        return [x for x in cls.states if x not in (*row["state"], *row["optional"], *row["numbers"])]
 
     @classmethod
     def needs_factors(cls, h: Hyper) -> bool:
@@ -153,7 +202,7 @@ class Algorithm:
         return bool(row["sums"] or row["factors"] or row["numbers"])
 
     @classmethod
-    def letters(cls, h: Hyper) -> list[str]:
-        """All state buffers that ``h`` needs, in the row's order."""
-        row, needed = TABLE[cls.formula], cls.optional_states(h)
+    def letters(cls, h: Hyper, shape: tuple[int, ...]) -> list[str]:
+        """All state buffers that ``h`` and a parameter's shape need, in the row's order."""
+        row, needed = TABLE[cls.formula], cls.optional_states(h) | cls.optional_by_shape(shape)
         return [*row["state"], *(letter for letter in row["optional"] if letter in needed)]

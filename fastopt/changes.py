@@ -58,6 +58,7 @@ class Changing:
         for tensor, taken, values in zip(tensors, steps, states, strict=True):
             first = self._first_numbers(groups[tensor.group])
             change.numbers.append((tensor, {x: float(values.get(x, first[x])) for x in first}))
+            change.copies += self._vector_values(tensor, values, groups[tensor.group])
             change.row_steps.append((tensor, row_steps_of(values, taken)))
         self._need_states(change, dict(zip(tensors, states, strict=True)))
 
@@ -232,6 +233,8 @@ class Changing:
         for tensor, (states, steps) in waiting.items():
             first = self._first_numbers(groups[tensor.group].h)
             change.numbers.append((tensor, {x: float(states.get(x, first[x])) for x in first}))
+            for vector, values in self._vector_values(tensor, states, groups[tensor.group].h):
+                vector[...] = values  # the tensor is new: nobody has seen it
             if steps:
                 change.steps.append((tensor, steps))
                 change.row_steps.append((tensor, row_steps_of(states, steps)))
@@ -243,6 +246,16 @@ class Changing:
         """The first values of a parameter's NUMBERS."""
         first = self.algorithm.initial_states(h)
         return {letter: first.get(letter, 0.0) for letter in TABLE[self.algorithm.formula]["numbers"]}
+
+    def _vector_values(
+        self, tensor: Tensor, states: Mapping[str, Any], h: Hyper
+    ) -> list[tuple[arrays.Array, arrays.Array]]:
+        """The states of a parameter that have a shape of their own, each with what it is to hold."""
+        first = self.algorithm.initial_states(h)
+        return [
+            (vector, np.array(states.get(letter, first.get(letter, 0.0)), np.float64))
+            for letter, vector in tensor.vectors.items()
+        ]
 
     def _need_states(
         self,
@@ -272,7 +285,7 @@ class Changing:
         for tensor in tensors:
             h = groups[tensor.group].h
             values = added.get(tensor) if loaded is None else loaded[tensor]
-            needed = self.algorithm.letters(h)
+            needed = self.algorithm.letters(h, tensor.shape)
             letters = [
                 x for x in tensor.letters if x in needed or x in (tensor.states if values is None else values)
             ]

@@ -64,8 +64,9 @@ class States(Mapping[Key, "dict[str, Any]"]):
         tensor = self._tensors[place]
         views = {self._names[letter]: array.view() for letter, array in tensor.states.items()}
         numbers = {self._names[x]: np.array(value) for x, value in tensor.numbers_by_letter().items()}
+        vectors = {self._names[x]: _read_only(array.copy()) for x, array in tensor.vectors.items()}
         row_steps = {} if tensor.row_steps is None else {ROW_STEPS: tensor.row_steps.made.copy()}
-        return State({"step": int(tensor.steps), **views, **numbers, **row_steps})
+        return State({"step": int(tensor.steps), **views, **numbers, **vectors, **row_steps})
 
     __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = _refuse_write
 
@@ -77,6 +78,11 @@ class States(Mapping[Key, "dict[str, Any]"]):
 
     def __repr__(self) -> str:
         return shown_as(dict(self))
+
+
+def _read_only(array: Array) -> Array:
+    array.flags.writeable = False
+    return array
 
 
 # -- Out ---------------------------------------------------------------------------------------------
@@ -120,6 +126,9 @@ def state_dict(plan: Plan, edits: Change, names: Mapping[str, str], *, copies: b
             if values is not None:
                 quietly(np.copyto, entry[names[letter]], values, "unsafe")
         entry.update({names[letter]: np.array(value) for letter, value in tensor.numbers_by_letter().items()})
+        entry.update(
+            {names[letter]: np.array(sources.get(id(array), array)) for letter, array in tensor.vectors.items()}
+        )
         if tensor.row_steps is not None:
             entry[ROW_STEPS] = tensor.row_steps.made.copy()
         state[i] = entry
@@ -194,7 +203,11 @@ def read(
         with within(tensor.label):
             arrays, steps_taken = _saved_state(cls, tensor, entry)
             needed = (
-                [*cls.algorithm.letters(groups[tensor.group]), *TABLE[cls.algorithm.formula]["numbers"]]
+                [
+                    *cls.algorithm.letters(groups[tensor.group], tensor.shape),
+                    *TABLE[cls.algorithm.formula]["numbers"],
+                    *tensor.vectors,
+                ]
                 if steps_taken
                 else []
             )
@@ -285,22 +298,39 @@ def _saved_state(cls: type[Changing], tensor: Tensor, entry: Mapping[str, Any]) 
     for name, value in entry.items():
         if name not in letters:
             raise ValueError(f"{name}: no state of {cls.__name__}; it has {', '.join(letters) or 'none'}")
-        array = _as_array(name, value)
+        array, shape = _as_array(name, value), _shape_of_state(cls, letters[name], tensor.shape)
         if isinstance(value, list | tuple):  # as in JSON, which makes whole numbers of some floats
             if array.dtype.kind in "iu":
                 array = array.astype(np.float64)
-            if array.size == 0 == math.prod(tensor.shape):
-                array = array.reshape(tensor.shape)
+            if array.size == 0 and shape is not None and math.prod(shape) == 0:
+                array = array.reshape(shape)
         if array.dtype == BFLOAT16_IN_FILES:
             array = array.view(storage_dtype("bfloat16"))
         if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
             raise TypeError(f"{name}: it has dtype {array.dtype}; convert it to {tensor.dtype}")
-        if array.shape != (() if letters[name] in TABLE[cls.algorithm.formula]["numbers"] else tensor.shape):
+        if shape is not None and array.shape != shape:
             raise ValueError(
                 f"{name}: it has shape {array.shape}, the parameter {tensor.shape}; they must be the same"
+                if shape == tensor.shape
+                else f"{name}: it has shape {array.shape}; of a parameter of shape {tensor.shape} it has shape {shape}"
             )
         arrays[letters[name]] = array
     return arrays, int(number)
+
+
+def _shape_of_state(cls: type[Changing], letter: str, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The shape of a state of a parameter of a shape; None where that is not known."""
+    if letter in TABLE[cls.algorithm.formula]["numbers"]:
+        return ()
+    if shape is None:
+        return None
+    vectors = cls.algorithm.vectors(shape)
+    if letter in vectors:
+        return vectors[letter]
+    has_vectors = bool(cls.algorithm.vector_letters())
+    if has_vectors and letter not in cls.algorithm.optional_by_shape(shape):
+        raise ValueError(f"{cls.algorithm.states[letter]}: no state of a parameter of shape {shape}; leave it out")
+    return shape
 
 
 def _saved_row_steps(tensor: Tensor, value: Any, steps: int) -> Array:

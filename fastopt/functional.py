@@ -26,7 +26,7 @@ from fastopt.algorithm import Hyper
 from fastopt.checkpoint import MOST_STEPS
 from fastopt.optimizer import Optimizer
 from fastopt.option_names import check_all
-from fastopt.options import options_of, refuse_lost, shown
+from fastopt.options import bounds_of, options_of, refuse_lost, shown
 from fastopt.thread_tuner import ThreadTuners
 
 
@@ -85,15 +85,24 @@ def _slow(cls: type[Optimizer], name: str, names: tuple[str, ...], args: tuple[A
     algorithm = cls.algorithm
     needed: dict[str, Any] = {}
     numbers = TABLE[algorithm.formula]["numbers"]
-    for letter in (*algorithm.letters(group.h), *numbers):
+    shape = arrays.plain(arrays.label_of("param"), given["param"]).shape
+    vectors = algorithm.vectors(shape)
+    for letter in (*algorithm.letters(group.h, shape), *numbers, *vectors):
         array = given[algorithm.states[letter]]
         if array is None:
-            array_of = "a 0-d float64 array" if letter in numbers else "an array of param's shape and dtype"
+            array_of = "an array of param's shape and dtype"
+            if letter in numbers:
+                array_of = "a 0-d float64 array"
+            elif letter in vectors:
+                array_of = f"a float64 array of shape {vectors[letter]}"
             first = algorithm.initial_states(group.h).get(letter, 0.0)
             at_first = f"at first filled with {first!r}" if first else "at first zeros"
             raise TypeError(f"{algorithm.states[letter]}: missing; pass {array_of}, {at_first}")
         needed[letter] = array
-    owned = {letter: _owned_number(algorithm.states[letter], needed.pop(letter)) for letter in numbers}
+    owned = {
+        letter: _owned_numbers(algorithm.states[letter], needed.pop(letter), vectors.get(letter, ()))
+        for letter in (*numbers, *vectors)
+    }
     tensor = Tensor(algorithm, 0, "param", given["param"], 0, 0)
     refuse_lost("", group, [tensor])
     found = arrays.checked_states(tensor.label, tensor.param, needed, algorithm.states)
@@ -108,22 +117,24 @@ def _slow(cls: type[Optimizer], name: str, names: tuple[str, ...], args: tuple[A
     plan = Plan(algorithm, Turns(), _thread.tuners, is_function=True)
     change = Change()
     change.added_groups, change.added_tensors = [(group.h, group)], [tensor]
-    change.numbers = [(tensor, {letter: float(array) for letter, array in owned.items()})]
+    change.numbers = [(tensor, {letter: float(owned[letter]) for letter in numbers})]
+    change.copies = [(tensor.vectors[letter], owned[letter]) for letter in vectors]
     change.states, change.steps = [(tensor, found)], [(tensor, int(step) - 1)]
     written = [(tensor, 0, tensor.param)]
     written += [(tensor, 2 + tensor.letters.index(letter), array) for letter, array in found.items()]
     change.intervals = plan.intervals.with_arrays([tensor], written)
     plan.commit(owner.param_groups, change)
     plan.step(owner, [given["grad"]], {"grad_scale": grad_scale})
-    for letter, value in tensor.numbers_by_letter().items():
+    for letter, value in (tensor.numbers_by_letter() | tensor.vectors).items():
         owned[letter][...] = value
 
 
-def _owned_number(name: str, array: Any) -> Any:
-    """A state that is one number, in an array of the caller's."""
-    if not isinstance(array, np.ndarray) or array.shape != () or array.dtype != np.float64:
+def _owned_numbers(name: str, array: Any, shape: tuple[int, ...]) -> Any:
+    """A state that Python computes with, in a float64 array of the caller's."""
+    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != np.float64:
+        kind = f"float64 array of shape {shape}" if shape else "0-d float64 array"
         raise TypeError(
-            f"{name}: expected a 0-d float64 array, which is updated in place; make it with numpy.zeros(())"
+            f"{name}: expected a {kind}, which is updated in place; make it with numpy.zeros({shape})"
         )
     array = arrays.plain(name, array)
     if not array.flags.writeable:
@@ -146,7 +157,10 @@ def _make(cls: type[Optimizer]) -> Callable[..., None]:
     names = (
         "param",
         "grad",
-        *(cls.algorithm.states[letter] for letter in (*row["state"], *row["optional"], *row["numbers"])),
+        *(
+            cls.algorithm.states[letter]
+            for letter in (*row["state"], *row["optional"], *row["numbers"], *cls.algorithm.vector_letters())
+        ),
     )
     required = 2 + len(row["state"])
     defaults = _defaults_of(cls)
@@ -156,6 +170,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., None]:
             cls.algorithm,
             names,
             defaults["lr"],
+            bounds_of(cls)["lr"][0],
             lambda options: _group(cls, options),
             lambda args, kwargs: _slow(cls, name, names, args, kwargs),
         )

@@ -61,9 +61,8 @@ def update(
 ) -> tuple[Array, ...]:
     """One step on one array, in place. Returns the row's SUMS, for each an array shaped like ``p``.
 
-    states: the row's STATE and OPTIONAL buffers, None for one that is not in use. scalars: the row's SCALARS, then
-    grad_scale, weight_decay, decay. factors: the row's FACTORS. decay_by: multiplies an array by a number, where that
-    takes more than a product.
+    states: the row's STATE and OPTIONAL buffers, WORK and COLUMNS, None for one that is not in use. scalars: the row's SCALARS, then grad_scale, weight_decay, decay. factors: the row's FACTORS.
+    decay_by: multiplies an array by a number, where that takes more than a product.
     """
     with np.errstate(all="ignore"):
         *own, grad_scale, weight_decay, decay = (p.dtype.type(value) for value in scalars)
@@ -126,6 +125,30 @@ def _added_by_lanes(lines: Array) -> Array:
         half = lanes.shape[1] // 2
         lanes = lanes[:, :half] + lanes[:, half:]
     return np.asarray(lanes[:, 0])
+
+
+def squares(grad: Array, grad_scale: float, strip_rows: int) -> tuple[Array, Array]:
+    """The sums of the squares of a gradient times ``grad_scale`` over each row, and over each column of each matrix.
+
+    Both have the gradient's axes, one of them of length 1. Columns are added up over strips of rows, row by row, and then
+    strip by strip.
+    """
+    matrix_rows, elements = grad.shape[-2:]
+    of_rows, of_columns = (*grad.shape[:-1], 1), (*grad.shape[:-2], 1, elements)
+    with np.errstate(all="ignore"):
+        scaled = (grad.dtype.type(grad_scale) * grad).reshape(math.prod(of_rows), elements)
+        squared = np.multiply(scaled, scaled, dtype=np.float64)
+        rows, columns = np.zeros(len(squared)), np.zeros((math.prod(of_columns[:-2]), elements))
+        for begin in range(0, elements, SUM_BLOCK):
+            rows += _added_by_lanes(squared[:, begin : begin + SUM_BLOCK])
+        for strip in range(0, len(squared), strip_rows):
+            end, row = min(strip + strip_rows, len(squared)), strip
+            while row < end:
+                matrix = row // matrix_rows
+                part = squared[row : min(end, (matrix + 1) * matrix_rows)]
+                columns[matrix] += np.add.accumulate(part, axis=0)[-1]
+                row += len(part)
+    return rows.reshape(of_rows), columns.reshape(of_columns)
 
 
 def norms_over(array: Array, axes: tuple[int, ...]) -> Array:

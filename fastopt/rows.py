@@ -113,6 +113,13 @@ def refuse_order(tensor: Tensor) -> NoReturn:
     )
 
 
+def refuse_order_of_rows(label: str) -> NoReturn:
+    raise ValueError(
+        f"{label}: it is in Fortran order, and this optimizer needs the numbers of a row side by side; make it with "
+        "numpy.ascontiguousarray"
+    )
+
+
 def refuse_gradient_shape(label: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> NoReturn:
     raise ValueError(
         f"{label}: the gradient of its rows has shape {shape}, it must be {expected}: a row for each of the rows"
@@ -121,6 +128,13 @@ def refuse_gradient_shape(label: str, shape: tuple[int, ...], expected: tuple[in
 
 def refuse_optimizer(label: str, why: str) -> NoReturn:
     raise ValueError(f"update_rows: {label}: {why}; use update")
+
+
+def refuse_catch_up(label: str) -> NoReturn:
+    raise ValueError(
+        f"{label}: this optimizer's rows have states of their own, for which missed steps cannot be made up; leave out "
+        "catch_up"
+    )
 
 
 def refuse_without_catch_up(tensor: Tensor) -> NoReturn:

@@ -67,8 +67,11 @@ def _places(params: list[torch.Tensor]) -> tuple[list[int], list[Any]]:
     return list(map(torch.Tensor.data_ptr, params)), list(map(torch.Tensor.stride, params))
 
 
-def _axes(p: torch.Tensor) -> list[int]:
-    """The axes in the order of memory, so that a channels_last parameter is a contiguous array."""
+def _axes(p: torch.Tensor, keeps_order: bool) -> list[int]:
+    """The axes in the order of memory, so that a channels_last parameter is a contiguous array; keeps_order: as they
+    are, for an optimizer that tells rows from columns."""
+    if keeps_order:
+        return list(range(p.dim()))
     strides = p.stride()
     return sorted(range(p.dim()), key=lambda axis: -strides[axis])
 
@@ -83,10 +86,12 @@ class _Engine:
         self.are_spread = any(map(_is_spread, self.params))
         self.places = _places(self._parts(self.params))
         self.sizes = [len(group["params"]) for group in self.groups]
+        algorithm = cls.algorithm
+        has_vectors = bool(algorithm.vector_letters())
         for index, p in enumerate(self.params):
-            _check(index, p, takes_whole_matrices=bool(TABLE[cls.algorithm.formula]["work"]))
+            _check(index, p, cls.__name__ if has_vectors or TABLE[algorithm.formula]["work"] else None)
         parts = self._parts([p.detach() for p in self.params])
-        self.axes = [_axes(part) for part in parts]
+        self.axes = [_axes(part, has_vectors) for part in parts]
         self.is_plain = [axes == list(range(len(axes))) for axes in self.axes]
         self.are_all_plain = all(self.is_plain) and not self.are_spread
         views = [part.permute(axes) for part, axes in zip(parts, self.axes, strict=True)]
@@ -100,8 +105,10 @@ class _Engine:
             {"params": [next(places) for _ in group["params"]], **self.options(group)} for group in self.groups
         ]
         self.optimizer = cls(groups)
-        algorithm = cls.algorithm
-        self.numbers = [algorithm.states[letter] for letter in TABLE[algorithm.formula]["numbers"]]
+        self.numbers = [
+            algorithm.states[letter]
+            for letter in (*TABLE[algorithm.formula]["numbers"], *algorithm.vector_letters())
+        ]
         self.steps: Any = np.zeros(
             len(arrays), np.float64 if torch.get_default_dtype() == torch.float64 else np.float32
         )
@@ -138,7 +145,7 @@ class _Engine:
         """A parameter's states under torch's names, in the parameter's shape."""
         back = np.argsort(self.axes[index])
         states = {
-            name: torch.tensor(float(array), dtype=torch.float64)
+            name: torch.tensor(array, dtype=torch.float64)
             if name in self.numbers
             else _like(self.params[index], _tensor(array).permute(tuple(back)))
             for name, array in self.optimizer.state[index].items()
@@ -179,7 +186,8 @@ class _Engine:
         for index in indices if self.numbers else ():
             state = self.optimizer.state[index]
             for name in self.numbers:
-                self.tensors[index][name].fill_(float(state[name]))
+                if name in state:
+                    self.tensors[index][name].copy_(torch.tensor(state[name]))
 
     def fits(self, owner: _Adaptor) -> bool:
         """Whether groups, parameters, their memory and their states are those that the engine was made for."""
@@ -249,16 +257,16 @@ def _number(value: Any) -> Any:
     return tuple(_number(x) for x in value) if isinstance(value, tuple | list) else value
 
 
-def _check(index: int, p: torch.Tensor, takes_whole_matrices: bool = False) -> None:
-    """Refuses a parameter that fastopt cannot update."""
+def _check(index: int, p: torch.Tensor, of_matrices: str | None = None) -> None:
+    """Refuses a parameter that fastopt cannot update; of_matrices: the optimizer, if it needs whole matrices."""
     if not p.is_cpu:
         raise ValueError(f"parameter {index}: on {p.device}; fastopt updates on the CPU; use torch.optim there")
     if p.dtype not in DTYPES:
         raise TypeError(f"parameter {index}: {shown(p.dtype)}; fastopt updates float32, float64 and bfloat16")
     if _is_spread(p):
-        if takes_whole_matrices:
+        if of_matrices:
             raise TypeError(
-                f"parameter {index}: its parts lie in several processes, and Muon needs whole matrices"
+                f"parameter {index}: its parts lie in several processes, and {of_matrices} needs whole matrices"
             )
     elif type(p) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
         raise TypeError(f"parameter {index}: {type(p).__name__} has no memory of its own; use torch.optim")

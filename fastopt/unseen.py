@@ -86,12 +86,13 @@ def _check(key: Key, entry: Any, cls: type[Changing]) -> None:
         if not isinstance(entry, Mapping):
             raise TypeError(f"expected a dict of its state, got {shown(entry)}")
         shapes = [np.shape(value) for name, value in entry.items() if name in _buffers(cls) and value is not None]
-        checkpoint._saved_state(cls, SimpleNamespace(shape=shapes[0] if shapes else (), dtype="float32"), entry)  # type: ignore[arg-type]
+        shape = shapes[0] if shapes else None if cls.algorithm.vector_letters() else ()
+        checkpoint._saved_state(cls, SimpleNamespace(shape=shape, dtype="float32"), entry)  # type: ignore[arg-type]
 
 
 def _buffers(cls: type[Changing]) -> set[str]:
-    numbers = _kernels.TABLE[cls.algorithm.formula]["numbers"]
-    return {name for letter, name in cls.algorithm.states.items() if letter not in numbers}
+    others = {*_kernels.TABLE[cls.algorithm.formula]["numbers"], *cls.algorithm.vector_letters()}
+    return {name for letter, name in cls.algorithm.states.items() if letter not in others}
 
 
 def with_unseen(saved: dict[str, Any], unseen: Unseen) -> dict[str, Any]:

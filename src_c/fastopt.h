@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 enum {
-    FASTOPT_ABI_VERSION = 2, /* changes whenever a structure below or the meaning of a field does */
+    FASTOPT_ABI_VERSION = 3, /* changes whenever a structure below or the meaning of a field does */
     FASTOPT_MAX_BUFFERS = 8,
     FASTOPT_MAX_SCALARS = 20,
     FASTOPT_MAX_SUMS = 4,
@@ -28,13 +28,15 @@ typedef struct {
 /* One tensor in one step: the structure that a kernel is called with. No buffer may overlap another. */
 typedef struct {
     size_t size; /* sizeof(fastopt_call) as the caller was compiled; a kernel reads no field behind it */
-    /* parameter, gradient, then the row's STATE and OPTIONAL buffers, then its WORK in the type of the arithmetic. An
-     * absent one is never read. Gradient and WORK are only read; the others are read and written in update mode and only read in sum mode. */
+    /* parameter, gradient, then the row's STATE and OPTIONAL buffers, then its WORK or COLUMNS in the type of the
+     * arithmetic. An absent one is never read. Gradient, WORK and COLUMNS are only read; the others are read and written
+     * in update mode and only read in sum mode. */
     void *buffers[FASTOPT_MAX_BUFFERS];
     const fastopt_coefficients *coefficients;
     const double *factors;  /* the row's FACTORS for this tensor, in sum mode 1 or those that the sums are made with; not
                              * read by a kernel that needs none */
-    double *sums;           /* sum mode: the kernel stores SUMS[k] of block b at sums[b * number of SUMS + k] */
+    double *sums;           /* sum mode: the kernel stores SUMS[k] of block b at sums[b * number of SUMS + k]; a column
+                             * kernel adds to sums[i] for each element i */
     uint64_t first_element; /* the number of the buffers' element 0, counted through all parameters */
 } fastopt_call;
 
@@ -60,7 +62,7 @@ typedef struct {
 
 /* A row of formulas.def. The lists are the row's own text: names separated by commas. */
 typedef struct {
-    const char *name, *state, *optional, *choice, *work, *scalars, *sums, *factors, *numbers;
+    const char *name, *state, *optional, *choice, *work, *columns, *scalars, *sums, *factors, *numbers;
     /* By format, in the order of formats.def, then by subset of the optional buffers and the choice: bit i of the
      * subset stands for the i-th of them, the next bit for the choice. A NULL kernel does not exist. Sum kernels exist
      * for rows with SUMS, with the choice where there is one; update kernels for rows that read the parameter. */
@@ -68,6 +70,8 @@ typedef struct {
     const fastopt_kernel *const *sum_kernels;
     /* The same bits sooner, for calls whose weight_decay is 0; a NULL kernel does not exist. */
     const fastopt_kernel *const *plain_kernels;
+    /* Add a number of each element to one of its own, which sums up columns; for rows with COLUMN_SUMS. */
+    const fastopt_kernel *const *column_kernels;
 } fastopt_optimizer;
 
 typedef struct {

@@ -48,6 +48,8 @@
 
 /* -- For formulas -- */
 
+#define EPSILON(x) _Generic((x), float: __FLT_EPSILON__, double: __DBL_EPSILON__)
+
 #define SQRT(x) _Generic((x), float: __builtin_sqrtf, double: __builtin_sqrt)(x)
 #define ABS(x)  _Generic((x), float: __builtin_fabsf, double: __builtin_fabs)(x)
 
@@ -61,9 +63,11 @@
 #define ROW_ENTRY                                                                                          \
     {                                                                                                      \
         .name = QUOTE(FORMULA), .state = QUOTE(STATE), .optional = QUOTE(OPTIONAL),                        \
-        .choice = QUOTE(CHOICE), .work = QUOTE(WORK), .scalars = QUOTE(SCALARS), .sums = QUOTE(SUMS), .factors = QUOTE(FACTORS),                         \
+        .choice = QUOTE(CHOICE), .work = QUOTE(WORK), .columns = QUOTE(COLUMNS),                           \
+        .scalars = QUOTE(SCALARS), .sums = QUOTE(SUMS), .factors = QUOTE(FACTORS),                         \
         .numbers = QUOTE(NUMBERS), .kernels = ROW_KERNELS(kernels),                                        \
         .sum_kernels = ROW_KERNELS(sum_kernels), .plain_kernels = ROW_KERNELS(plain_kernels),              \
+        .column_kernels = ROW_KERNELS(column_kernels),                                                     \
     },
 
 #define OPTIMIZERS PASTE(fastopt_optimizers_, ISA)

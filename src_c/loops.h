@@ -1,7 +1,7 @@
 /* The kernels of one row of a table in one format, for every subset of the optional buffers and the choice: one for update mode,
  * such as adam_0_float32_avx2; for some a second one without weight decay, adam_plain_0_float32_avx2; and where the
- * row has SUMS one for sum mode, lamb_sum_0_float32_avx2. All hold the same text of the formula. T is the type of
- * the arithmetic.
+ * row has SUMS one for sum mode, lamb_sum_0_float32_avx2, and where it has COLUMN_SUMS one for these,
+ * norm_columns_0_float32_avx2. All hold the same text of the formula. T is the type of the arithmetic.
  *
  * Every buffer is loaded into a local once, the formula computes on the locals, and update mode stores every
  * buffer once, at the end: reading back what was just stored waits for the store, for long where it
@@ -14,6 +14,7 @@
 #define UPDATE_LOOP JOIN(FORMULA, update, FORMAT, ISA)
 #define SUM_LANES   JOIN(FORMULA, lanes, FORMAT, ISA)
 #define SUM_LOOP    JOIN(FORMULA, sum, FORMAT, ISA)
+#define COLUMN_LOOP JOIN(FORMULA, columns, FORMAT, ISA)
 
 #define INDEX(name)    index_##name,
 #define SCALAR(name)   const T name UNUSED = (T)scalars[index_##name];
@@ -27,20 +28,28 @@
 #define LOAD(name)     T name UNUSED = PASTE(load_, STATES)(name##_[i]);
 #define LOAD_IF(name)  T name UNUSED = has_##name ? PASTE(load_, STATES)(name##_[i]) : 0;
 #define LOAD_WORK(name) const T name UNUSED = name##_[i];
+#define LOAD_COLUMN(name) const T name UNUSED = has_optional ? 0 : name##_[i];
 #define STORE(name)    name##_[i] = PASTE(store_, STATES)(name, &random);
 #define STORE_IF(name) if (has_##name) { STORE(name) }
 
 #define BUFFERS                                                                             \
     PASTE(stored_, PARAMETER) *restrict p_, const PASTE(stored_, GRADIENT) *restrict g_     \
-    FOR_EACH(POINTER, STATE) FOR_EACH(POINTER, OPTIONAL) FOR_EACH(WORK_POINTER, WORK)
-#define PASS_BUFFERS p_, g_ FOR_EACH(PASS, STATE) FOR_EACH(PASS, OPTIONAL) FOR_EACH(PASS, WORK)
+    FOR_EACH(POINTER, STATE) FOR_EACH(POINTER, OPTIONAL)                                    \
+    FOR_EACH(WORK_POINTER, WORK) FOR_EACH(WORK_POINTER, COLUMNS)
+#define PASS_BUFFERS                                                                        \
+    p_, g_ FOR_EACH(PASS, STATE) FOR_EACH(PASS, OPTIONAL) FOR_EACH(PASS, WORK) FOR_EACH(PASS, COLUMNS)
 #define CALL_BUFFERS                                                                        \
     call->buffers[index_p], call->buffers[index_g]                                          \
-    FOR_EACH(ARGUMENT, STATE) FOR_EACH(ARGUMENT, OPTIONAL) FOR_EACH(ARGUMENT, WORK)
+    FOR_EACH(ARGUMENT, STATE) FOR_EACH(ARGUMENT, OPTIONAL)                                  \
+    FOR_EACH(ARGUMENT, WORK) FOR_EACH(ARGUMENT, COLUMNS)
+#define BUFFER_INDICES                                                                      \
+    FOR_EACH(INDEX, p, g) FOR_EACH(INDEX, STATE) FOR_EACH(INDEX, OPTIONAL)                  \
+    FOR_EACH(INDEX, WORK) FOR_EACH(INDEX, COLUMNS)
 
 /* The numbers that are the same for all elements. */
 #define LOAD_SCALARS(is_plain)                                                              \
     const double *const scalars = call->coefficients->scalars;                              \
+    const unsigned has_optional UNUSED = BUFFERS_OF(subset);                                \
     enum { FOR_EACH(INDEX, SCALARS) FOR_EACH(INDEX, COMMON_SCALARS) };                      \
     FOR_EACH(SCALAR, SCALARS)                                                               \
     SCALAR(grad_scale)                                                                      \
@@ -54,6 +63,7 @@
     FOR_EACH(LOAD, STATE)                                                                   \
     FOR_EACH(LOAD_IF, OPTIONAL)                                                             \
     FOR_EACH(LOAD_WORK, WORK)                                                               \
+    FOR_EACH(LOAD_COLUMN, COLUMNS)                                                          \
     T g UNUSED = READS_GRADIENT ? grad_scale * PASTE(load_, GRADIENT)(g_[i]) : 0;           \
     g = READS_PARAMETER && weight_decay != 0 ? g + weight_decay * p : g;                    \
     p = READS_GRADIENT ? DECAYED : p; /* after the step there is no decay */                \
@@ -98,7 +108,7 @@ static ALWAYS_INLINE void UPDATE_LOOP(
 #define UPDATE_KERNEL(kind, subset, is_plain)                                                              \
     static void UPDATE_KERNEL_NAME(kind, subset)(const fastopt_call *call, size_t begin, size_t end)       \
     {                                                                                                      \
-        enum { FOR_EACH(INDEX, p, g) FOR_EACH(INDEX, STATE) FOR_EACH(INDEX, OPTIONAL) FOR_EACH(INDEX, WORK) };                   \
+        enum { BUFFER_INDICES };                                                                           \
         UPDATE_LOOP(subset, is_plain, call, begin, end, CALL_BUFFERS);                                     \
     }
 #define KERNEL(subset)       UPDATE_KERNEL(, subset, 0)
@@ -186,13 +196,46 @@ static ALWAYS_INLINE void SUM_LOOP(
 #define SUM_KERNEL(subset)                                                                             \
     static void SUM_KERNEL_NAME(subset)(const fastopt_call *call, size_t begin, size_t end)            \
     {                                                                                                  \
-        enum { FOR_EACH(INDEX, p, g) FOR_EACH(INDEX, STATE) FOR_EACH(INDEX, OPTIONAL) FOR_EACH(INDEX, WORK) };               \
+        enum { BUFFER_INDICES };                                                                       \
         SUM_LOOP(subset, call, begin, end, CALL_BUFFERS);                                              \
     }
 #define NAME(subset) IS_NEEDED(subset) && NEEDS_FACTORS(subset) ? SUM_KERNEL_NAME(subset) : 0,
 
 EACH_SUBSET(SUM_KERNEL)
 static const fastopt_kernel JOIN(FORMULA, sum_kernels, FORMAT, ISA)[] = {EACH_SUBSET(NAME)};
+#undef NAME
+#endif
+
+/* -- Sums of columns -- */
+
+#if COUNT(COLUMN_SUMS) == 0
+static const fastopt_kernel JOIN(FORMULA, column_kernels, FORMAT, ISA)[] = {EACH_SUBSET(NO_NAME)};
+#else
+
+/* Adds a number of each element to one of its own, so that the rows of a matrix, one after the other, are added up
+ * to its columns. */
+static ALWAYS_INLINE void COLUMN_LOOP(
+    const unsigned subset UNUSED, const fastopt_call *call, size_t begin, size_t end, double *restrict sums, BUFFERS)
+{
+    LOAD_SCALARS(0)
+    for (size_t i = begin; i < end; i++) {
+        LOAD_ELEMENT(decay * p)
+#include QUOTE(formulas/FORMULA.h)
+        sums[i] += COLUMN_SUMS;
+    }
+}
+
+#define COLUMN_KERNEL_NAME(subset) JOIN(PASTE(FORMULA, _columns), subset, FORMAT, ISA)
+#define COLUMN_KERNEL(subset)                                                                          \
+    static void COLUMN_KERNEL_NAME(subset)(const fastopt_call *call, size_t begin, size_t end)         \
+    {                                                                                                  \
+        enum { BUFFER_INDICES };                                                                       \
+        COLUMN_LOOP(subset, call, begin, end, call->sums, CALL_BUFFERS);                               \
+    }
+#define NAME(subset) COLUMN_KERNEL_NAME(subset),
+
+EACH_SUBSET(COLUMN_KERNEL)
+static const fastopt_kernel JOIN(FORMULA, column_kernels, FORMAT, ISA)[] = {EACH_SUBSET(NAME)};
 #undef NAME
 #endif
 

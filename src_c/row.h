@@ -12,11 +12,17 @@
 #ifndef WORK
 #define WORK
 #endif
+#ifndef COLUMNS
+#define COLUMNS
+#endif
 #ifndef SCALARS
 #define SCALARS
 #endif
 #ifndef SUMS
 #define SUMS
+#endif
+#ifndef COLUMN_SUMS
+#define COLUMN_SUMS
 #endif
 #ifndef FACTORS
 #define FACTORS
@@ -34,7 +40,7 @@
 #define COMBINE(a, b) (a) + (b)
 #endif
 
-/* by kind of kernels: `kernels`, `sum_kernels`, `plain_kernels` */
+/* by kind of kernels: `kernels`, `sum_kernels`, `plain_kernels`, `column_kernels` */
 #define ROW_KERNELS(kind) JOIN(FORMULA, of_all_formats, kind, ISA)
 
 #ifdef ROW_ENTRY
@@ -42,8 +48,10 @@ ROW_ENTRY
 #else
 
 #define ROW_SAYS "formulas.def: the row " QUOTE(FORMULA) " has "
-_Static_assert(2 + COUNT(STATE) + COUNT(OPTIONAL) + COUNT(WORK) <= FASTOPT_MAX_BUFFERS,
+_Static_assert(2 + COUNT(STATE) + COUNT(OPTIONAL) + COUNT(WORK) + COUNT(COLUMNS) <= FASTOPT_MAX_BUFFERS,
                ROW_SAYS "too many STATE, OPTIONAL and WORK buffers; raise FASTOPT_MAX_BUFFERS in fastopt.h");
+_Static_assert(!COUNT(WORK) || !COUNT(COLUMNS), ROW_SAYS "WORK and COLUMNS: rows of a matrix share them or they do not");
+_Static_assert(COUNT(COLUMN_SUMS) <= 1, ROW_SAYS "more than one of COLUMN_SUMS");
 _Static_assert(COUNT(SCALARS) + COUNT(COMMON_SCALARS) <= FASTOPT_MAX_SCALARS,
                ROW_SAYS "too many SCALARS; raise FASTOPT_MAX_SCALARS in fastopt.h");
 _Static_assert(COUNT(SUMS) <= FASTOPT_MAX_SUMS, ROW_SAYS "too many SUMS; raise FASTOPT_MAX_SUMS in fastopt.h");
@@ -92,6 +100,13 @@ static const fastopt_kernel *const ROW_KERNELS(sum_kernels)[] = {
 };
 #undef FORMAT_ENTRY
 
+#define FORMAT_ENTRY JOIN(FORMULA, column_kernels, KERNELS, ISA),
+static const fastopt_kernel *const ROW_KERNELS(column_kernels)[] = {
+#define EACH_FORMAT "entry.h"
+#include "formats.def"
+};
+#undef FORMAT_ENTRY
+
 #define FORMAT_ENTRY JOIN(FORMULA, plain_kernels, KERNELS, ISA),
 static const fastopt_kernel *const ROW_KERNELS(plain_kernels)[] = {
 #define EACH_FORMAT "entry.h"
@@ -107,6 +122,8 @@ static const fastopt_kernel *const ROW_KERNELS(plain_kernels)[] = {
 #undef OPTIONAL
 #undef CHOICE
 #undef WORK
+#undef COLUMNS
+#undef COLUMN_SUMS
 #undef SCALARS
 #undef SUMS
 #undef FACTORS

@@ -36,9 +36,22 @@ size_t fastopt_most_chunks(const fastopt_work *work)
 static size_t beyond_cut(const fastopt_tensor *tensor, size_t end, int for_sums)
 {
     if (for_sums)
-        return end % FASTOPT_SUM_BLOCK;
+        return (tensor->rows ? end % tensor->rows->elements : end) % FASTOPT_SUM_BLOCK;
     const size_t itemsize = tensor->itemsizes[0];
     return ((uintptr_t)tensor->call.buffers[0] + end * itemsize) % CACHE_LINE / itemsize;
+}
+
+size_t fastopt_blocks_of(const fastopt_tensor *tensor)
+{
+    const size_t elements = tensor->rows ? tensor->rows->elements : tensor->count;
+    const size_t blocks = (elements + FASTOPT_SUM_BLOCK - 1) / FASTOPT_SUM_BLOCK;
+    return tensor->rows && elements ? tensor->count / elements * blocks : blocks;
+}
+
+size_t fastopt_strip_size(const fastopt_rows *rows)
+{
+    const size_t most_matrices = (rows->strip_rows + rows->matrix_rows - 1) / rows->matrix_rows + 1;
+    return most_matrices * rows->elements;
 }
 
 void fastopt_cut(fastopt_work *work, int for_sums)
@@ -52,7 +65,10 @@ void fastopt_cut(fastopt_work *work, int for_sums)
         while (position < tensor->count) {
             const size_t rest = tensor->count - position;
             size_t take = rest;
-            if (take > FASTOPT_TASK - filled) {
+            if (tensor->rows && tensor->rows->columns) {
+                const size_t strip = tensor->rows->strip_rows * tensor->rows->elements;
+                take = filled ? 0 : rest < strip ? rest : strip;
+            } else if (take > FASTOPT_TASK - filled) {
                 take = FASTOPT_TASK - filled;
                 const size_t beyond = beyond_cut(tensor, position + take, for_sums);
                 take = take > beyond ? take - beyond : 0;
@@ -261,7 +277,7 @@ static void run_staged(const fastopt_tensor *tensor, size_t begin, size_t chunk_
         char *gradient = gathered;
         end = begin + count;
         if (source)
-            gather(source, begin, end, gathered);
+            gather(source, tensor->source_begin + begin, tensor->source_begin + end, gathered);
         else
             gradient = (char *)tensor->call.buffers[1] + begin * itemsize;
         if (tensor->stage) {
@@ -271,7 +287,7 @@ static void run_staged(const fastopt_tensor *tensor, size_t begin, size_t chunk_
             if (writes_back) {
                 tensor->write_back(found, staged, count, 1, (double)INFINITY);
                 if (source)
-                    scatter(source, begin, end, found);
+                    scatter(source, tensor->source_begin + begin, tensor->source_begin + end, found);
             }
         }
         if (tensor->before)
@@ -370,23 +386,45 @@ static inline void prefetch_row(const fastopt_tensor *tensor, int64_t number)
         }
 }
 
+/* Adds up the columns of a row, the number `k`, of a strip that begins with the element `strip_begin`. */
+static void add_columns(const fastopt_tensor *row, const fastopt_rows *rows, size_t k, size_t strip_begin, char *scratch)
+{
+    const size_t first_row = strip_begin / rows->elements, strip = first_row / rows->strip_rows;
+    const size_t matrix = k / rows->matrix_rows - first_row / rows->matrix_rows;
+    fastopt_tensor columns = *row;
+    columns.kernel = rows->column_kernel;
+    columns.sum_count = FASTOPT_SUM_BLOCK;
+    columns.call.sums = rows->columns + strip * fastopt_strip_size(rows) + matrix * rows->elements;
+    run_update(&columns, 0, rows->elements, scratch);
+}
+
 /* The elements begin <= i < end of a tensor's rows: each row is a tensor of its own. */
 static void run_rows(const fastopt_tensor *tensor, size_t begin, size_t end, char *scratch)
 {
     const fastopt_rows *const rows = tensor->rows;
-    const size_t elements = rows->elements;
+    const size_t elements = rows->elements, blocks = (elements + FASTOPT_SUM_BLOCK - 1) / FASTOPT_SUM_BLOCK;
+    const size_t chunk_begin = begin;
     fastopt_tensor row = *tensor;
     row.rows = NULL;
     for (size_t k = begin / elements; begin < end; k++) {
         const size_t before = k * elements, rest = end - before;
         const size_t row_begin = begin - before, row_end = rest < elements ? rest : elements;
-        const size_t skipped = (size_t)rows->numbers[k] * elements;
-        if (before + AHEAD * elements < end)
+        const size_t skipped = (rows->numbers ? (size_t)rows->numbers[k] : k) * elements;
+        const size_t skipped_columns = rows->matrix_rows ? k / rows->matrix_rows * elements : skipped;
+        if (rows->numbers && before + AHEAD * elements < end)
             prefetch_row(tensor, rows->numbers[k + AHEAD]);
         for (int b = 0; b < FASTOPT_MAX_BUFFERS; b++)
-            if (tensor->call.buffers[b])
-                row.call.buffers[b] = (char *)tensor->call.buffers[b] + skipped * fastopt_itemsize(tensor, b);
+            if (tensor->call.buffers[b]) {
+                const int is_column = tensor->first_work && b >= tensor->first_work;
+                row.call.buffers[b] = (char *)tensor->call.buffers[b]
+                                      + (is_column ? skipped_columns : skipped) * fastopt_itemsize(tensor, b);
+            }
         row.call.first_element = tensor->call.first_element + skipped;
+        row.source_begin = skipped;
+        if (rows->factors)
+            row.call.factors = rows->factors + k * (size_t)rows->factor_count;
+        if (tensor->sum_count)
+            row.call.sums = tensor->call.sums + k * blocks * tensor->sum_count;
         if (rows->first_missed) {
             row.call.buffers[1] = (void *)rows->zeros;
             for (size_t m = rows->first_missed[k]; m < rows->missed_count; m++) {
@@ -397,6 +435,8 @@ static void run_rows(const fastopt_tensor *tensor, size_t begin, size_t end, cha
         }
         row.call.buffers[1] = (char *)tensor->call.buffers[1] + before * tensor->itemsizes[1];
         run_update(&row, row_begin, row_end, scratch);
+        if (rows->columns)
+            add_columns(&row, rows, k, chunk_begin, scratch);
         begin = before + row_end;
     }
 }

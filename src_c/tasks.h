@@ -43,10 +43,19 @@ typedef struct {
 } fastopt_pass;
 
 /* The rows of a parameter that a step changes: of the others nothing is read or written. Each lies in memory in one
- * piece. */
+ * piece, and is a tensor of its own: it may have FACTORS of its own, and in sum mode its blocks are counted from its
+ * first element. */
 typedef struct {
-    const int64_t *numbers; /* of the rows, each once */
+    const int64_t *numbers; /* of the rows, each once; NULL: all of them */
     size_t elements;        /* of a row */
+    const double *factors;  /* NULL, or factor_count FACTORS for each of these rows */
+    int factor_count;
+    size_t matrix_rows;     /* 0, or so many rows are a matrix, all of whose rows have the same COLUMNS */
+    /* NULL, or in sum mode the kernel that adds up numbers of each column, and the room for its sums. A strip of rows is
+     * one task, and has sums of its own: for each matrix in which it lies, `elements` of them. */
+    fastopt_kernel column_kernel;
+    double *columns;
+    size_t strip_rows;
     /* NULL, or for each of these rows the place in `missed` of the first step that it has missed. It makes up for that
      * one and all behind it, with a gradient of `zeros`, before the step itself. */
     const size_t *first_missed;
@@ -77,10 +86,11 @@ typedef struct {
     const fastopt_source *zeros;
     uint8_t itemsizes[3];  /* bytes of an element of parameter, gradient (before `stage`) and states */
     uint8_t first_work;    /* 0, or the first of the buffers whose elements have the type of the arithmetic */
-    uint8_t sum_count;     /* in sum mode, how many SUMS the row has; else 0 */
+    uint16_t sum_count;    /* in sum mode, how many numbers FASTOPT_SUM_BLOCK elements are added up to; else 0 */
     /* NULL, or the rows to change: then `count` is that of the elements of these rows, which lie side by side in the
-     * gradient, while the other buffers are the whole parameter's. There is no source and no pass. */
+     * gradient, while the other buffers are the whole parameter's. Rows that have numbers have no source and no pass. */
     const fastopt_rows *rows;
+    size_t source_begin;   /* the number, in `source`, of element 0 */
 } fastopt_tensor;
 
 /* Bytes of an element of a buffer. */
@@ -111,6 +121,12 @@ typedef struct {
     int flush_subnormals;      /* whether numbers below the normal ones are taken for zero */
     uint64_t floating_mode;    /* the caller's, in which all threads compute */
 } fastopt_work;
+
+/* How many blocks of sums a tensor has. */
+size_t fastopt_blocks_of(const fastopt_tensor *tensor);
+
+/* How many numbers a strip of rows has for its columns. */
+size_t fastopt_strip_size(const fastopt_rows *rows);
 
 /* The most chunks that the tensors' counts can be cut into, whatever their addresses. */
 size_t fastopt_most_chunks(const fastopt_work *work);

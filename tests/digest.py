@@ -47,11 +47,12 @@ def digest_of(kernel: str) -> str:
     start, grads = table.inputs(format)
     digest = hashlib.sha256()
     if (row, subset) in table.MATRIX_RUNS:
-        columns = [p.reshape(-1, 1).copy() for p in start]
+        variant = table.MATRIX_RUNS[row, subset].stored_as(format)
+        matrix_of = as_row if variant.cls in table.BY_ROWS else as_column
+        matrices = [matrix_of(p) for p in start]
         with table.plain_work():
-            variant = table.MATRIX_RUNS[row, subset].stored_as(format)
-            optimizer = table.train(variant, columns, [[g.reshape(-1, 1) for g in step] for step in grads])
-        for arrays in table.bits(optimizer, columns):
+            optimizer = table.train(variant, matrices, [[matrix_of(g) for g in step] for step in grads])
+        for arrays in table.bits(optimizer, matrices):
             digest.update(b"".join(arrays))
         return digest.hexdigest()
     for variant in table.VARIANTS if format in table.DTYPES else [table.RUNS[row, subset]]:
@@ -62,6 +63,16 @@ def digest_of(kernel: str) -> str:
             for arrays in table.bits(table.train(variant.stored_as(format), params, grads), params):
                 digest.update(b"".join(arrays))
     return digest.hexdigest()
+
+
+def as_column(array: Array) -> Array:
+    return array.reshape(-1, 1).copy()
+
+
+def as_row(array: Array) -> Array:
+    """A row whose sum is no NaN, which would make NaNs of all its numbers."""
+    with np.errstate(invalid="ignore"):
+        return np.where(abs(array) < 8, array, array.dtype.type(1)).reshape(1, -1)
 
 
 def storage_of(array: Array) -> str:
@@ -159,7 +170,7 @@ class Driver:
         if sums or factors:
             subset |= len(row["choice"]) << len(row["optional"])
         stored = [storage_of(p), storage_of(grad), storage_of(next((x for x in states if x is not None), p))]
-        first_work = 2 + len(row["state"]) + len(row["optional"]) if row["work"] else 0
+        first_work = 2 + len(row["state"]) + len(row["optional"]) if row["work"] or row["columns"] else 0
         format = [*table.FORMATS.values()].index(tuple(stored))
         counts = len(scalars), len(factors), sums
         request = struct.pack(

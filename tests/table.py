@@ -63,9 +63,9 @@ def formula_of(cls: Class) -> str:
     return cls.algorithm.formula
 
 
-def subset_of(cls: Class, h: dict[str, Any]) -> int:
-    """The subset of the row's optional states that hyper-parameters need, as bits."""
-    return cls.algorithm.subset(h)
+def subset_of(cls: Class, h: dict[str, Any], shape: tuple[int, ...] = (3,)) -> int:
+    """The subset of the row's optional states that hyper-parameters and a parameter's shape need, as bits."""
+    return cls.algorithm.subset(h) | cls.algorithm.bits_of(cls.algorithm.optional_by_shape(shape))
 
 
 def states_of(cls: Class) -> dict[str, str]:
@@ -73,9 +73,19 @@ def states_of(cls: Class) -> dict[str, str]:
     return cls.algorithm.states
 
 
-def states_in_use(cls: Class, h: dict[str, Any]) -> list[str]:
-    """What users call the state buffers that hyper-parameters need."""
-    return [states_of(cls)[letter] for letter in cls.algorithm.letters(h)]
+def states_in_use(cls: Class, h: dict[str, Any], shape: tuple[int, ...] = (3,)) -> list[str]:
+    """What users call the state buffers that hyper-parameters need; shape: the parameter's."""
+    return [states_of(cls)[letter] for letter in cls.algorithm.letters(h, shape)]
+
+
+def states_of_shape(cls: Class, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """What users call the states of a parameter of a shape that have another shape, and which."""
+    return {states_of(cls)[letter]: own for letter, own in cls.algorithm.vectors(shape).items()}
+
+
+def takes_fortran_order(cls: Class) -> bool:
+    """Whether matrices may lie in Fortran order: not where rows of numbers must lie side by side."""
+    return not cls.algorithm.vector_letters()
 
 
 def numbers_of(cls: Class) -> list[str]:
@@ -277,7 +287,7 @@ def another_value(cls: Class, name: str) -> Any:
     if isinstance(default, int):
         return default + (1 if name == "seed" else 3)
     if isinstance(default, tuple):
-        tried = [(0.5 + 0.2 * i, 1.5 * x) for i, x in enumerate(default)]
+        tried = [(0.5 + 0.2 * i, 1.5 * (x or 1.0)) for i, x in enumerate(default)]
         return tuple(
             next(x for x in some if lies_within(kind, x)) for kind, some in zip(of_element, tried, strict=True)
         )
@@ -329,13 +339,24 @@ KERNELS = [
     for subset in range(1 << len(buffers["optional"]) + len(buffers["choice"]))
     for format, (parameter, _, states) in FORMATS.items()
     # one without any state has no storage of it
-    if subset % (1 << len(buffers["optional"])) or buffers["state"] or states == parameter
+    if (row, subset) in RUNS and (subset % (1 << len(buffers["optional"])) or buffers["state"] or states == parameter)
 ]
 """All that are compiled, for each instruction set: row, subset and format."""
 
-MATRIX_RUNS = {v.kernel: v for cls in MATRIX_OPTIMIZERS for v in reversed(variants(cls))}
-"""The same for optimizers that take matrices alone."""
-MATRIX_KERNELS = [(*kernel, format) for kernel in MATRIX_RUNS for format in FORMATS]
+BY_ROWS = [cls for cls in ALL if cls.algorithm.vectors((3, 3))]
+"""Those that update matrices row by row."""
+MATRIX_RUNS = {
+    (formula_of(cls), subset_of(cls, v.hyper, (3, 3))): v
+    for cls in [*MATRIX_OPTIMIZERS, *(cls for cls in BY_ROWS if cls not in MATRIX_OPTIMIZERS)]
+    for v in reversed(variants(cls))
+}
+"""For each row and subset that matrices alone run a variant that runs its kernels."""
+MATRIX_KERNELS = [
+    (row, subset, format)
+    for row, subset in MATRIX_RUNS
+    for format, (parameter, _, states) in FORMATS.items()
+    if TABLE[row]["state"] or states == parameter
+]
 
 
 @contextmanager
@@ -387,7 +408,7 @@ OUT_OF_RANGE = [
 def wrong_numbers(kind: Any) -> list[Any]:
     found = [*NO_NUMBERS, *(x for x in OUT_OF_RANGE if not lies_within(kind, x))]
     if kind.interval.least > -math.inf:
-        found.append(np.nextafter(kind.interval.least, -math.inf))
+        found.append(math.nextafter(kind.interval.least, -math.inf))
     if kind.interval.most <= 1:
         found += [np.nextafter(kind.interval.most, 2), 1.5]
     if not kind.boolean:

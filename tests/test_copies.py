@@ -44,6 +44,7 @@ class Model:
 
     def __init__(self, variant: table.Variant, named: bool = False, order: str = "C") -> None:
         rng = np.random.default_rng(0)
+        order = order if table.takes_fortran_order(variant.cls) else "C"
         self.w = np.asarray(rng.standard_normal((3, 4)), np.float32, order=order)  # type: ignore[call-overload]
         self.b = rng.standard_normal(4).astype(np.float32)
         params: Any = {"w": self.w, "b": self.b} if named else [self.w, self.b]

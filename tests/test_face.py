@@ -257,11 +257,13 @@ def test_state_is_named_and_aligned(cls: type[fastopt.Optimizer]) -> None:
 def state_is_named_and_aligned(variant: table.Variant) -> None:
     params = dict(zip(NAMES, parameters(), strict=True))
     optimizer = variant.make(params)
-    names = {*table.states_in_use(variant.cls, optimizer.param_groups[0])}
     for i, (name, param) in enumerate(params.items()):
         state = optimizer.state[name]
+        names = {*table.states_in_use(variant.cls, optimizer.param_groups[0], param.shape)}
         numbers = {*table.numbers_of(variant.cls)}
-        assert set(state) == names | numbers | {"step"}
+        vectors = table.states_of_shape(variant.cls, param.shape)
+        assert set(state) == names | numbers | vectors.keys() | {"step"}
+        assert all((state[key].shape, state[key].dtype) == (vectors[key], np.float64) for key in vectors)
         assert all((state[key].shape, state[key].dtype) == ((), np.float64) for key in numbers)
         assert state["step"] == 0 == optimizer.state[i]["step"]
         for key in names:

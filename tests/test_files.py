@@ -59,7 +59,8 @@ class Training:
             name: table.plain_values(math.prod(shape), "float32", seed + i).reshape(shape).astype(self.dtype)
             for i, (name, shape) in enumerate(shapes.items())
         }
-        self.params["w"] = np.asfortranarray(self.params["w"])
+        if table.takes_fortran_order(variant.cls):
+            self.params["w"] = np.asfortranarray(self.params["w"])
         names = list(self.params)
         self.optimizer = variant.make(
             [

@@ -486,16 +486,29 @@ def test_a_new_process_has_the_same_bits(tmp_path: Path) -> None:
 # -- Schedules in optimizers --
 
 
+class Negative:
+    """A schedule with the sign changed: schedules themselves are not negative."""
+
+    def __init__(self, schedule: Any) -> None:
+        self.schedule = schedule
+
+    def __call__(self, step: int) -> float:
+        return -float(self.schedule(step))
+
+
 def scheduled(variant: table.Variant) -> list[dict[str, Any]]:
     """For each option of a class that takes callables, options of which it is a schedule; and all at once."""
     every, found = dict(variant.options), []
     for name in table.takes_callables(variant.cls):
         value = variant.hyper[name] or 0.3  # those of 0 are to have an effect too
         if isinstance(value, tuple):
-            schedule: Any = tuple(linear(x, 6 + i, 0.95 * x) for i, x in enumerate(value))
+            schedule: Any = tuple(linear(x, 6 + i, 0.95 * x) for i, x in enumerate(y or 0.3 for y in value))
             found += [{name: (schedule[0], *value[1:])}, {name: (*value[:-1], schedule[-1])}]
         else:
-            schedule = warmup(cosine(value, 10, value / 2), 3, value / 4)
+            # a schedule goes down to a quarter, which some options may not be
+            size = abs(value) * (1 if table.lies_within(table.kinds(variant.cls, name)[0], value / 4) else 4)
+            schedule = warmup(cosine(size, 10, size / 2), 3, size / 4)
+            schedule = schedule if value > 0 else Negative(schedule)
         every[name] = schedule
         found.append({name: schedule})
     return [variant.options | one for one in (*found, every)]

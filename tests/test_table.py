@@ -120,9 +120,15 @@ def wrong_algorithm(cls: Class, row: Row) -> str | None:
     """A sentence on how the hooks and the twin of a class fit its row."""
     algorithm = cls.algorithm
     buffers, own = [*row["state"], *row["optional"]], [*row["scalars"][:-COMMON_SCALARS]]
-    sums, factors, numbers, work = ([*row.get(key, ())] for key in ("sums", "factors", "numbers", "work"))
-    if set(algorithm.states) != {*buffers, *numbers}:
-        return f"algorithm.states names {[*algorithm.states]}, its row {[*buffers, *numbers]}"
+    sums, factors, numbers = ([*row.get(key, ())] for key in ("sums", "factors", "numbers"))
+    work = [*row.get("work", ()), *row.get("columns", ())]
+    shapes = [shape for shape in ((), (3,), (2, 3), (2, 2, 3)) if algorithm.check_shape(shape) is None]
+    vectors = {letter: None for shape in shapes for letter in algorithm.vectors(shape)}
+    if set(algorithm.states) != {*buffers, *numbers, *vectors}:
+        return f"algorithm.states names {[*algorithm.states]}, its row {[*buffers, *numbers, *vectors]}"
+    by_shape = {letter for shape in shapes for letter in algorithm.optional_by_shape(shape)}
+    if not by_shape <= set(row["optional"]):
+        return f"algorithm.optional_by_shape returns {sorted(by_shape)}, its row has {[*row['optional']]}"
     names = list(algorithm.states.values())
     if len(set(names)) != len(names) or "step" in names:
         return f"algorithm.states must give every state a name of its own, and none is 'step': {names}"
@@ -180,7 +186,7 @@ def wrong_formula(name: str, formula: str | None, row: Row) -> str | None:
         return f"{name}: the formula is missing; write src_c/formulas/{name}.h"
     named = [*re.findall(r"\w+", READS.get(name, "p, g")), *row["state"], *row["optional"]]
     named += [*row["scalars"][:-COMMON_SCALARS], *row.get("sums", ()), *row.get("factors", ())]
-    named += [*row.get("work", ()), *(f"has_{name}" for name in row.get("choice", ()))]
+    named += [*row.get("work", ()), *row.get("columns", ()), *(f"has_{name}" for name in row.get("choice", ()))]
     unused = [word for word in named if not re.search(rf"\b{word}\b", formula)]
     return f"{name}: the formula makes no use of {', '.join(unused)} of its row" if unused else None
 

@@ -24,6 +24,8 @@ OptimizerClass: TypeAlias = type[fastopt.Optimizer]
 ALL: list[OptimizerClass] = [getattr(optimizers, name) for name in optimizers.__all__]
 OPTIMIZERS = [cls for cls in ALL if cls.algorithm.check_shape((3,)) is None and not cls.algorithm.sums_of_all]
 """Those that take parameters of any shape, each by itself."""
+FLAT = (1,)
+"""The benchmarks' arrays have one axis."""
 CPUS = machine.available_cpus()
 COMPILER: str = _kernels.COMPILER
 OPENMP: int = _kernels.OPENMP
@@ -46,7 +48,7 @@ def hyper_of(cls: OptimizerClass, options: Hyper) -> Hyper:
 
 def state_letters(cls: OptimizerClass, hyper: Hyper) -> list[str]:
     """The names, in the formula, of the state buffers that these hyper-parameters need."""
-    return cls.algorithm.letters(hyper)
+    return cls.algorithm.letters(hyper, FLAT)
 
 
 def subset_of(cls: OptimizerClass, hyper: Hyper) -> int:
@@ -104,7 +106,12 @@ def twin_update(cls: OptimizerClass, hyper: Hyper, arrays: Sequence[Any], scalar
         at = row["scalars"].index("grad_scale")
         grad = reference.with_l1(param, grad, own[at], hyper["l1"])
         own[at] = 1.0
-    reference.update(cls.algorithm, param, grad, states, own, factors)
+    reference.update(cls.algorithm, param, grad, _with_columns(cls, states), own, factors)
+
+
+def _with_columns(cls: OptimizerClass, states: Sequence[Any]) -> list[Any]:
+    """State buffers, and None for each of the row's COLUMNS, which arrays with one axis do not have."""
+    return [*states, *[None] * len(_kernels.TABLE[formula_of(cls)]["columns"])]
 
 
 class TwinStep:
@@ -128,6 +135,7 @@ class TwinStep:
                 if first is None:
                     first = (1.0,) * len(_kernels.TABLE[formula_of(self.cls)]["factors"])
                 own = [float(np.asarray(value).reshape(-1)[0]) for value in first]
+                states = _with_columns(self.cls, states)
                 totals = reference.total(reference.sums(algorithm, param, grad, states, scalars, own))
                 sums = {name: np.array([value]) for name, value in zip(self.sums, totals, strict=True)}
             sums["elements"] = np.array([float(param.size)])
