@@ -3,8 +3,8 @@
     python bench/matrices.py
 
 All compute the same, which is checked first: Adafactor to three digits, because torch adds up millions of squares in
-float32, and Muon to two, because torch computes it in bfloat16. They run in turn, in one process; each figure is the median
-of five such runs.
+float32, and Muon to two, because torch computes it in bfloat16. They run in turn, in one process; each figure is the
+median of five such runs.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def steps_of(name: str, shapes: list[tuple[int, ...]]) -> dict[str, Step]:
         for ours, theirs, first in zip(params["fastopt"], params[form], start, strict=True):
             apart, way = np.linalg.norm(ours - theirs), np.linalg.norm(theirs - first)
             if not apart <= WITHIN[name] * way:
-                raise ValueError(f"{name}: {form} moves a parameter by {way:.3g}, fastopt ends {apart:.3g} from there")
+                raise ValueError(
+                    f"{name}: {form} moves a parameter by {way:.3g}, fastopt ends {apart:.3g} from there"
+                )
     return steps
 
 

@@ -93,8 +93,9 @@ class Algorithm:
     def vectors(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Returns by their letters the shapes of states that are float64 arrays of another shape than the parameter's.
 
-        Python alone computes with them. A parameter that has any, in C order and with two axes or more, is updated row by
-        row: each row along the last axis has SUMS and FACTORS of its own, and `prepare_rows` takes the place of `prepare`.
+        Python alone computes with them. A parameter that has any must have two axes or more, in C order, and is updated
+        row by row: each row along the last axis has SUMS and FACTORS of its own, and `prepare_rows` takes the place of
+        `prepare`.
         """
         return {}
 
@@ -104,8 +105,8 @@ class Algorithm:
         number for all its rows.
 
         t: the step, 1 first. sums: by name, what each sum has added up to over each row, in one axis; "elements" is the
-        number of elements of a row. vectors: by letter, the states of `vectors`, of `update_rows` those of the rows that it
-        names; what this writes into them holds from this step on. None in the place of a factor leaves it as
+        number of elements of a row. vectors: by letter, the states of `vectors`, in `update_rows` those of the rows that
+        it names; what this writes into them holds from this step on. None in the place of a factor leaves it as
         `first_row_factors` has given it.
         """
         raise NotImplementedError
@@ -117,8 +118,9 @@ class Algorithm:
         """Fills the row's COLUMNS, for rows that have them, and returns FACTORS for sum mode, as `prepare_rows` does.
 
         rows, columns: the sums of the squares of the gradient, before weight decay, over each row and each column of the
-        parameter's matrices, which its last two axes are; both have the parameter's axes, one of them of length 1. vectors:
-        as for `prepare_rows`, which is called afterwards. work: the COLUMNS by their letters, shaped as ``columns``.
+        parameter's matrices, which its last two axes are; both have the parameter's axes, one of them of length 1.
+        vectors: as for `prepare_rows`, which is called afterwards. work: the COLUMNS by their letters, shaped as
+        ``columns``.
         """
         raise NotImplementedError
 
@@ -170,7 +172,8 @@ class Algorithm:
         """Does in NumPy what the formula does, in place: the same operations in the same order, so the same bits.
 
         Takes the parameter, the gradient, the row's STATE, OPTIONAL, WORK, COLUMNS, SCALARS and FACTORS, each under its
-        name in the row. An OPTIONAL buffer, or COLUMNS, that is not in use is None; scalars and factors have the dtype of the arrays.
+        name in the row. An OPTIONAL buffer, or COLUMNS, that is not in use is None; scalars and factors have the dtype
+        of the arrays.
         Returns the SUMS, as a tuple of arrays shaped like p, if the row has any. Where the row has a CHOICE that is
         not made, it gets no factors, whose defaults are None, and returns no sums.
         """

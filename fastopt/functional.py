@@ -133,9 +133,7 @@ def _owned_numbers(name: str, array: Any, shape: tuple[int, ...]) -> Any:
     """A state that Python computes with, in a float64 array of the caller's."""
     if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != np.float64:
         kind = f"float64 array of shape {shape}" if shape else "0-d float64 array"
-        raise TypeError(
-            f"{name}: expected a {kind}, which is updated in place; make it with numpy.zeros({shape})"
-        )
+        raise TypeError(f"{name}: expected a {kind}, which is updated in place; make it with numpy.zeros({shape})")
     array = arrays.plain(name, array)
     if not array.flags.writeable:
         arrays.refuse_read_only(name)

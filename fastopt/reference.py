@@ -61,8 +61,9 @@ def update(
 ) -> tuple[Array, ...]:
     """One step on one array, in place. Returns the row's SUMS, for each an array shaped like ``p``.
 
-    states: the row's STATE and OPTIONAL buffers, WORK and COLUMNS, None for one that is not in use. scalars: the row's SCALARS, then grad_scale, weight_decay, decay. factors: the row's FACTORS.
-    decay_by: multiplies an array by a number, where that takes more than a product.
+    states: the row's STATE and OPTIONAL buffers, WORK and COLUMNS, None for one that is not in use. scalars: the row's
+    SCALARS, then grad_scale, weight_decay, decay. factors: the row's FACTORS. decay_by: multiplies an array by a number,
+    where that takes more than a product.
     """
     with np.errstate(all="ignore"):
         *own, grad_scale, weight_decay, decay = (p.dtype.type(value) for value in scalars)
@@ -130,8 +131,8 @@ def _added_by_lanes(lines: Array) -> Array:
 def squares(grad: Array, grad_scale: float, strip_rows: int) -> tuple[Array, Array]:
     """The sums of the squares of a gradient times ``grad_scale`` over each row, and over each column of each matrix.
 
-    Both have the gradient's axes, one of them of length 1. Columns are added up over strips of rows, row by row, and then
-    strip by strip.
+    Both have the gradient's axes, one of them of length 1. Columns are added up over strips of rows, row by row, and
+    then strip by strip.
     """
     matrix_rows, elements = grad.shape[-2:]
     of_rows, of_columns = (*grad.shape[:-1], 1), (*grad.shape[:-2], 1, elements)

@@ -85,7 +85,7 @@ class _Optimizer(thinc.api.Optimizer):  # type: ignore[misc, unused-ignore]
                 grads[key][...] = 0
             self.nr_update[key] += 1
             if self.averages is not None:
-                ops = get_array_ops(weights)
+                ops = get_array_ops(weights)  # type: ignore[no-untyped-call, unused-ignore]
                 if key not in self.averages:
                     self.averages[key] = ops.alloc(weights.shape, dtype="float32")
                 ops.update_averages(self.averages[key], weights, self.nr_update[key])

@@ -339,7 +339,8 @@ KERNELS = [
     for subset in range(1 << len(buffers["optional"]) + len(buffers["choice"]))
     for format, (parameter, _, states) in FORMATS.items()
     # one without any state has no storage of it
-    if (row, subset) in RUNS and (subset % (1 << len(buffers["optional"])) or buffers["state"] or states == parameter)
+    if (row, subset) in RUNS
+    and (subset % (1 << len(buffers["optional"])) or buffers["state"] or states == parameter)
 ]
 """All that are compiled, for each instruction set: row, subset and format."""
 

@@ -109,7 +109,9 @@ def test_the_definition(cls: Any, option: str | None) -> None:
 @pytest.mark.parametrize("cls, option", CHANGES)
 def test_every_option_changes_the_result(cls: Any, option: str) -> None:
     # d and eps count where a gradient is much larger, or smaller, than those before
-    found = [contents(*trained(cls, (6, 5), steps=4, **options)) for options in ({}, {option: OPTIONS[cls][option]})]
+    found = [
+        contents(*trained(cls, (6, 5), steps=4, **options)) for options in ({}, {option: OPTIONS[cls][option]})
+    ]
     assert found[0] != found[1]
 
 
@@ -195,7 +197,7 @@ def test_no_rows_and_no_elements(cls: Any) -> None:
     for shape in (0, 3), (3, 0), (0, 0):
         for isa in fastopt.available_isas():
             fastopt.set_isa(isa)
-            param, optimizer = trained(cls, shape)
+            _, optimizer = trained(cls, shape)
             assert optimizer.state[0]["step"] == 3
 
 
@@ -249,7 +251,9 @@ def test_a_step_is_all_or_nothing(cls: Any, monkeypatch: pytest.MonkeyPatch) -> 
 # -- The state -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["state_dict", "json", "npz", "safetensors", "pickle", "deepcopy", "copy", "update"])
+@pytest.mark.parametrize(
+    "way", ["state_dict", "json", "npz", "safetensors", "pickle", "deepcopy", "copy", "update"]
+)
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_resumed_run_has_the_same_bits(cls: Any, way: str, tmp_path: Path) -> None:
     shape = (12, 7)
@@ -445,7 +449,7 @@ def test_row_wise_adagrad_takes_matrices(shape: tuple[int, ...]) -> None:
 
 
 def test_rows_of_row_wise_adagrad() -> None:
-    """Each named row has the bits of a dense step's; rows that occur twice count once, with the sum of their gradients."""
+    """A named row has the bits of a dense step's; one that occurs twice counts once, with the sum of its gradients."""
     for dtype, gradient in ("float64", "float64"), ("float32", "float32"), ("bfloat16", "float32"):
         found = []
         for isa in fastopt.available_isas():

@@ -90,7 +90,8 @@ def idle(cls: type[fastopt.Optimizer]) -> Variant:
     options = {name: STEADY for name in ("momentum", "alpha", "rho", "beta3") if name in own}
     if "betas" in own:
         options["betas"] = (STEADY,) * len(own["betas"])
-    options |= {name: 0.0 for name in ("weight_decay", "lambd") if name in own}  # what moves parameters by themselves
+    decays = [name for name in ("weight_decay", "lambd") if name in own]
+    options |= dict.fromkeys(decays, 0.0)
     return Variant(cls, options)
 
 

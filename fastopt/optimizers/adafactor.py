@@ -75,7 +75,11 @@ class Adafactor(Optimizer):
         @staticmethod
         def coefficients(h: Hyper, t: int) -> tuple[float, ...]:
             eps1 = h["eps"][0]
-            return power(float(t), h["beta2_decay"]), -1.0 if eps1 is None else eps1, 1.0 - h["lr"] * h["weight_decay"]
+            return (
+                power(float(t), h["beta2_decay"]),
+                -1.0 if eps1 is None else eps1,
+                1.0 - h["lr"] * h["weight_decay"],
+            )
 
         @staticmethod
         def prepare(h: Hyper, t: Array, sums: dict[str, Array], numbers: dict[str, Array]) -> tuple[Any, ...]:
@@ -122,7 +126,7 @@ def rate_of(h: Hyper, t: Any, pp: Any, uu: Any, elements: Any) -> Any:
 
 
 def added_up(values: Array, axis: int) -> Array:
-    """The sum along an axis, which stays with a length of 1, added up in order, so that its bits are the same everywhere."""
+    """The sum along an axis, which stays, with the length 1; added up in order, for the same bits everywhere."""
     if not values.shape[axis]:
         return values.sum(axis=axis, keepdims=True)
     return np.add.accumulate(values, axis=axis).take([-1], axis)
