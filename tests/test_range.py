@@ -13,8 +13,8 @@ from table import named
 import fastopt
 
 ADDS_WHOLE_SQUARES = {"Adafactor", "Adagrad", "FTRL", "ADOPT"}
-"""Their sums of squares, or the first of these, have no factor below 1, so float32 ends at the root of its largest number,
-as in torch."""
+"""Their sums of squares, or the first of these, have no factor below 1, so float32 ends at the root of its largest
+number, as in torch."""
 
 CASES = [
     *(
