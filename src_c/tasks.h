@@ -146,7 +146,7 @@ int fastopt_divide(fastopt_work *work, int team);
  * by one thread, one after the other. */
 void fastopt_run_part(fastopt_work *work, int own);
 
-/* One tensor on the calling thread, in its own floating-point mode; with 64 KiB of the stack for a gradient that is
+/* One tensor on the calling thread, in its own floating-point mode, but no sums of rows; with 64 KiB of the stack for a gradient that is
  * gathered or converted. */
 void fastopt_run_tensor(const fastopt_tensor *tensor);
 

@@ -354,6 +354,109 @@ static void check_sums(size_t count, int gradient, const char *format, int threa
     free(largest);
 }
 
+/* -- Matrices that are updated row by row, with sums of their rows and columns -- */
+
+enum { MATRIX_ROWS = 50, STRIP_ROWS = 64 };
+
+static double lanes_added_up(const float *values, size_t count)
+{
+    double lanes[16] = {0};
+    for (size_t i = 0; i < count; i++)
+        lanes[i % 16] += (double)values[i] * (double)values[i];
+    for (int apart = 8; apart; apart /= 2)
+        for (int lane = 0; lane < apart; lane++)
+            lanes[lane] += lanes[lane + apart];
+    return lanes[0];
+}
+
+static void check_rows(int gradient, const char *format, int threads)
+{
+    const size_t itemsize = gradient == FASTOPT_FLOAT32 ? 4 : 2, strips = (ROWS + STRIP_ROWS - 1) / STRIP_ROWS;
+    const int place = format_of(format);
+    char *const grad = allocate(COUNT * itemsize);
+    float *const dense = allocate(COUNT * sizeof *dense), *const column = allocate(COUNT * sizeof *column);
+    float *const want = allocate(COUNT * sizeof *want), *const got = allocate(COUNT * sizeof *got);
+    double *const sums = allocate(ROWS * sizeof *sums), *const factors = allocate(2 * ROWS * sizeof *factors);
+    const fastopt_optimizer *const row = row_of(isa->optimizers, "adafactor"), *const norm = row_of(isa->auxiliary, "norm");
+    fastopt_coefficients plain = {.scalars = {1, 0, 1}}; /* grad_scale, weight_decay and decay */
+    fastopt_coefficients step = {.scalars = {0.5, 1e-6, 0.99, 1, 0, 1}}; /* weight, eps and keep come first */
+    fastopt_source source;
+
+    for (size_t i = 0; i < COUNT; i++) { /* the gradient lies backwards */
+        const float value = (float)number(i + 7);
+        char *const at = grad + (COUNT - 1 - i) * itemsize;
+        converter(FASTOPT_FLOAT32, gradient)(at, &value, 1, 1, (double)INFINITY);
+        converter(gradient, FASTOPT_FLOAT32)(&dense[i], at, 1, 1, (double)INFINITY);
+        want[i] = got[i] = (float)number(3 * i);
+        column[i] = 1 + (float)(i % 5);
+    }
+    for (size_t k = 0; k < 2 * ROWS; k++)
+        factors[k] = 0.1 * (double)(k + 1);
+    const ptrdiff_t shape[] = {ROWS, COLUMNS}, stride = -(ptrdiff_t)itemsize, strides[] = {COLUMNS * stride, stride};
+    fastopt_source_of(&source, grad + (COUNT - 1) * itemsize, itemsize, 2, shape, strides, 0);
+
+    fastopt_rows rows = {.elements = COLUMNS, .matrix_rows = MATRIX_ROWS, .strip_rows = STRIP_ROWS};
+    double *const columns = allocate(strips * fastopt_strip_size(&rows) * sizeof *columns);
+    fastopt_tensor tensor = {
+        .kernel = norm->sum_kernels[place][0],
+        .call = {.size = sizeof tensor.call, .coefficients = &plain, .sums = sums},
+        .count = COUNT,
+        .source = &source,
+        .stage = gradient == FASTOPT_FLOAT32 ? NULL : converter(gradient, FASTOPT_FLOAT32),
+        .stage_scale = 1,
+        .stage_limit = (double)INFINITY,
+        .itemsizes = {4, (uint8_t)itemsize, 4},
+        .sum_count = 1,
+        .rows = &rows,
+    };
+    rows.column_kernel = norm->column_kernels[place][0];
+    rows.columns = columns;
+    if (threads)
+        run(&tensor, threads);
+    for (size_t k = 0; threads && k < ROWS; k++)
+        check(sums[k] == lanes_added_up(dense + k * COLUMNS, COLUMNS), "the sum of a row");
+    for (size_t strip = 0; threads && strip < strips; strip++) {
+        const size_t first = strip * STRIP_ROWS, end = first + STRIP_ROWS < ROWS ? first + STRIP_ROWS : ROWS;
+        for (size_t j = 0; j < COLUMNS; j++)
+            for (size_t k = first; k < end;) {
+                const size_t matrix = k / MATRIX_ROWS, place_of = matrix - first / MATRIX_ROWS;
+                double total = 0;
+                for (; k < end && k / MATRIX_ROWS == matrix; k++)
+                    total += (double)dense[k * COLUMNS + j] * (double)dense[k * COLUMNS + j];
+                check(total == columns[strip * fastopt_strip_size(&rows) + place_of * COLUMNS + j], "a column's sum");
+            }
+    }
+
+    for (size_t k = 0; k < ROWS; k++) {
+        const fastopt_call call = {
+            .size = sizeof call,
+            .buffers = {want + k * COLUMNS, dense + k * COLUMNS, NULL, column + k / MATRIX_ROWS * COLUMNS},
+            .coefficients = &step,
+            .factors = factors + 2 * k,
+        };
+        row->kernels[format_of("float32")][0](&call, 0, COLUMNS);
+    }
+    rows.columns = NULL;
+    rows.factors = factors;
+    rows.factor_count = 2;
+    tensor.kernel = row->kernels[place][0];
+    tensor.call.buffers[0] = got;
+    tensor.call.buffers[3] = column;
+    tensor.call.coefficients = &step;
+    tensor.first_work = 3;
+    tensor.sum_count = 0;
+    run(&tensor, threads);
+    check(!memcmp(want, got, COUNT * sizeof *want), "a step row by row");
+    free(grad);
+    free(dense);
+    free(column);
+    free(want);
+    free(got);
+    free(sums);
+    free(factors);
+    free(columns);
+}
+
 int main(int count, char **arguments)
 {
     static const size_t counts[] = {0, 1, 15, 16, 17, 4095, 4096, 4097, 16383, 16384, 16385, 65537};
@@ -369,6 +472,8 @@ int main(int count, char **arguments)
             check_step(FASTOPT_FLOAT64, "float32", threads); /* rounded on its way */
             check_step(FASTOPT_FLOAT16, "float32_float16_float32", threads);
             check_step(FASTOPT_BFLOAT16, "float32_bfloat16_float32", threads);
+            check_rows(FASTOPT_FLOAT32, "float32", threads);
+            check_rows(FASTOPT_BFLOAT16, "float32_bfloat16_float32", threads);
             for (int k = 0; k < 6; k++)
                 check_write_back((const int[]){FASTOPT_FLOAT32, FASTOPT_FLOAT16, FASTOPT_BFLOAT16}[k / 2], k % 2,
                                  threads);
