@@ -158,7 +158,7 @@ ARENA = "fastopt.arrays.arena"
 
 def twin_of(row: str) -> Callable[..., Any]:
     """The formula as NumPy writes it."""
-    return next(cls.algorithm.twin for cls in OPTIMIZERS if formula_of(cls) == row)
+    return next(cls.algorithm.twin for cls in ALL if formula_of(cls) == row)
 
 
 @contextmanager

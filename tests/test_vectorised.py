@@ -259,7 +259,9 @@ def isa(request: pytest.FixtureRequest) -> str:
 
 
 # gradients of 16 bits are converted before a kernel takes them: their formats have no kernels of their own
-COMPILED = [kernel for kernel in table.KERNELS if table.FORMATS[kernel[2]][1] in table.DTYPES]
+COMPILED = [
+    kernel for kernel in [*table.KERNELS, *table.MATRIX_KERNELS] if table.FORMATS[kernel[2]][1] in table.DTYPES
+]
 FEW = [kernel for kernel in COMPILED if kernel[0] in table.KINDS or kernel[2] in table.DTYPES]
 REST = [kernel for kernel in COMPILED if kernel not in FEW]
 
