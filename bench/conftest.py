@@ -18,6 +18,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: measured only with --full")
+    # torch.compile's own use of it, in a newer Python
+    config.addinivalue_line("filterwarnings", "ignore:.torch.jit.script_method. is deprecated")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

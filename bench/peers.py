@@ -229,6 +229,8 @@ class OptaxStep:
 
 def torch_compile_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     """torch.optim's foreach form, which torch.compile makes loops in C++ of."""
+    if case.dtype == "float64":
+        raise Unavailable("it works out the coefficients of a step in float32")
     step = candidates.torch_step("foreach", case, params, grads)
     torch = library("torch")
     torch.compiler.reset()  # it compiles a method of torch.optim for eight optimizers, and no more

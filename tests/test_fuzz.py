@@ -338,7 +338,7 @@ def rate_is_right(rate: Any) -> bool:
 def making(
     world: World, cls: Any, options: dict[str, tuple[Any, bool]], specs: list[Any], form: str, wrong_name: bool
 ) -> Made:
-    right, members = add_members(world, specs)
+    right, members = add_members(world, specs, cls)
     given: Any = members
     if form == "dict":
         given = {(i if wrong_name else f"w{i}"): p for i, p in enumerate(members)}
@@ -355,12 +355,17 @@ def making(
     return right and bool(members), call
 
 
-def add_members(world: World, specs: list[Any]) -> tuple[bool, list[Any]]:
+def is_in_order(cls: table.Class, param: Array) -> bool:
+    return table.takes_fortran_order(cls) or bool(param.flags.c_contiguous)
+
+
+def add_members(world: World, specs: list[Any], cls: table.Class) -> tuple[bool, list[Any]]:
     """New parameters; whether they are right, each by itself and beside all others."""
     right, members = True, []
     before = list(world.params)
     for spec in specs:
         one, member = make_parameter(world, spec)
+        one = one and is_in_order(cls, member)
         right = right and one
         members.append(member)
         if one:
@@ -438,7 +443,7 @@ def editing(world: World, edits: list[tuple[str, Any, bool]], specs: list[tuple[
 def adding(world: World, specs: list[Any], edits: list[tuple[str, Any, bool]]) -> Made:
     optimizer, before = world.optimizer, list(world.params)
     options = {name: (value, right) for name, value, right in edits}
-    right, members = add_members(world, specs)
+    right, members = add_members(world, specs, type(optimizer))
     if not right or not accepted(type(optimizer), options, optimizer.defaults, members):
         right, world.params = False, before
     group = {"params": members, **{name: value for name, (value, _) in options.items()}}
@@ -592,7 +597,7 @@ def test_any_call_of_a_function(
         values = numbers(spec[1], spec[2], 0)
         world.params = [param if right else world.keep(values.copy())]
         h = {name: value for name, (value, _) in chosen.items()}
-        right = right and accepted(cls, chosen, table.defaults_of(cls), [])
+        right = right and is_in_order(cls, param) and accepted(cls, chosen, table.defaults_of(cls), [])
         right = right and "state_dtype" not in h and rate_is_right(h.get("lr"))
         right = right and not isinstance(step, bool) and isinstance(step, int | np.integer) and 1 <= step < 2**62
         right = right and not any(grad_scale is x for x in NO_NUMBERS)
@@ -603,12 +608,15 @@ def test_any_call_of_a_function(
         right = right and grad_right and grad is not None
         dtype = world.params[0].dtype.name if state_dtype == "the parameter's" else state_dtype
         names = table.states_of(cls)
-        needed = table.states_in_use(cls, table.defaults_of(cls) | h) if right else [*names.values()]
+        shape = world.params[0].shape
+        needed = table.states_in_use(cls, table.defaults_of(cls) | h, shape) if right else [*names.values()]
+        # those that Python computes with
+        own_shapes = dict.fromkeys(table.numbers_of(cls), ()) | table.states_of_shape(cls, shape)
         arrays = {}
         for name, kind in zip(names.values(), states, strict=False):
-            is_number = name in table.numbers_of(cls)
+            is_number = name in own_shapes
             state: Any = np.array(
-                np.abs(numbers(() if is_number else spec[1], "float64" if is_number else dtype, 50))
+                np.abs(numbers(own_shapes.get(name, spec[1]), "float64" if is_number else dtype, 50))
             )
             if is_number and kind == "C":
                 pass
@@ -623,7 +631,8 @@ def test_any_call_of_a_function(
                 world.keep(state)
             if is_number and right:  # it may lie anywhere
                 right = isinstance(state, np.ndarray) and not isinstance(state, np.ma.MaskedArray)
-                right = right and state.dtype == np.float64 and state.shape == () and state.flags.writeable
+                right = right and state.dtype == np.float64 and state.shape == own_shapes[name]
+                right = right and state.flags.writeable
             elif name in needed and right:
                 right = is_state(state, dtype, world.params[0])
             arrays[name] = state
