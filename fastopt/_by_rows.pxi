@@ -20,8 +20,8 @@ cdef int take_row_factors(object factors, object found) except -1:
 cdef class ByRows:
     """The rows of one parameter: the states that `Algorithm.vectors` names, and the factors of each row in one step.
 
-    A row goes along the last axis, and a matrix along the last two. pending: what the states become when the step has been made. columns: the row of the
-    table's COLUMNS, by their letters.
+    A row goes along the last axis, and a matrix along the last two. pending: what the states become when the step has
+    been made. columns: the row of the table's COLUMNS, by their letters.
     """
 
     cdef:
@@ -73,6 +73,7 @@ cdef class ColumnSums:
     cdef int begin(self, fastopt_rows *rows, size_t row_count) except -1:
         cdef size_t strips
         rows.strip_rows = max(<size_t>STRIP_ROWS, STRIP_ELEMENTS // max(rows.elements, <size_t>1))
+        rows.strip_rows = max(min(rows.strip_rows, row_count), <size_t>1)
         strips = (row_count + rows.strip_rows - 1) // rows.strip_rows
         grow(<void **>&self.sums, &self.capacity, strips * fastopt_strip_size(rows), sizeof(double))
         memset(self.sums, 0, strips * fastopt_strip_size(rows) * sizeof(double))

@@ -50,7 +50,7 @@ size_t fastopt_blocks_of(const fastopt_tensor *tensor)
 
 size_t fastopt_strip_size(const fastopt_rows *rows)
 {
-    const size_t most_matrices = (rows->strip_rows + rows->matrix_rows - 1) / rows->matrix_rows + 1;
+    const size_t most_matrices = (rows->strip_rows + rows->matrix_rows - 2) / rows->matrix_rows + 1;
     return most_matrices * rows->elements;
 }
 
