@@ -22,8 +22,8 @@ import fastopt
 from fastopt import functional
 
 SHAPES = [(40, 33), (1, 9), (9, 1), (5, 3, 4), (2, 3, 3, 3), (3, 9000), (130, 600), (5, 30, 700)]
-"""Among them one whose rows have several blocks of sums, one whose columns are added up over two strips, and one in which
-a strip lies in several matrices."""
+"""Among them one whose rows have several blocks of sums, one whose columns are added up over two strips, and one in
+which a strip lies in several matrices."""
 OPTIONS: dict[type[fastopt.Optimizer], dict[str, Any]] = {
     fastopt.Adafactor: {
         "lr": 0.3,
