@@ -107,7 +107,7 @@ class Adafactor(Optimizer):
             p: Array, g: Array, v: Array | None, column: Array | None,
             weight: Any, eps: Any, keep: Any, scale: Any, rate: Any,
         ) -> tuple[Array, Array]:  # fmt: skip
-            least = np.finfo(p.dtype).eps if eps < 0 else eps
+            least = np.finfo(eps.dtype).eps if eps < 0 else eps
             if v is not None:
                 v += weight * (g * g - v)
             moment = scale * column if v is None else v
