@@ -208,11 +208,9 @@ def run_setup() -> None:
 
     headers = [str(path) for path in sorted(Path("src_c").rglob("*")) if path.suffix in {".h", ".def"}]
     included = [str(path) for path in sorted(Path("fastopt").glob("*.pxi"))]
-    # those that take longest first
+    # those that take longest first, so that no processor waits at the end
     kernels = [f"src_c/{name}.c" for name in ("isa_baseline", "isa_avx512", "isa_avx2", "dispatch", "bias")]
     extensions = [
-        Extension("fastopt._kernels", [*kernels, "fastopt/_kernels.pyx"], include_dirs=["src_c"], depends=headers),
-        Extension("fastopt._turns", ["fastopt/_turns.pyx"], include_dirs=["src_c"]),
         Extension(
             "fastopt._plan",
             ["fastopt/_plan.pyx", "src_c/tasks.c"],
@@ -220,6 +218,8 @@ def run_setup() -> None:
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
             depends=headers + included,
         ),
+        Extension("fastopt._kernels", [*kernels, "fastopt/_kernels.pyx"], include_dirs=["src_c"], depends=headers),
+        Extension("fastopt._turns", ["fastopt/_turns.pyx"], include_dirs=["src_c"]),
     ]
     setup(
         ext_modules=cythonize(extensions, language_level=3),

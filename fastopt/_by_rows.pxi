@@ -71,12 +71,14 @@ cdef class ColumnSums:
         free(self.sums)
 
     cdef int begin(self, fastopt_rows *rows, size_t row_count) except -1:
-        cdef size_t strips
+        cdef size_t strips, count
         rows.strip_rows = max(<size_t>STRIP_ROWS, STRIP_ELEMENTS // max(rows.elements, <size_t>1))
         rows.strip_rows = max(min(rows.strip_rows, row_count), <size_t>1)
         strips = (row_count + rows.strip_rows - 1) // rows.strip_rows
-        grow(<void **>&self.sums, &self.capacity, strips * fastopt_strip_size(rows), sizeof(double))
-        memset(self.sums, 0, strips * fastopt_strip_size(rows) * sizeof(double))
+        count = strips * fastopt_strip_size(rows)
+        grow(<void **>&self.sums, &self.capacity, count, sizeof(double))
+        if count:
+            memset(self.sums, 0, count * sizeof(double))
         rows.columns = self.sums
         return 0
 
