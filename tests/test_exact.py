@@ -16,6 +16,12 @@ from table import BY_CLASS, FEW_CLASSES, SIZES, STEPS, Array, Variant, cases, in
 import fastopt
 
 every_optimizer_and_format = cases("variant, format", BY_CLASS, FEW_CLASSES)
+# those to which a matrix is as many numbers as it has, in any order; tests/test_by_rows.py has the others
+every_flat_optimizer_and_format = cases(
+    "variant, format",
+    [(v, f) for v, f in BY_CLASS if v.cls not in table.BY_ROWS],
+    [(v, f) for v, f in FEW_CLASSES if v.cls not in table.BY_ROWS],
+)
 
 
 @lru_cache(maxsize=2)
@@ -200,7 +206,7 @@ PARAMETER_LAYOUTS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-@every_optimizer_and_format
+@every_flat_optimizer_and_format
 def test_any_layout(variant: Variant, format: str) -> None:
     variant = variant.stored_as(format)
     start, plain = matrices(format)
@@ -235,7 +241,7 @@ LAYOUTS_OF_BLOCKS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-@every_optimizer_and_format
+@every_flat_optimizer_and_format
 def test_layouts_of_more_dimensions(variant: Variant, format: str) -> None:
     variant = variant.stored_as(format)
     parameter, gradient, _ = table.FORMATS[format]

@@ -98,9 +98,12 @@ def idle(cls: type[fastopt.Optimizer]) -> Variant:
 IDLE = [idle(cls) for cls in table.OPTIMIZERS]
 IDLE_KINDS = [v for v in IDLE if v.cls in {base.cls for base in table.KIND_BASES}]
 every_idle = cases("variant", IDLE, IDLE_KINDS)
+# Adafactor's averages keep more of themselves in each step, so that they never come near 0
+FADING = [v for v in IDLE if "beta2_decay" not in table.options_of(v.cls)]
+every_fading = cases("variant", FADING, [v for v in IDLE_KINDS if v in FADING])
 
 
-@every_idle
+@every_fading
 def test_zero_gradients_keep_the_bits(variant: Variant) -> None:
     """States fade into subnormal numbers, which stay as they are: the twin's."""
     size = 37
