@@ -208,7 +208,7 @@ def run_setup() -> None:
 
     headers = [str(path) for path in sorted(Path("src_c").rglob("*")) if path.suffix in {".h", ".def"}]
     included = [str(path) for path in sorted(Path("fastopt").glob("*.pxi"))]
-    # those that take longest first, so that no processor waits at the end
+    # here and below those that take longest first, so that no processor waits at the end
     kernels = [f"src_c/{name}.c" for name in ("isa_baseline", "isa_avx512", "isa_avx2", "dispatch", "bias")]
     extensions = [
         Extension(

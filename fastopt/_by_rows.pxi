@@ -5,14 +5,16 @@ cdef enum:
     STRIP_ELEMENTS = 65536  # and of at least so many elements
 
 
-cdef int take_row_factors(object factors, object found) except -1:
-    """Writes what a hook of the algorithm has returned, for each factor one number, or one for each row."""
+cdef int take_row_factors(fastopt_rows *rows, object factors, object found) except -1:
+    """Writes what a hook of the algorithm has returned, for each factor one number, or one for each row, into an array
+    (rows, factors), from which the kernels take it."""
     n = factors.shape[1]
     if len(found) != n:
         raise ValueError(f"prepare_rows must return {n} factors, got {len(found)}")
     for k in range(n):
         if found[k] is not None:
             factors[:, k] = np.ravel(found[k])
+    rows.factors, rows.factor_count = <const double *>cnp.PyArray_DATA(<cnp.ndarray>factors), n
     return 0
 
 
@@ -42,15 +44,8 @@ cdef class ByRows:
             letter: np.ones(self.column_shape, np.float64 if is_wide else np.float32) for letter in letters
         }
         self.rows.matrix_rows = max(<size_t>1, <size_t>shape[rank - 2]) if letters else 0
-        self.take_factors([1.0] * n, n)
-
-    cdef int take_factors(self, object found, Py_ssize_t n) except -1:
-        """Takes what a hook of the algorithm has returned."""
-        if self.factors is None:
-            self.factors = np.empty((self.count, n))
-        take_row_factors(self.factors, found)
-        self.rows.factors, self.rows.factor_count = <const double *>cnp.PyArray_DATA(self.factors), n
-        return 0
+        self.factors = np.empty((self.count, n))
+        take_row_factors(&self.rows, self.factors, [1.0] * n)
 
     cdef void commit(self) noexcept:
         """Makes the states what the step made of them."""

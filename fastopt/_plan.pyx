@@ -250,7 +250,6 @@ cdef class Stepping(Preparing):
                 fastopt_set_floating_mode(mode)
         return 0
 
-
     cdef int run_twins_of_rows(self, Tensor tensor) except -1:
         """The same, row by row."""
         cdef uint64_t key = tensor.c.call.coefficients.random_key

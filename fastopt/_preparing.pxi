@@ -259,34 +259,36 @@ cdef class Preparing(Following):
     cdef int prepare_by_rows(self, int isa, int team, Tensor tensor) except -1:
         """The sums over the rows of a tensor, and what `Algorithm.prepare_rows` makes of them."""
         cdef ByRows by = tensor.by_rows
-        cdef Factors factors = self.factors
         cdef Group group = <Group>self.groups[tensor.group]
-        cdef int64_t t = tensor.steps + 1
         by.pending = {letter: vector.copy() for letter, vector in by.vectors.items()}
         if self.has_columns:
             rows, columns = self.squares(isa, team, tensor)
             found = arrays.quietly(
-                self.algorithm.first_row_factors, group.resolved, t, rows, columns, by.pending, by.columns
+                self.algorithm.first_row_factors, group.resolved, tensor.steps + 1, rows, columns, by.pending, by.columns
             )
-            by.take_factors(found, factors.n_factors)
-        sums = self.sums_of_rows(isa, team, tensor, &tensor.c, by.count, tensor.gradient) if factors.n_sums else {}
-        by.take_factors(
-            arrays.quietly(self.algorithm.prepare_rows, group.resolved, t, sums, by.pending), factors.n_factors
+            take_row_factors(&by.rows, by.factors, found)
+        return self.ask_for_row_factors(
+            isa, team, tensor, &tensor.c, &by.rows, by.factors, tensor.gradient, by.pending
         )
-        return 0
+
+    cdef int ask_for_row_factors(
+        self, int isa, int team, Tensor tensor, const fastopt_tensor *c, fastopt_rows *rows, object factors,
+        object gradient, dict vectors,
+    ) except -1:
+        """Asks the algorithm for the factors of rows, of all or of those in a call, and has the kernels take them."""
+        cdef Group group = <Group>self.groups[tensor.group]
+        sums = self.sums_of_rows(isa, team, tensor, c, len(factors), gradient) if self.factors.n_sums else {}
+        found = arrays.quietly(self.algorithm.prepare_rows, group.resolved, tensor.steps + 1, sums, vectors)
+        return take_row_factors(rows, factors, found)
 
     cdef dict sums_of_rows(
         self, int isa, int team, Tensor tensor, const fastopt_tensor *c, size_t rows, object gradient
     ):
         """The row's SUMS by name, each an array with an entry for each of so many rows."""
         cdef Sums sums = self.factors.sums
-        cdef Group group = <Group>self.groups[tensor.group]
         if table().isas[isa].name != NULL:
             sums.begin(1, self.factors.n_sums)
-            sums.add(
-                c,
-                table().isas[isa].optimizers[self.row].sum_kernels[tensor.format][group.subset | tensor.shape_subset],
-            )
+            sums.add(c, self.sum_kernel_of(isa, tensor))
             found = sums.run_rows(team, rows)
         else:
             found = np.zeros((rows, self.factors.n_sums))
@@ -362,14 +364,11 @@ cdef class Preparing(Following):
     cdef int add_sums(self, int isa, Tensor tensor) except -1:
         """Adds a tensor to those that are summed up; the twin sums it up at once."""
         cdef Sums sums = self.factors.sums
-        cdef Group group = <Group>self.groups[tensor.group]
         cdef Py_ssize_t k
         cdef size_t place = sums.count
         sums.add(&tensor.c, NULL)
         if table().isas[isa].name != NULL:
-            sums.tensors[place].kernel = table().isas[isa].optimizers[self.row].sum_kernels[tensor.format][
-                group.subset | tensor.shape_subset
-            ]
+            sums.tensors[place].kernel = self.sum_kernel_of(isa, tensor)
             return 0
         scalars, states, grad = self.twin_arguments(tensor, tensor.gradient)
         found = reference.total(
@@ -378,6 +377,11 @@ cdef class Preparing(Following):
         for k in range(self.factors.n_sums):
             sums.totals[place * self.factors.n_sums + k] = found[k]
         return 0
+
+    cdef fastopt_kernel sum_kernel_of(self, int isa, Tensor tensor) noexcept:
+        """The formula's own kernel in sum mode."""
+        cdef size_t subset = (<Group>self.groups[tensor.group]).subset | tensor.shape_subset
+        return table().isas[isa].optimizers[self.row].sum_kernels[tensor.format][subset]
 
     cdef tuple twin_arguments(self, Tensor tensor, object gradient):
         """The arguments of a twin: scalars, states and the gradient, which may be that of some rows."""

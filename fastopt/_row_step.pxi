@@ -110,17 +110,13 @@ cdef class Plan(Stepping):
 
     cdef int prepare_row_factors(self, int isa, Tensor tensor, RowCall call) except -1:
         """The factors of each row of a call, for an optimizer whose rows have their own."""
-        cdef Factors factors = self.factors
-        cdef Group group = <Group>self.groups[tensor.group]
+        cdef Py_ssize_t n = self.factors.n_factors
         cdef cnp.ndarray numbers = np.empty(call.count, np.int64)
         memcpy(cnp.PyArray_DATA(numbers), call.numbers, call.count * sizeof(int64_t))
         vectors = {letter: vector[numbers] for letter, vector in tensor.by_rows.vectors.items()}
-        call.take_factors([1.0] * factors.n_factors, factors.n_factors)
-        sums = self.sums_of_rows(isa, 1, tensor, &call.c, call.count, call.gradient) if factors.n_sums else {}
-        call.take_factors(
-            arrays.quietly(self.algorithm.prepare_rows, group.resolved, tensor.steps + 1, sums, vectors),
-            factors.n_factors,
-        )
+        call.factors = np.empty((call.count, n))
+        take_row_factors(&call.rows, call.factors, [1.0] * n)
+        self.ask_for_row_factors(isa, 1, tensor, &call.c, &call.rows, call.factors, call.gradient, vectors)
         call.pending = vectors
         return 0
 

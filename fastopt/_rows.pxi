@@ -174,14 +174,6 @@ cdef class RowCall:
         self.rows.numbers = self.numbers
         self.rows.factors, self.pending = NULL, None
 
-    cdef int take_factors(self, object found, Py_ssize_t n) except -1:
-        """Takes what `Algorithm.prepare_rows` has returned."""
-        if self.factors is None or (<object>self.factors).shape != (self.count, n):
-            self.factors = np.empty((self.count, n))
-        take_row_factors(self.factors, found)
-        self.rows.factors, self.rows.factor_count = <const double *>cnp.PyArray_DATA(self.factors), n
-        return 0
-
     cdef void count_step(self, Tensor tensor) noexcept:
         """Records that the step has been made."""
         cdef size_t k

@@ -157,9 +157,9 @@ cdef class Tensor:
                 rows_checks.refuse_order_of_rows(self.label)
             self.by_rows = ByRows(algorithm, self.shape, vectors, self.storage == FLOAT64)
             self.c.rows = &self.by_rows.rows
+            self.c.first_work = 2 + len(self.letters) if self.by_rows.columns else 0
             for k, columns in enumerate(self.by_rows.columns.values()):
-                self.c.first_work = 2 + len(self.letters)
-                self.c.call.buffers[2 + len(self.letters) + k] = cnp.PyArray_DATA(<cnp.ndarray>columns)
+                self.c.call.buffers[self.c.first_work + k] = cnp.PyArray_DATA(<cnp.ndarray>columns)
 
     cdef int take_shape(self, cnp.ndarray array) except -1:
         """Takes the shape of an array in its order, and its memory for the parameter's."""

@@ -234,7 +234,7 @@ class Changing:
             first = self._first_numbers(groups[tensor.group].h)
             change.numbers.append((tensor, {x: float(states.get(x, first[x])) for x in first}))
             for vector, values in self._vector_values(tensor, states, groups[tensor.group].h):
-                vector[...] = values  # the tensor is new: nobody has seen it
+                vector[...] = values  # at once, because no other code refers to the new tensor yet
             if steps:
                 change.steps.append((tensor, steps))
                 change.row_steps.append((tensor, row_steps_of(states, steps)))

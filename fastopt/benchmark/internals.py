@@ -25,7 +25,7 @@ ALL: list[OptimizerClass] = [getattr(optimizers, name) for name in optimizers.__
 OPTIMIZERS = [cls for cls in ALL if cls.algorithm.check_shape((3,)) is None and not cls.algorithm.sums_of_all]
 """Those that take parameters of any shape, each by itself."""
 FLAT = (1,)
-"""The benchmarks' arrays have one axis."""
+"""A shape with one axis, as the arrays have that are measured for every optimizer."""
 CPUS = machine.available_cpus()
 COMPILER: str = _kernels.COMPILER
 OPENMP: int = _kernels.OPENMP
