@@ -51,6 +51,24 @@ OPTAX: dict[str, Callable[[Any, Hyper], Any]] = {
     "Adadelta": lambda o, h: o.adadelta(h["lr"], h["rho"], h["eps"], h["weight_decay"]),
     "Adam": lambda o, h: o.adam(h["lr"], *h["betas"], h["eps"], h["eps_root"]),
     "AdamW": lambda o, h: o.adamw(h["lr"], *h["betas"], h["eps"], h["eps_root"], weight_decay=h["weight_decay"]),
+    "AdaBelief": lambda o, h: o.adabelief(h["lr"], *h["betas"], h["eps"], h["eps_root"]),
+    "Adamax": lambda o, h: o.adamax(h["lr"], *h["betas"], h["eps"]),
+    "AdEMAMix": lambda o, h: o.contrib.ademamix(
+        h["lr"], *h["betas"], h["alpha"], h["eps"], weight_decay=h["weight_decay"]
+    ),
+    "LAMB": lambda o, h: o.lamb(h["lr"], *h["betas"], h["eps"], weight_decay=h["weight_decay"]),
+    "LARS": lambda o, h: o.lars(
+        h["lr"],
+        h["weight_decay"],
+        trust_coefficient=h["trust_coeff"],
+        eps=h["eps"],
+        momentum=h["momentum"],
+        nesterov=h["nesterov"],
+    ),
+    "Lion": lambda o, h: o.lion(h["lr"], *h["betas"], weight_decay=h["weight_decay"]),
+    "NovoGrad": lambda o, h: o.novograd(h["lr"], *h["betas"], h["eps"], h["eps_root"], h["weight_decay"]),
+    "RAdam": lambda o, h: o.radam(h["lr"], *h["betas"], h["eps"]),
+    "Yogi": lambda o, h: o.yogi(h["lr"], *h["betas"], h["eps"]),
 }
 
 
@@ -89,7 +107,13 @@ MLX: dict[str, Callable[[Any, Hyper], Any]] = {
 }
 
 FORMS: dict[str, dict[str, Hyper]] = {
-    "optax": {"Adagrad": {"eps": 0.0, "eps_root": 1e-10}},
+    "optax": {
+        "Adagrad": {"eps": 0.0, "eps_root": 1e-10},
+        "Adamax": {"eps_in_max": False},
+        "LAMB": {"always_adapt": True},
+        "LARS": {"always_adapt": True},
+        "RAdam": {"eps_after_correction": True},
+    },
     "thinc": {"Adam": {"eps": 0.0, "eps_hat": 1e-8}},
 }
 """Options that give fastopt the library's formula, where fastopt's defaults give another."""

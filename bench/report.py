@@ -55,10 +55,12 @@ PLACEMENTS = 5
 
 
 def step_cases(full: bool) -> list[Case]:
-    """The short form: Adam on most workloads, every optimizer on one."""
-    first = "1 x 2^20"
+    """Adam on every workload, every optimizer in the cache and far beyond it; the short form has fewer workloads."""
+    first, large = "1 x 2^20", "1 x 2^24"
     if full:
-        return [case(v, w, d) for d in TOLERANCE for w in WORKLOADS for v in all_variants()]
+        of_adam = [(w, d) for d in TOLERANCE for w in WORKLOADS]
+        of_others = [(first, "float32"), (first, "float64"), (large, "float32")]
+        return [case(v, *one) for v in all_variants() for one in (of_adam if v == adam() else of_others)]
     sizes = [w for w in WORKLOADS if w not in (first, "1 x 2^26", "ResNet-50", "GPT-2 small")]
     return [
         *(case(adam(), workload) for workload in sizes),
