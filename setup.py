@@ -141,9 +141,21 @@ def list_optimizers(folder: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
+def cythonized(extensions: list) -> list:
+    """The extensions with Cython's C files. A file whose text stays keeps its time, so that it is not compiled again:
+    Cython writes all anew where it was installed after them, as in every isolated build."""
+    from Cython.Build import cythonize
+
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in Path("fastopt").glob("*.c")}
+    found = cythonize(extensions, language_level=3)
+    for path, (text, time) in before.items():
+        if path.read_bytes() == text:
+            os.utime(path, ns=(time, time))
+    return found
+
+
 def run_setup() -> None:
     import numpy
-    from Cython.Build import cythonize
     from setuptools import Extension, setup
     from setuptools.command.build_ext import build_ext
     from setuptools.command.build_py import build_py
@@ -154,6 +166,9 @@ def run_setup() -> None:
         def run(self) -> None:
             if sentence := missing_compiler():
                 raise SystemExit(sentence)
+            if self.editable_mode:  # setuptools would have a folder that is new each time, and compile everything again
+                self.build_temp = f"build/editable.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+                self.build_lib = f"{self.build_temp}/lib"
             stamp = Path(self.build_temp, "compiled-with.txt")
             how = self.how()
             if not stamp.exists() or stamp.read_text() != how:
@@ -181,6 +196,7 @@ def run_setup() -> None:
             for extension in self.extensions:
                 extension.extra_compile_args = FLAGS + openmp()
                 extension.extra_link_args = LINK_FLAGS + openmp()
+                extension.include_dirs.append(numpy.get_include())  # not before: Cython writes it into its C files
             compile_serially = self.compiler.compile
             with ThreadPoolExecutor(self.parallel) as pool:
 
@@ -214,7 +230,7 @@ def run_setup() -> None:
         Extension(
             "fastopt._plan",
             ["fastopt/_plan.pyx", "src_c/tasks.c"],
-            include_dirs=["src_c", numpy.get_include()],
+            include_dirs=["src_c"],
             define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
             depends=headers + included,
         ),
@@ -222,7 +238,7 @@ def run_setup() -> None:
         Extension("fastopt._turns", ["fastopt/_turns.pyx"], include_dirs=["src_c"]),
     ]
     setup(
-        ext_modules=cythonize(extensions, language_level=3),
+        ext_modules=cythonized(extensions),
         cmdclass={"build_ext": BuildExtensions, "build_py": BuildPackage},
     )
 

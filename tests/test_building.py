@@ -141,8 +141,16 @@ def test_a_row_that_does_not_fit(name: str, setup: ModuleType, tmp_path: Path) -
 # -- A build folder that was used before -------------------------------------------------------------
 
 
+WAYS = {
+    "in place": ["setup.py", "build_ext", "--inplace"],
+    "editable": ["-c", "from setuptools.build_meta import build_editable; build_editable('.')"],  # as pip calls it
+}
+
+
 @table.nightly
-def test_a_build_folder_of_other_flags_is_not_used_again(tmp_path: Path) -> None:
+@needs_packages
+@pytest.mark.parametrize("way", WAYS)
+def test_a_build_folder_of_other_flags_is_not_used_again(way: str, tmp_path: Path) -> None:
     """A build with OpenMP, then one without, then with it again: each has what it was asked for."""
     if not table.OPENMP:
         pytest.skip("there is no OpenMP")
@@ -155,7 +163,7 @@ def test_a_build_folder_of_other_flags_is_not_used_again(tmp_path: Path) -> None
     def build(**environment: str) -> tuple[int, int]:
         """OpenMP's version, and how many files were compiled."""
         done = subprocess.run(
-            [sys.executable, "setup.py", "build_ext", "--inplace"],
+            [sys.executable, *WAYS[way]],
             cwd=source,
             env=os.environ | {"CFLAGS": "-O0"} | environment,
             capture_output=True,
@@ -175,6 +183,11 @@ def test_a_build_folder_of_other_flags_is_not_used_again(tmp_path: Path) -> None
 
     assert kind(build()) == (True, True)
     assert kind(build()) == (True, False)  # the same flags: nothing is compiled
+    for path in source.glob("fastopt/*.pyx"):
+        path.touch()  # Cython writes the same text again
+    assert kind(build()) == (True, False)
+    (source / "src_c/loops.h").touch()
+    assert kind(build()) == (True, True)
     assert kind(build(FASTOPT_OPENMP="0")) == (False, True)
     assert kind(build(FASTOPT_OPENMP="0")) == (False, False)
     assert kind(build()) == (True, True)
