@@ -166,7 +166,7 @@ def run_setup() -> None:
         def run(self) -> None:
             if sentence := missing_compiler():
                 raise SystemExit(sentence)
-            if self.editable_mode:  # setuptools would have a folder that is new each time, and compile everything again
+            if self.editable_mode:  # setuptools would compile all anew, in a folder that is new each time
                 self.build_temp = f"build/editable.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
                 self.build_lib = f"{self.build_temp}/lib"
             stamp = Path(self.build_temp, "compiled-with.txt")
