@@ -60,7 +60,7 @@ def step_cases(full: bool) -> list[Case]:
     if full:
         of_adam = [(w, d) for d in TOLERANCE for w in WORKLOADS]
         of_others = [(first, "float32"), (first, "float64"), (large, "float32")]
-        return [case(v, *one) for v in all_variants() for one in (of_adam if v == adam() else of_others)]
+        return [case(v, *one) for v in all_variants() for one in (of_adam if str(v) == str(adam()) else of_others)]
     sizes = [w for w in WORKLOADS if w not in (first, "1 x 2^26", "ResNet-50", "GPT-2 small")]
     return [
         *(case(adam(), workload) for workload in sizes),

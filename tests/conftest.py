@@ -1,5 +1,6 @@
 """Puts this folder where ``import table`` finds it, and undoes the settings that a test makes."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 # Processes of pytest-xdist share the cores: threads of one that spin while they wait for work hold
 # up the others, and the tests take six times as long. OpenMP reads this when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector would look through thousands of collected tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
