@@ -16,7 +16,7 @@ cdef class Trail:
         double next_share
         int storage
         bint is_due, is_copy  # in the step that is prepared
-        fastopt_coefficients coefficients
+        const fastopt_coefficients *coefficients  # likewise
 
     def __init__(self, cnp.ndarray array, int64_t steps=0, double share=0.0):
         self.array, self.storage, self.steps, self.share = array, storage_of(array), steps, share
@@ -36,37 +36,51 @@ cdef class Follower:
         readonly object rule
         bytes row
         const fastopt_optimizer *found  # the row, in the instruction set of the step
-        bint writes_param, is_asked, is_due
+        bint writes_param, is_due, is_copy
         int64_t steps  # and share: those that the rule was asked about last
-        double share, next_share, weight
+        double share, next_share
         uint64_t seed
+        size_t asked  # how often in this step
+        fastopt_coefficients *coefficients  # of each time; trails that have been in equally many steps share them
+        size_t capacity
 
     def __init__(self, rule, uint64_t seed):
         self.rule, self.writes_param, self.seed = rule, rule.writes_param, seed
         self.row = None if rule.row is None else rule.row.encode()
 
-    cdef int begin(self, int isa) except -1:
-        """Begins a step."""
-        self.is_asked = False
+    def __dealloc__(self):
+        free(self.coefficients)
+
+    cdef int begin(self, int isa, size_t count) except -1:
+        """Begins a step of so many parameters."""
+        self.asked = 0
+        grow(<void **>&self.coefficients, &self.capacity, count, sizeof(fastopt_coefficients))
         if self.row is not None and table().isas[isa].name != NULL:
             self.found = auxiliary_row(isa, self.row)
         return 0
 
     cdef inline int ask(self, Trail trail) except -1:
         """Asks the rule once for all parameters that have been in equally many steps."""
-        if self.is_asked and self.steps == trail.steps and self.share == trail.share:
+        cdef fastopt_coefficients *coefficients
+        if self.asked and self.steps == trail.steps and self.share == trail.share:
             return 0
         weight, next_share = self.rule.weight(trail.steps, trail.share)
-        self.is_due = weight is not None
-        self.weight, self.next_share = weight if self.is_due else 0.0, next_share
-        self.steps, self.share, self.is_asked = trail.steps, trail.share, True
+        coefficients = &self.coefficients[self.asked]
+        coefficients.scalars[0] = 0.0 if weight is None else weight
+        coefficients.random_key = random_key_of(self.seed, trail.steps + 1)
+        self.is_due, self.next_share = weight is not None, next_share
+        # a copy is exact also where there are infinities
+        self.is_copy = self.row is None or (coefficients.scalars[0] == 1.0 and not self.writes_param)
+        self.steps, self.share = trail.steps, trail.share
+        self.asked += 1
         return 0
 
     cdef int prepare(self, Tensor tensor, Trail trail, int isa) except -1:
         """Adds what the next step writes to the passes of a tensor."""
         cdef fastopt_pass *added = &tensor.passes[tensor.c.pass_count]
         self.ask(trail)
-        trail.next_share, trail.is_due = self.next_share, self.is_due
+        trail.next_share, trail.is_due, trail.is_copy = self.next_share, self.is_due, self.is_copy
+        trail.coefficients = &self.coefficients[self.asked - 1]
         if self.writes_param:
             if not tensor.is_writeable():
                 arrays.refuse_read_only(tensor.label)
@@ -74,14 +88,10 @@ cdef class Follower:
                 np.copyto(trail.array, storage.widened(tensor.now))
         if not trail.is_due:
             return 0
-        # a copy is exact also where there are infinities
-        trail.is_copy = self.row is None or (self.weight == 1.0 and not self.writes_param)
-        trail.coefficients.scalars[0] = self.weight
-        trail.coefficients.random_key = random_key_of(self.seed, trail.steps + 1)
         added.call.size = sizeof(fastopt_call)
         added.call.buffers[0] = tensor.c.call.buffers[0]
         added.call.buffers[2] = cnp.PyArray_DATA(trail.array)
-        added.call.coefficients = &trail.coefficients
+        added.call.coefficients = trail.coefficients
         added.call.first_element = tensor.c.call.first_element
         added.itemsizes[0], added.itemsizes[2] = tensor.c.itemsizes[0], cnp.PyArray_ITEMSIZE(trail.array)
         if table().isas[isa].name != NULL:
@@ -103,8 +113,8 @@ cdef class Follower:
     cdef int copy(self, Tensor tensor, Trail trail, int isa) except -1:
         """Copies a parameter at once."""
         if table().isas[isa].name == NULL:
-            trail.is_copy = True
-            return self.run_twin(tensor, trail)
+            storage.follow(None, tensor.now, trail.array, 0.0, False, 0, 0)
+            return 0
         table().isas[isa].converters[tensor.storage * FASTOPT_STORAGES + trail.storage](
             cnp.PyArray_DATA(trail.array), cnp.PyArray_DATA(<cnp.ndarray>tensor.param), tensor.c.count, 1.0, INFINITY
         )
@@ -226,7 +236,7 @@ cdef class Following(Handover):
         if self.followed is None:
             self.take_memory_of_trails(self.memory_of_trails([]))
         for follower in self.followers:
-            follower.begin(isa)
+            follower.begin(isa, len(self.selected))
         for i in range(len(self.selected)):
             tensor = <Tensor>items[i]
             trails = (<PyListObject *>tensor.trails).ob_item

@@ -197,6 +197,7 @@ cdef class Stepping(Preparing):
         """Writes zeros into the gradients, if they were asked for: a skipped step does nothing else."""
         cdef Tensor tensor
         self.write_nothing()
+        self.is_assigned = False  # what follows holds for this call alone
         for tensor in self.stepping:
             tensor.c.kernel = NULL
             if table().isas[isa].name == NULL and clipping.zero_grads:
@@ -211,7 +212,6 @@ cdef class Stepping(Preparing):
         for tensor in self.selected:
             tensor.c.zero_gradient = False
         self.stepping = None
-        self.is_assigned = False
 
     cdef int run_twins(self, list moves, Clipping clipping) except -1:
         """The same as the kernels do, by the NumPy twins, tensor by tensor."""

@@ -145,7 +145,7 @@ cdef class Preparing(Following):
             team = self.work.choose_team()
         if clipping is not None or self.needs_factors:
             self.stepping = [self.selected[i] for i in range(len(self.selected)) if self.has_gradient[i]]
-        if self.has_sources or clipping is not None:
+        if self.has_sources:
             self.work.is_measured = False
         if clipping is not None:
             grad_scale = self.prepare_gradients(isa, team, grad_scale, clipping)
@@ -169,7 +169,8 @@ cdef class Preparing(Following):
             self.norms.measure(self.stepping, isa, team, clipping, grad_scale)
         if clipping.zero_grads:
             self.refuse_zeroing(self.stepping)
-        self.is_assigned = False  # what follows holds for this call alone
+        if clipping.max_value is not None:
+            self.is_assigned = self.work.is_measured = False  # what follows holds for this call alone
         for tensor in self.stepping:
             tensor.c.zero_gradient = clipping.zero_grads
             if clipping.max_value is not None:
@@ -186,6 +187,7 @@ cdef class Preparing(Following):
         cdef size_t i, n = len(self.stepping)
         cdef Py_ssize_t grad_scale = len(TABLE[self.algorithm.formula]["scalars"]) - len(COMMON_SCALARS)
         grow(<void **>&self.own_coefficients, &self.own_capacity, n, sizeof(fastopt_coefficients))
+        self.is_assigned = False  # they hold for this call alone
         for i in range(n):
             tensor = <Tensor>self.stepping[i]
             self.own_coefficients[i] = tensor.c.call.coefficients[0]

@@ -9,8 +9,9 @@ cdef class Sums:
         fastopt_tensor *tensors
         double *blocks
         double *totals  # of tensor i and sum k: totals[i * each + k]
-        size_t capacity, total_capacity, block_capacity, count
+        size_t capacity, total_capacity, block_capacity, count, cut_count
         int each
+        bint is_cut  # whether the tasks of the last sums are right for the tensors that were added since
 
     def __init__(self):
         self.work = Work(None)
@@ -22,7 +23,9 @@ cdef class Sums:
 
     cdef int begin(self, size_t most, int each) except -1:
         """Begins a list of at most so many tensors, with `each` sums."""
+        cdef const fastopt_tensor *before = self.tensors
         grow(<void **>&self.tensors, &self.capacity, most, sizeof(fastopt_tensor))
+        self.is_cut = self.is_cut and self.tensors == before
         grow(<void **>&self.totals, &self.total_capacity, most * each, sizeof(double))
         self.count, self.each = 0, each
         return self.work.begin(most)
@@ -30,6 +33,8 @@ cdef class Sums:
     cdef fastopt_tensor *add(self, const fastopt_tensor *tensor, fastopt_kernel kernel) noexcept:
         """Adds a copy of a tensor."""
         cdef fastopt_tensor *added = &self.tensors[self.count]
+        if tensor.rows != NULL or added.rows != NULL or tensor.count != added.count:
+            self.is_cut = False
         added[0] = tensor[0]
         added.kernel, added.sum_count = kernel, self.each
         self.work.add(added)
@@ -63,7 +68,9 @@ cdef class Sums:
         for i in range(self.count):
             self.tensors[i].call.sums = &self.blocks[blocks * self.each]
             blocks += fastopt_blocks_of(&self.tensors[i])
-        self.work.cut(for_sums=True)
+        if not self.is_cut or self.count != self.cut_count:
+            self.work.cut(for_sums=True)
+            self.is_cut, self.cut_count = True, self.count
         self.work.run(self.work.make_ready(team))
         return 0
 

@@ -94,6 +94,20 @@ cdef class Tensor:
         void *param_dtype  # NumPy's only object for it, which lives for ever
         void *gradient_dtype
         fastopt_tensor c
+        cnp.ndarray gradient  # while a step runs; for as long as it is bound
+        Gap gap  # around the last gradient that was found to share no memory
+        int contiguity  # NumPy's flag of the parameter's order
+        int rank
+        cnp.npy_intp *dims
+        int storage, gradient_storage, state_storage  # the gradient's is UNSEEN before there has been one
+        int format  # of these three
+        list trails  # one for each follower, see _followers.pxi
+        fastopt_pass *passes
+        const void *param_apart  # that were found to share no memory with trails
+        const void *gradient_apart
+        const void *zeroed  # the address of the last gradient that zeros could be written into, with all others
+        readonly Py_ssize_t index, group
+        # and these in some
         fastopt_source *source  # how the gradient lies, if it ever lay in another layout
         readonly object key
         readonly object given, param  # as the user passed it, and a plain view; None if every call hands it over
@@ -102,23 +116,10 @@ cdef class Tensor:
         readonly object dtype
         readonly tuple shape
         readonly dict states  # by the formula's letters
-        readonly Py_ssize_t index, group
         bint is_known_orphan  # the user has been warned that only the optimizer refers to its array
-        cnp.ndarray gradient  # while a step runs; for as long as it is bound
-        Gap gap  # around the last gradient that was found to share no memory
-        const void *zeroed  # the address of the last gradient that zeros could be written into, with all others
-        int storage, gradient_storage, state_storage  # the gradient's is UNSEEN before there has been one
-        int format  # of these three
-        int contiguity  # NumPy's flag of the parameter's order
-        int rank
-        cnp.npy_intp *dims
         readonly list letters  # of the states' buffers, in the kernel's order
         double *numbers  # the row's NUMBERS
-        list trails  # one for each follower, see _followers.pxi
-        fastopt_pass *passes
         size_t pass_capacity
-        const void *param_apart  # that were found to share no memory with trails
-        const void *gradient_apart
         tuple number_letters, work_letters
         readonly dict work  # the row's WORK arrays by their letters, and what else `Algorithm.transform` keeps; None at first
         object row_call  # see `RowCall`; None before there was a call for rows

@@ -41,13 +41,6 @@ static size_t beyond_cut(const fastopt_tensor *tensor, size_t end, int for_sums)
     return ((uintptr_t)tensor->call.buffers[0] + end * itemsize) % CACHE_LINE / itemsize;
 }
 
-size_t fastopt_blocks_of(const fastopt_tensor *tensor)
-{
-    const size_t elements = tensor->rows ? tensor->rows->elements : tensor->count;
-    const size_t blocks = (elements + FASTOPT_SUM_BLOCK - 1) / FASTOPT_SUM_BLOCK;
-    return tensor->rows && elements ? tensor->count / elements * blocks : blocks;
-}
-
 size_t fastopt_strip_size(const fastopt_rows *rows)
 {
     const size_t most_matrices = (rows->strip_rows + rows->matrix_rows - 2) / rows->matrix_rows + 1;

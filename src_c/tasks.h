@@ -123,7 +123,12 @@ typedef struct {
 } fastopt_work;
 
 /* How many blocks of sums a tensor has. */
-size_t fastopt_blocks_of(const fastopt_tensor *tensor);
+static inline size_t fastopt_blocks_of(const fastopt_tensor *tensor)
+{
+    const size_t elements = tensor->rows ? tensor->rows->elements : tensor->count;
+    const size_t blocks = (elements + FASTOPT_SUM_BLOCK - 1) / FASTOPT_SUM_BLOCK;
+    return tensor->rows && elements ? tensor->count / elements * blocks : blocks;
+}
 
 /* How many numbers a strip of rows has for its columns. */
 size_t fastopt_strip_size(const fastopt_rows *rows);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -67,6 +68,29 @@ def test_a_step_does_what_it_says(way: dict[str, Any]) -> None:
         assert not way.get("zero_grads") or not any(g.any() for g in grads)
     for param, other in zip(params, others, strict=True):
         np.testing.assert_allclose(param, other, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("isa", ["numpy", fastopt.available_isas()[0]])
+def test_one_call_leaves_nothing_behind_for_the_next(isa: str) -> None:
+    """Every way follows every other, with other gradients: each call is as the first one of a new optimizer."""
+    fastopt.set_isa(isa)
+    params, buffers = arrays(np.float32, 0), arrays(np.float32, 0)
+    optimizer = fastopt.Adam(params, lr=0.1)
+    ways = [*WAYS.values(), {}, {"skip_nonfinite": True, "max_norm": 1.0}]
+    for number, pair in enumerate(itertools.product(ways, repeat=2)):
+        for way in pair:
+            grads: list[Any] = [*buffers]
+            for grad, values in zip(grads, arrays(np.float32, number), strict=True):
+                grad[...] = values
+            if number % 5 == 0 and way.get("skip_nonfinite"):
+                grads[0][0] = np.nan
+            grads[number % len(grads)] = None  # so that sums are cut elsewhere
+            others = [p.copy() for p in params]
+            new = fastopt.Adam(others)
+            new.load_state_dict(optimizer.state_dict())
+            expected = new.step([None if g is None else g.copy() for g in grads], **way)
+            assert str(optimizer.step(grads, **way)) == str(expected)
+            assert [p.tobytes() for p in params] == [p.tobytes() for p in others]
 
 
 @pytest.mark.parametrize("format", table.FORMATS)
