@@ -66,7 +66,8 @@ def steps_of(name: str, shapes: list[tuple[int, ...]]) -> dict[str, Step]:
 
 def main(argv: list[str] | None = None) -> None:
     seconds = seconds_of(__doc__, argv)
-    print(f"{torch.get_num_threads()} threads of torch's, {fastopt.get_isa()}\n")
+    fastopt.set_num_threads(torch.get_num_threads())
+    print(f"{torch.get_num_threads()} threads each, {fastopt.get_isa()}\n")
     print("| optimizer | matrices | form | torch, µs | fastopt, µs | times |\n|---|---|---|---|---|---|")
     for name in WITHIN:
         for title, shapes in SHAPES.items():
