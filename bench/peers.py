@@ -148,6 +148,10 @@ def make_optimizer(
 
 # -- numexpr ---------------------------------------------------------------------------------------
 
+SIGNS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/", "less": "<", "greater": ">"}
+FUNCTIONS = {"absolute": "abs"}
+"""By NumPy's names, those that numexpr writes otherwise."""
+
 
 def as_expressions(tape: Tape, arrays: Sequence[Array], scalars: Sequence[Array]) -> list[tuple[str, str]]:
     """A tape as few expressions, each after the name of the array that it is assigned to.
@@ -157,7 +161,6 @@ def as_expressions(tape: Tape, arrays: Sequence[Array], scalars: Sequence[Array]
     """
     names = {id(a): f"a{k}" for k, a in enumerate(arrays)} | {id(s): f"s{k}" for k, s in enumerate(scalars)}
     last_use = {id(x): at for at, (_, inputs, _) in enumerate(tape) for x in inputs}
-    signs = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
     temporaries: dict[int, str] = {}  # the expression of each, in terms of the current arrays
     pending: dict[str, str] = {}  # assignments that no other expression has read yet
     done: list[tuple[str, str]] = []
@@ -172,8 +175,8 @@ def as_expressions(tape: Tape, arrays: Sequence[Array], scalars: Sequence[Array]
             if name in pending and name != target:
                 done.append((name, pending.pop(name)))
             operands.append(pending.get(name, name))
-        sign = signs.get(ufunc.__name__)
-        call = f" {sign} ".join(operands) if sign else f"{ufunc.__name__} ( {' , '.join(operands)} )"
+        sign, function = SIGNS.get(ufunc.__name__), FUNCTIONS.get(ufunc.__name__, ufunc.__name__)
+        call = f" {sign} ".join(operands) if sign else f"{function} ( {' , '.join(operands)} )"
         if target is None:
             temporaries[id(result)] = f"( {call} )"
             continue
@@ -192,12 +195,16 @@ def as_expressions(tape: Tape, arrays: Sequence[Array], scalars: Sequence[Array]
 def numexpr_step(case: Case, params: list[Array], grads: list[Array]) -> Step:
     """The NumPy twin as expressions for numexpr, as few as possible."""
     elementwise(case)
-    evaluate = library("numexpr").evaluate
+    numexpr = library("numexpr")
+    evaluate = numexpr.evaluate
     clock, coefficients, as_scalar = itertools.count(1), case.coefficients(), np.dtype(case.dtype).type
     scalars = [np.array(value, case.dtype) for value in coefficients(1)]
     tensors = case.with_states(params, grads)
     present = [[a.reshape(-1) for a in arrays if a is not None] for arrays in tensors]
     tape = trace(partial(internals.twin_update, case.cls, case.hyper), tensors[0], scalars)
+    for name in {ufunc.__name__ for ufunc, *_ in tape} - SIGNS.keys():
+        if FUNCTIONS.get(name, name) not in numexpr.expressions.functions:
+            raise Unavailable(f"numexpr has no {name}")
     lines = as_expressions(tape, [a for a in tensors[0] if a is not None], scalars)
     temporaries = {
         name: allocate((max(p.size for p in params),), case.dtype) for name, _ in lines if name[0] == "t"
