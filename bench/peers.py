@@ -377,6 +377,6 @@ CANDIDATES = {
 """Everything that is measured, in the order of the tables' columns."""
 
 
-def compiles_long(name: str, case: Case) -> bool:
+def compiles_long(name: str, case: Case, full: bool) -> bool:
     """Whether a candidate takes minutes before its first step: those that compile a loop for each array."""
-    return name in ("optax", "MLX", "torch compile") and len(case.shapes) > 100
+    return name in ("optax", "MLX", "torch compile") and len(case.shapes) > (500 if full else 100)

@@ -29,7 +29,7 @@ def _defaults() -> Iterator[None]:
 
 def in_short_run(case: Case, column: Column) -> bool:
     """Every optimizer on one thread where a step is short; Adam alone where it takes a tenth of a second."""
-    if column[1] != CANDIDATES[column[0]].threads[0] or compiles_long(column[0], case):
+    if column[1] != CANDIDATES[column[0]].threads[0] or compiles_long(column[0], case, full=False):
         return False
     if case.dtype == "float64":
         return case.workload == "1 x 2^16"

@@ -174,6 +174,7 @@ cdef class Work:
         return team
 
     cdef void run(self, int team) noexcept:
+        global fastopt_last_team
         cdef fastopt_work *work = &self.c
         cdef int own
         work.flush_subnormals = flushes_denormal()

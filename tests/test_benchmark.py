@@ -17,7 +17,7 @@ from fastopt.benchmark import candidates, internals, report, tape, timing
 from fastopt.benchmark.candidates import CANDIDATES, Candidate, Unavailable, numpy_step
 from fastopt.benchmark.cases import PERIOD, Case, fill
 from fastopt.benchmark.internals import Array
-from fastopt.benchmark.timing import Timing, measure
+from fastopt.benchmark.timing import Timing, measure, measure_case
 from fastopt.benchmark.verify import verified
 
 SHAPES = [(3, 5), (), (PERIOD + 7,), (0,), (11,)]
@@ -81,6 +81,16 @@ def test_a_wrong_candidate_is_found(exact: bool) -> None:
     one = case(ADAM)
     with pytest.raises(AssertionError):
         verified(Candidate(without_first_step, exact=exact), one, one.arrays(), one.arrays())
+
+
+def test_a_library_with_other_results_is_not_timed() -> None:
+    one = case(ADAM)
+    right = Candidate(numpy_step, exact=True)
+    timings, reasons = measure_case(one, {"wrong": Candidate(without_first_step), "NumPy": right}, 0.0)
+    assert {name for name, _ in timings} == {"NumPy"}
+    assert "further than 1e-05" in reasons["wrong"]
+    with pytest.raises(AssertionError):
+        measure_case(one, {"wrong": Candidate(without_first_step, exact=True), "NumPy": right}, 0.0)
 
 
 def test_exact_is_exact() -> None:

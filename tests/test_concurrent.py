@@ -562,11 +562,32 @@ def test_what_c_keeps_is_constant_or_a_threads_own() -> None:
 
 
 def test_what_cython_keeps_is_set_once_or_one_word() -> None:
-    """Variables of modules that functions set: settings, which are one word each, and what is always the same."""
+    """Variables of modules that functions set: settings, which are one word each, what is always the same, and what each
+    thread has of its own."""
     kept = []
     for path in SOURCES.glob("fastopt/*.p[yx][xi]"):
         kept += re.findall(r"^ +global (.*)$", path.read_text(), flags=re.MULTILINE)
-    assert sorted(kept) == ["PLACES, places_are_known", "bfloat16_number", "is_flushing", "selected_index"]
+    assert sorted(kept) == [
+        "PLACES, places_are_known", "bfloat16_number", "fastopt_last_team", "is_flushing", "selected_index"
+    ]  # fmt: skip
+
+
+def test_what_functions_set_is_not_a_variable_of_their_own() -> None:
+    """Without `global`, an assignment to a variable of the module makes a new one, which nobody reads."""
+    text = "\n".join(path.read_text() for path in sorted(SOURCES.glob("fastopt/*.p[yx][xi]")))
+    functions = re.split(r"^ *(?:cdef|cpdef|def) [^=\n]*\(.*$", text, flags=re.MULTILINE)
+    own = re.findall(r"^cdef (?!class|extern|enum|struct)[\w. ]+? \*?(\w+)(?: =|$)", text, flags=re.MULTILINE)
+    in_c = re.findall(r"_Thread_local \w+ (\w+)", text)
+    assert {"bfloat16_number", "fastopt_last_team", "is_flushing", "selected_index"} <= {*own, *in_c}
+    for function in functions[1:]:
+        targets = re.findall(r"^ +(\w+(?:, \w+)*) [-+*/|]?= ", function, flags=re.MULTILINE)
+        assigned = {name for names in targets for name in names.split(", ")}
+        declared = {
+            name
+            for names in re.findall(r"^ +global (.*)$", function, flags=re.MULTILINE)
+            for name in names.split(", ")
+        }
+        assert not assigned & {*own, *in_c} - declared
 
 
 def test_free_threading_is_not_declared() -> None:

@@ -410,6 +410,29 @@ def test_omp_num_threads_is_one_limit(omp: str, expected: str | None) -> None:
 
 
 @needs_openmp
+def test_threads_are_tried_when_a_team_grows_and_not_at_every_step() -> None:
+    """A thread that is made beside one of OpenMP's, which waits and keeps its CPU busy, waits for milliseconds."""
+    code = """
+import threading
+def next_number():  # the kernel numbers threads in the order of their making
+    thread = threading.Thread(target=int)
+    thread.start()
+    thread.join()
+    return thread.native_id
+
+params, grads = [np.zeros(2**17, np.float32)], [np.ones(2**17, np.float32)]
+optimizer = fastopt.SGD(params, lr=0.1)
+fastopt.set_num_threads(2)
+optimizer.step(grads)
+before = next_number()
+for _ in range(2000):
+    optimizer.step(grads)
+print(next_number() - before)
+"""
+    assert int(printed(code)) < 1000  # other programs make some, too
+
+
+@needs_openmp
 def test_fastopts_own_settings_beat_every_limit() -> None:
     one = {min(os.sched_getaffinity(0))}
     asked = "fastopt.set_num_threads(3); print(fastopt.get_num_threads(), team())"
