@@ -207,6 +207,14 @@ cdef bint is_unchanged(object mappings, list items) noexcept:
     return True
 
 
+def are_same(list mine, list theirs):
+    """Whether two lists have the very same members in the same order: much faster than to compare these."""
+    cdef size_t n = len(mine)
+    return n == <size_t>len(theirs) and not (
+        n and memcmp((<PyListObject *>mine).ob_item, (<PyListObject *>theirs).ob_item, n * sizeof(void *))
+    )
+
+
 cdef tuple items_of(dict mapping):
     cdef tuple items = PyTuple_New(2 * len(mapping))
     cdef Py_ssize_t place = 0, n = 0

@@ -10,10 +10,10 @@ cdef class Function:
 
     names: the parameters of the function that are arrays, in the kernel's order. checked(options) returns the `Group`
     of options that were given by name, but for ``lr``. slow(args, kwargs): the same call by way of a plan; it takes
-    everything that is not the usual case, and says what is wrong with a call.
+    everything that is not the usual case, and says what is wrong with a call. tuners() returns the thread tuners.
     """
 
-    cdef object checked, slow
+    cdef object checked, slow, tuners
     cdef tuple names
     cdef size_t row
     cdef tuple last  # the options of the last call, as `items_of` gives them, and the group made of them
@@ -22,11 +22,11 @@ cdef class Function:
     cdef bint is_slow  # always
     cdef int buffers  # how many of the names are of arrays like the parameter; those behind are of numbers
 
-    def __init__(self, algorithm, tuple names, double default_lr, double least_lr, checked, slow):
+    def __init__(self, algorithm, tuple names, double default_lr, double least_lr, checked, slow, tuners):
         if len(names) > MOST_ARRAYS:
             raise ValueError(f"{algorithm.formula}: its function takes more than {MOST_ARRAYS} arrays; raise MOST_ARRAYS")
         self.names, self.default_lr, self.least_lr = names, default_lr, least_lr
-        self.checked, self.slow = checked, slow
+        self.checked, self.slow, self.tuners = checked, slow, tuners
         self.row = list(TABLE).index(algorithm.formula)
         row = TABLE[algorithm.formula]
         self.factors = Factors(row)
@@ -73,7 +73,7 @@ cdef class Function:
         t = step if 1 <= step < 4611686018427387904 else 0
         given = args[0] if count else options.get("param")
         param = given if type(given) is NDARRAY else None
-        if t == 0 or param is None or cnp.PyArray_SIZE(param) >= <Py_ssize_t>PARALLEL_ELEMENTS:
+        if t == 0 or param is None:
             return self.slow(args, kwargs)
         flags = cnp.NPY_ARRAY_ALIGNED
         flags |= cnp.NPY_ARRAY_C_CONTIGUOUS if cnp.PyArray_CHKFLAGS(param, cnp.NPY_ARRAY_C_CONTIGUOUS) else (
@@ -115,6 +115,9 @@ cdef class Function:
         group = self.group_of(options)
         if group.callables or group.l1 != 0.0 or (group.lost is not None and stored[0] != FLOAT64):
             return self.slow(args, kwargs)
+        c.count = cnp.PyArray_SIZE(param)
+        if group.needs_factors and self.factors.n_sums and c.count >= PARALLEL_ELEMENTS:  # too many for the stack
+            return self.slow(args, kwargs)
         if <double>group.h["lr"] != lr:
             items = items_of(options)
             group = group.with_lr(lr)
@@ -141,12 +144,27 @@ cdef class Function:
         group.fill(&coefficients, t, grad_scale)
         c.call.size = sizeof(fastopt_call)
         c.call.coefficients = &coefficients
-        c.count = cnp.PyArray_SIZE(param)
         if group.needs_factors:
             self.run_with_factors(&c, row.sum_kernels[format][group.subset], group, t, numbers)
         else:
-            run_alone(&c)
+            self.run(&c)
         return None
+
+    cdef int run(self, fastopt_tensor *c) except -1:
+        """The update, on more than one thread if it is long enough."""
+        cdef Work work
+        cdef int team
+        if c.count < PARALLEL_ELEMENTS:
+            run_alone(c)
+            return 0
+        work = Work(self.tuners())
+        work.begin(1)
+        work.add(c)
+        team = work.choose_team()
+        work.cut()
+        team = work.make_ready(team)
+        work.run(team)
+        return work.end()
 
     cdef int run_with_factors(
         self, fastopt_tensor *c, fastopt_kernel sum_kernel, Group group, int64_t t, list numbers
@@ -184,7 +202,7 @@ cdef class Function:
         )
         for k in range(<size_t>factors.n_factors):
             found[k] = prepared[k][0]
-        run_alone(c)
+        self.run(c)
         for array, values in zip(numbers, prepared[factors.n_factors:]):
             (<double *>cnp.PyArray_DATA(<cnp.ndarray>array))[0] = values[0]
         return 0

@@ -9,19 +9,27 @@ rows (_row_step.pxi). A step checks all that it needs before the first write; fr
 exception, an interrupt or a signal handler finds a step that was made or was not made.
 """
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.dict cimport PyDict_CheckExact, PyDict_GetItem, PyDict_Next
 from cpython.list cimport PyList_New, PyList_SET_ITEM
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_INCREF, PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_New, PyTuple_SET_ITEM
 from cpython.unicode cimport PyUnicode_Check
 cimport cython
 from cython.parallel cimport prange
 from libc.math cimport INFINITY, isfinite, ldexp, sqrt
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, qsort
 from libc.string cimport memcmp, memcpy, memset, strcmp
 
 cimport numpy as cnp
+
+cdef extern from "Python.h":
+    ctypedef struct PyListObject:
+        PyObject **ob_item
+    ctypedef struct PyTupleObject:
+        PyObject *ob_item[1]
 
 import math
 import sys
@@ -42,6 +50,7 @@ from fastopt._turns cimport Turns
 cnp.import_array()
 
 include "_room.pxi"
+include "_exchange.pxi"
 include "_work.pxi"
 include "_intervals.pxi"
 include "_by_rows.pxi"

@@ -1,12 +1,5 @@
 # The tensors of a call and their gradients: given to the call, or bound. Included by _plan.pyx.
 
-cdef extern from "Python.h":
-    ctypedef struct PyListObject:
-        PyObject **ob_item
-    ctypedef struct PyTupleObject:
-        PyObject *ob_item[1]
-
-
 cdef class Selection(Model):
     """The tensors that a call updates, with their parameters and gradients as far as they were checked."""
 

@@ -171,6 +171,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., None]:
             bounds_of(cls)["lr"][0],
             lambda options: _group(cls, options),
             lambda args, kwargs: _slow(cls, name, names, args, kwargs),
+            thread_tuners,
         )
     )
     parameter = inspect.Parameter

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from operator import is_
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,16 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from fastopt import optimizers
 from fastopt._kernels import TABLE
+from fastopt._plan import Exchange, are_same
 from fastopt.options import options_of, shown
 from fastopt.storage import storage_dtype
 from fastopt.torch_state import from_torch
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+EXCHANGE = Exchange(torch.Tensor) if hasattr(torch.Tensor, "__dlpack_c_exchange_api__") else None
+"""Reads tensors many times as fast as their methods; since torch 2.10."""
+UNKNOWN = ("capturable", "differentiable")
+"""Options of torch's that fastopt does not have."""
 
 
 def _array(tensor: torch.Tensor) -> Any:
@@ -59,12 +63,11 @@ def _like(tensor: Any, part: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _places(params: list[torch.Tensor]) -> tuple[list[int], list[Any]]:
-    """Where the elements of parameters lie; .double() and .data = … change it.
-
-    Another dtype has other memory, since the old one is kept, and a gradient of another shape is refused.
-    """
-    return list(map(torch.Tensor.data_ptr, params)), list(map(torch.Tensor.stride, params))
+def _places(params: list[torch.Tensor]) -> Any:
+    """Where the elements of parameters lie, and their dtypes; .double() and .data = … change it."""
+    if EXCHANGE is not None:
+        return EXCHANGE.places(params)
+    return [(p.data_ptr(), p.dtype, p.shape, p.stride()) for p in params]
 
 
 def _axes(p: torch.Tensor, keeps_order: bool) -> list[int]:
@@ -100,6 +103,7 @@ class _Engine:
         copies = iter(self.copies)
         arrays = [_array(view if view.is_contiguous() else next(copies)[1]) for view in views]
         self.names = tuple(name for name in options_of(cls) if name in owner.defaults)
+        self.settings: list[Any] = [None] * len(self.groups)  # those that the optimizer has
         places = iter(arrays)
         groups = [
             {"params": [next(places) for _ in group["params"]], **self.options(group)} for group in self.groups
@@ -114,7 +118,7 @@ class _Engine:
         )
         self.tensors = [self._states(index) for index in range(len(arrays))]
         self._take_states(owner.state)
-        self.steps_expected = self.steps.copy()
+        self.steps_expected = self.steps.tobytes()
         self.seen = [p in owner.state and bool(owner.state[p]) for p in self.params]
         for p, tensors, seen in zip(self.params, self.tensors, self.seen, strict=True):
             if seen:
@@ -127,15 +131,13 @@ class _Engine:
     def _note_entries(self, owner: _Adaptor) -> None:
         """Records the tensors that torch's dict shows, so that the next step can tell whether they were replaced."""
         self.keys, self.entries = list(owner.state), list(owner.state.values())
-        self.shown = list(chain.from_iterable(map(dict.values, self.entries)))
+        self.shown = _tensors_in(self.entries)
         self.are_all_seen = all(self.seen)
 
     def options(self, group: dict[str, Any]) -> dict[str, Any]:
         """The options of one of torch's groups, as numbers."""
-        if group.get("capturable") or group.get("differentiable"):
-            raise ValueError(
-                "capturable, differentiable: fastopt has neither; leave them False, or use torch.optim"
-            )
+        if any(map(group.get, UNKNOWN)):
+            raise ValueError(f"{', '.join(UNKNOWN)}: fastopt has neither; leave them False, or use torch.optim")
         return {
             name: value if type(value := group[name]) in (float, bool, int) else _number(value)
             for name in self.names
@@ -189,28 +191,25 @@ class _Engine:
                 if name in state:
                     self.tensors[index][name].copy_(torch.tensor(state[name]))
 
-    def fits(self, owner: _Adaptor) -> bool:
+    def fits(self, owner: _Adaptor, params: list[Any]) -> bool:
         """Whether groups, parameters, their memory and their states are those that the engine was made for."""
-        params = [p for group in owner.param_groups for p in group["params"]]
         state = owner.state
         return (
-            [len(group["params"]) for group in owner.param_groups] == self.sizes
-            and all(map(is_, params, self.params))
+            are_same(params, self.params)
+            and [len(group["params"]) for group in owner.param_groups] == self.sizes
             and _places(self._parts(params)) == self.places
-            and len(state) == len(self.keys)
-            and all(map(is_, state, self.keys))
-            and all(map(is_, state.values(), self.entries))
-            and sum(map(len, self.entries)) == len(self.shown)
-            and all(map(is_, chain.from_iterable(map(dict.values, self.entries)), self.shown))
-            and bool((self.steps == self.steps_expected).all())
+            and are_same([*state], self.keys)
+            and are_same([*state.values()], self.entries)
+            and are_same(_tensors_in(self.entries), self.shown)
+            and self.steps.tobytes() == self.steps_expected
         )
 
     def plain_arrays(self, grads: list[Any]) -> list[Any] | None:
         """The gradients' memory as arrays; None where one is missing, or `arrays` has to look at each."""
-        try:
-            return list(map(torch.Tensor.numpy, grads)) if self.are_all_plain else None
-        except (TypeError, RuntimeError):
+        if EXCHANGE is None or not self.are_all_plain:
             return None
+        arrays = EXCHANGE.arrays(grads)
+        return None if arrays is None or any(map(torch.Tensor.is_neg, grads)) else arrays
 
     def arrays(self, grads: list[Any]) -> list[Any]:
         """The gradients' memory as arrays, with the axes of the parameters' arrays; None for those that are missing."""
@@ -229,10 +228,14 @@ class _Engine:
 
     def step(self, owner: _Adaptor, grads: list[Any], moved: Sequence[int]) -> None:
         """Makes a step; moved: the numbers of the parameters that have a gradient."""
-        for ours, theirs in zip(self.optimizer.param_groups, owner.param_groups, strict=True):
-            for name, value in self.options(theirs).items():
-                if ours[name] != value:
-                    ours[name] = value
+        for index, theirs in enumerate(owner.param_groups):
+            settings = tuple(map(theirs.get, (*self.names, *UNKNOWN)))
+            if settings != self.settings[index]:
+                ours = self.optimizer.param_groups[index]
+                for name, value in self.options(theirs).items():
+                    if ours[name] != value:
+                        ours[name] = value
+                self.settings[index] = settings if _is_constant(settings) else None
         for view, copy in self.copies:
             copy.copy_(view)
         self.optimizer.step(grads)
@@ -241,7 +244,7 @@ class _Engine:
         self._show_numbers(moved)
         are_all = len(moved) == len(grads)
         self.steps[slice(None) if are_all else moved] += 1
-        np.copyto(self.steps_expected, self.steps)
+        self.steps_expected = self.steps.tobytes()
         new = [] if self.are_all_seen else [i for i in moved if not self.seen[i]]
         for index in new:  # torch, too, shows a state from the first gradient on
             self.seen[index] = True
@@ -249,6 +252,17 @@ class _Engine:
         if new:
             self._note_entries(owner)
         torch.autograd.graph.increment_version(self.params if are_all else [self.params[i] for i in moved])
+
+
+def _tensors_in(entries: list[dict[str, Any]]) -> list[Any]:
+    return list(chain.from_iterable(map(dict.values, entries)))
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether nobody can change what a setting says without a new object in its place."""
+    if type(value) is tuple:
+        return all(map(_is_constant, value))
+    return value is None or type(value) in (float, int, bool, str)
 
 
 def _number(value: Any) -> Any:
@@ -290,6 +304,15 @@ class _Adaptor(torch.optim.Optimizer):  # type: ignore[misc]
         super().__setstate__(state)  # load_state_dict ends here, and so do copies and pickles
         self._engine = None
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Sets the gradients to None; or, as torch's own, to zeros."""
+        if not set_to_none or torch._C._autograd._profiler_enabled():
+            super().zero_grad(set_to_none)
+            return
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient, in one call; the closure, if any, is called first."""
         return (_observed_step if _is_observed(self) else _step)(self, closure)
@@ -302,9 +325,10 @@ def _step(self: Any, closure: Callable[[], Any] | None) -> Any:
     if closure is not None:
         with torch.enable_grad():
             loss = closure()
-    grads = [p.grad for group in self.param_groups for p in group["params"]]
+    params = [p for group in self.param_groups for p in group["params"]]
+    grads = [p.grad for p in params]
     engine = self._engine
-    if engine is not None and not engine.fits(self):
+    if engine is not None and not engine.fits(self, params):
         engine = self._engine = None
     arrays = None if engine is None else engine.plain_arrays(grads)
     if arrays is not None:

@@ -17,6 +17,7 @@ from table import Array
 
 import fastopt
 from fastopt import functional
+from fastopt._kernels import TABLE
 from fastopt.step_options import DEFAULTS, StepOptions
 
 SHAPES = [(3, 4), (4,), (), (0,), (2, 1)]
@@ -349,17 +350,43 @@ def test_functional_is_the_class(cls: type[fastopt.Optimizer]) -> None:
     for variant in table.variants(cls):
         for dtype in variant.dtypes:
             with table.named((str(variant), dtype)):
-                function_is_class(variant, dtype)
+                function_is_class(variant, dtype, (5, 7))
 
 
-def function_is_class(variant: table.Variant, dtype: str) -> None:
+@every_class
+def test_functional_makes_a_plan_for_long_arrays_only_if_they_need_sums(
+    cls: type[fastopt.Optimizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan costs as much as the update of 200,000 elements."""
+    calls = []
+    slow = functional._slow
+
+    def counted(*args: Any) -> None:
+        calls.append(args)
+        slow(*args)
+
+    monkeypatch.setattr(functional, "_slow", counted)
+    fastopt.set_num_threads(2)
+    for variant in table.variants(cls):
+        with table.named(str(variant)):
+            function_is_class(variant, variant.dtypes[0], (5, 7))
+            short = len(calls)
+            function_is_class(variant, variant.dtypes[0], (70, 1000))
+            long = len(calls) - short
+            calls.clear()
+            h = functional._defaults_of(cls) | cls.algorithm.flags | variant.options
+            has_sums = TABLE[cls.algorithm.formula]["sums"] and cls.algorithm.needs_factors(h)
+            assert long == (3 if has_sums else short)
+
+
+def function_is_class(variant: table.Variant, dtype: str, shape: tuple[int, ...]) -> None:
     function = getattr(functional, variant.cls.__name__.lower())
-    param, other = (make((5, 7), 0, dtype) for _ in range(2))
+    param, other = (make(shape, 0, dtype) for _ in range(2))
     optimizer = variant.make([param])
     states = {name: array.copy() for name, array in optimizer.state[0].items() if isinstance(array, np.ndarray)}
     options = {name: value for name, value in variant.options.items() if name != "state_dtype"}
     for step in range(1, 4):
-        grad = make((5, 7), step, dtype)
+        grad = make(shape, step, dtype)
         optimizer.step([grad], grad_scale=2.0)
         function(other, grad, **states, step=step, grad_scale=2.0, **options)
     assert param.tobytes() == other.tobytes()

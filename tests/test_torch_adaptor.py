@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from own_process import run
 
@@ -18,6 +19,7 @@ import table  # noqa: E402
 
 import fastopt  # noqa: E402
 import fastopt.torch as adaptor  # noqa: E402
+from fastopt._plan import Exchange  # noqa: E402
 
 OF_ANY_SHAPE = [name for name in adaptor.__all__ if getattr(fastopt, name) in table.OPTIMIZERS]
 every_class = pytest.mark.parametrize("name", OF_ANY_SHAPE)
@@ -368,8 +370,14 @@ def test_global_hooks_and_profilers_see_a_step() -> None:
     assert calls == [1]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         optimizer.step()
-    assert "Optimizer.step#Adam.step" in {event.key for event in profile.key_averages()}
+        optimizer.zero_grad()
+    events = {event.key for event in profile.key_averages()}
+    assert {"Optimizer.step#Adam.step", "Optimizer.zero_grad#Adam.zero_grad"} <= events
     assert optimizer.state[p]["step"] == 3
+    for set_to_none in False, True:
+        p.grad = torch.ones(3)
+        optimizer.zero_grad(set_to_none)
+        assert p.grad is None if set_to_none else torch.equal(p.grad, torch.zeros(3))
 
 
 def test_states_that_come_and_go_take_effect() -> None:
@@ -423,6 +431,170 @@ def test_a_parameter_whose_memory_is_seen_another_way(change: str) -> None:
             optimizer.step()
         found.append(p.detach().clone())
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
+
+
+@every_class
+@pytest.mark.usefixtures("counters_in_float64")
+def test_settings_that_are_changed_in_place_take_effect(name: str) -> None:
+    """A tensor is the same object as before, a number another one."""
+    for setting, change in (
+        (torch.tensor(0.01, dtype=torch.float64), lambda group: group["lr"].fill_(0.3)),
+        (0.01, lambda group: group.update(lr=0.3)),
+    ):
+        found = []
+        for cls in getattr(torch.optim, name), getattr(adaptor, name):
+            training = Training(cls)
+            group = training.optimizer.param_groups[0]
+            group["lr"] = copy.deepcopy(setting)
+            training.go(3)
+            before = training.model[0].weight.detach().clone()
+            change(group)
+            training.go(3)
+            found.append(training)
+        check(*found)
+        assert not torch.equal(before, found[0].model[0].weight)
+
+
+def test_betas_in_a_list_may_be_edited() -> None:
+    both = pair("Adam")
+    for training in both:
+        training.optimizer.param_groups[1]["betas"] = betas = [0.9, 0.999]
+        training.go(3)
+        betas[0] = 0.5
+        training.go(3)
+    check(*both)
+    other = Training(adaptor.Adam)
+    other.go(6)
+    assert not torch.equal(other.model[2].weight, both[0].model[2].weight)
+
+
+def test_capturable_is_refused_when_it_is_set_later() -> None:
+    ours = Training(adaptor.Adam)
+    ours.go(2)
+    ours.optimizer.param_groups[1]["capturable"] = True
+    with pytest.raises(ValueError, match="capturable"):
+        ours.go(1)
+    ours.optimizer.param_groups[1]["capturable"] = False
+    ours.go(1)
+
+
+def gradients() -> list[tuple[str, Any, bool]]:
+    """Gradients of about six numbers that torch can hold in many ways; whether their memory can be read as it is."""
+    six = torch.arange(6.0) - 2.5
+    negative = torch.complex(-six, -six).conj().imag  # torch negates it when it is read
+    assert negative.is_neg() and torch.equal(negative, six)
+    return [
+        ("plain", six, True),
+        ("float64", six.double(), True),
+        ("a slice", torch.stack([six, six], dim=1)[:, 1], True),
+        ("part of a larger one", torch.cat([six, six])[6:], True),
+        ("broadcast", six[:1].expand(6), True),
+        ("reversed in memory", six.flip(0).reshape(2, 3).t().flip(0), True),
+        ("a scalar", six[1].clone(), True),
+        ("empty", six[:0], True),
+        ("with a history", torch.nn.Parameter(six) * 1, True),
+        ("a negative view", negative, True),
+        ("bfloat16", six.bfloat16(), False),
+        ("whole numbers", six.int(), False),
+        ("sparse", six.to_sparse(), False),
+        ("on no device", six.to("meta"), False),
+        ("without memory", torch._efficientzerotensor(6), False),
+        ("of a subclass", torch.nn.Parameter(six), False),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_arrays_on_the_memory_of_tensors() -> None:
+    exchange = adaptor.EXCHANGE
+    for name, tensor, can_be_read in gradients():
+        with table.named(name):
+            arrays = exchange.arrays([tensor, tensor])
+            assert (arrays is not None) == can_be_read
+            if arrays is None:
+                continue
+            plain = tensor.detach()
+            expected = (-plain.resolve_neg() if plain.is_neg() else plain).numpy()
+            for array in arrays:
+                assert (array.dtype, array.shape, array.strides) == (
+                    expected.dtype, expected.shape, plain.numpy().strides if not plain.is_neg() else (8,)
+                )  # fmt: skip
+                assert array.tobytes() == expected.tobytes()
+                assert not array.size or array.ctypes.data == tensor.data_ptr()
+    made = exchange.arrays([torch.arange(100_000.0)])[0]  # nothing but the array refers to the tensor
+    other = torch.zeros(100_000)
+    assert made[99_999] == 99_999.0 and other.sum() == 0.0
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks", "ignore:.*grad attribute")
+def test_a_step_reads_every_kind_of_gradient_as_torch_does_or_refuses_it() -> None:
+    for name, tensor, _ in gradients():
+        with table.named(name):
+            found = []
+            for cls in torch.optim.SGD, adaptor.SGD:
+                p = torch.nn.Parameter(
+                    torch.ones(tensor.shape, dtype=tensor.dtype if tensor.is_floating_point() else None)
+                )
+                optimizer = cls([p], lr=0.5)
+                try:
+                    for _ in range(3):
+                        p.grad = tensor
+                        optimizer.step()
+                    found.append(p.detach().to_dense())
+                except (TypeError, ValueError, RuntimeError) as error:
+                    found.append(None)
+                    message = str(error)
+            if found[1] is None:
+                assert name in (
+                    "a negative view",
+                    "bfloat16",
+                    "whole numbers",
+                    "on no device",
+                    "without memory",
+                ), message
+            else:
+                torch.testing.assert_close(
+                    found[0], found[1], rtol=1e-6 if tensor.dtype != torch.bfloat16 else 0.02, atol=1e-6
+                )
+
+
+def test_a_torch_without_the_interface_trains_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interface is in torch since 2.10."""
+    for name in "Adam", "SGD":
+        one = Training(getattr(adaptor, name))
+        one.go()
+        with monkeypatch.context() as patched:
+            patched.setattr(adaptor, "EXCHANGE", None)
+            other = Training(getattr(adaptor, name))
+            other.go(3)
+            weight = other.model[0].weight
+            weight.data = weight.data.clone()
+            other.go(2)
+        check(one, other, rtol=0.0)
+
+
+def test_places_differ_when_a_tensor_is_seen_another_way() -> None:
+    exchange = adaptor.EXCHANGE
+    square = torch.arange(16.0).reshape(4, 4)
+    ways = [
+        square,
+        square.t(),
+        square[:3],
+        square.reshape(2, 8),
+        square.reshape(16),
+        square[1:],
+        square.clone(),
+        square.view(torch.int32),
+    ]
+    places = [exchange.places([way]) for way in ways]
+    assert None not in places and len(set(places)) == len(ways)
+    assert exchange.places([square, ways[2]]) == exchange.places([square.detach(), ways[2]])
+    assert exchange.places([square, "no tensor"]) is None
+    assert exchange.places([]) == b""
+
+
+def test_a_class_without_the_interface_is_refused() -> None:
+    with pytest.raises(AttributeError):
+        Exchange(np.ndarray)
 
 
 def test_what_cannot_be_updated_is_refused_by_name() -> None:
