@@ -243,7 +243,10 @@ class _Engine:
             view.copy_(copy)
         self._show_numbers(moved)
         are_all = len(moved) == len(grads)
-        self.steps[slice(None) if are_all else moved] += 1
+        if are_all:
+            self.steps += 1
+        else:
+            self.steps[moved] += 1
         self.steps_expected = self.steps.tobytes()
         new = [] if self.are_all_seen else [i for i in moved if not self.seen[i]]
         for index in new:  # torch, too, shows a state from the first gradient on
