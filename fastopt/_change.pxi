@@ -196,8 +196,8 @@ cdef bint is_group_unchanged(object mapping, tuple items) noexcept:
     return True
 
 
-cdef bint is_unchanged(object mappings, list items) noexcept:
-    """The same of a list of groups."""
+cpdef bint is_unchanged(object mappings, list items) noexcept:
+    """The same of a list of dicts."""
     cdef Py_ssize_t k
     if type(mappings) is not list or len(<list>mappings) != len(items):
         return False
@@ -215,7 +215,8 @@ def are_same(list mine, list theirs):
     )
 
 
-cdef tuple items_of(dict mapping):
+cpdef tuple items_of(dict mapping):
+    """The keys and values of a dict, for `is_unchanged`."""
     cdef tuple items = PyTuple_New(2 * len(mapping))
     cdef Py_ssize_t place = 0, n = 0
     cdef PyObject *key = NULL

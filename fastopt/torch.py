@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from fastopt import optimizers
 from fastopt._kernels import TABLE
-from fastopt._plan import Exchange, are_same
+from fastopt._plan import Exchange, are_same, is_unchanged, items_of
 from fastopt.options import options_of, shown
 from fastopt.storage import storage_dtype
 from fastopt.torch_state import from_torch
@@ -131,7 +130,7 @@ class _Engine:
     def _note_entries(self, owner: _Adaptor) -> None:
         """Records the tensors that torch's dict shows, so that the next step can tell whether they were replaced."""
         self.keys, self.entries = list(owner.state), list(owner.state.values())
-        self.shown = _tensors_in(self.entries)
+        self.shown = list(map(items_of, self.entries))
         self.are_all_seen = all(self.seen)
 
     def options(self, group: dict[str, Any]) -> dict[str, Any]:
@@ -200,7 +199,7 @@ class _Engine:
             and _places(self._parts(params)) == self.places
             and are_same([*state], self.keys)
             and are_same([*state.values()], self.entries)
-            and are_same(_tensors_in(self.entries), self.shown)
+            and is_unchanged(self.entries, self.shown)
             and self.steps.tobytes() == self.steps_expected
         )
 
@@ -255,10 +254,6 @@ class _Engine:
         if new:
             self._note_entries(owner)
         torch.autograd.graph.increment_version(self.params if are_all else [self.params[i] for i in moved])
-
-
-def _tensors_in(entries: list[dict[str, Any]]) -> list[Any]:
-    return list(chain.from_iterable(map(dict.values, entries)))
 
 
 def _is_constant(value: Any) -> bool:
