@@ -118,14 +118,15 @@ def orthogonalize(
     square = room(work, "square", gram.shape, u.dtype)
     for _ in range(steps):
         np.matmul(x, x.T, out=gram)
-        np.matmul(gram, gram, out=square)
+        np.matmul(gram, gram.T, out=square)  # it is symmetric: of a matrix and its transpose NumPy computes half
         np.multiply(square, c, out=square)
         np.multiply(gram, b, out=gram)
         np.add(gram, square, out=gram)
+        gram.flat[:: len(gram) + 1] += a
         np.matmul(gram, x, out=y)
-        np.multiply(x, a, out=x)
-        np.add(x, y, out=x)
-    np.copyto(y, x)
+        x, y = y, x
+    if steps % 2 == 0:
+        np.copyto(y, x)
 
 
 def room(work: dict[str, Array], name: str, shape: tuple[int, ...], dtype: Any) -> Array:
