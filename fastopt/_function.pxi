@@ -56,6 +56,7 @@ cdef class Function:
         cdef uintptr_t[MOST_ARRAYS] end
         cdef const fastopt_optimizer *row
         cdef list numbers = []
+        cdef Work work
         memset(&c, 0, sizeof(c))
         step = options.pop("step", None)
         if self.is_slow or count > len(self.names) or type(step) is not int or table().isas[isa].name == NULL:
@@ -145,18 +146,21 @@ cdef class Function:
         c.call.size = sizeof(fastopt_call)
         c.call.coefficients = &coefficients
         if group.needs_factors:
-            self.run_with_factors(&c, row.sum_kernels[format][group.subset], group, t, numbers)
+            work = self.run_with_factors(&c, row.sum_kernels[format][group.subset], group, t, numbers)
         else:
-            self.run(&c)
+            work = self.run(&c)
+        if work is not None:
+            work.end()
         return None
 
-    cdef int run(self, fastopt_tensor *c) except -1:
-        """The update, on more than one thread if it is long enough."""
+    cdef Work run(self, fastopt_tensor *c):
+        """The update, on more than one thread if it is long enough. Returns work whose end the tuners are to be told when
+        all has been written, because that runs Python code; or None."""
         cdef Work work
         cdef int team
         if c.count < PARALLEL_ELEMENTS:
             run_alone(c)
-            return 0
+            return None
         work = Work(self.tuners())
         work.begin(1)
         work.add(c)
@@ -164,12 +168,12 @@ cdef class Function:
         work.cut()
         team = work.make_ready(team)
         work.run(team)
-        return work.end()
+        return work
 
-    cdef int run_with_factors(
+    cdef Work run_with_factors(
         self, fastopt_tensor *c, fastopt_kernel sum_kernel, Group group, int64_t t, list numbers
-    ) except -1:
-        """The step of a row whose update needs sums, or numbers of the tensor."""
+    ):
+        """The step of a row whose update needs sums, or numbers of the tensor; as `run`."""
         cdef Factors factors = self.factors
         cdef double[FASTOPT_MAX_SUMS * PARALLEL_BLOCKS] blocks
         cdef double[FASTOPT_MAX_SUMS] totals
@@ -177,6 +181,7 @@ cdef class Function:
         cdef fastopt_kernel kernel = c.kernel
         cdef size_t k, block
         cdef list first = None
+        cdef Work work
         named = {name: np.array([array[()]]) for name, array in zip(factors.number_names, numbers)}
         steps = np.array([t], np.int64)
         c.call.factors = found
@@ -202,10 +207,10 @@ cdef class Function:
         )
         for k in range(<size_t>factors.n_factors):
             found[k] = prepared[k][0]
-        self.run(c)
+        work = self.run(c)
         for array, values in zip(numbers, prepared[factors.n_factors:]):
             (<double *>cnp.PyArray_DATA(<cnp.ndarray>array))[0] = values[0]
-        return 0
+        return work
 
 
 cdef void run_alone(const fastopt_tensor *tensor) noexcept:

@@ -64,9 +64,8 @@ def _like(tensor: Any, part: torch.Tensor) -> torch.Tensor:
 
 def _places(params: list[torch.Tensor]) -> Any:
     """Where the elements of parameters lie, and their dtypes; .double() and .data = … change it."""
-    if EXCHANGE is not None:
-        return EXCHANGE.places(params)
-    return [(p.data_ptr(), p.dtype, p.shape, p.stride()) for p in params]
+    places = None if EXCHANGE is None else EXCHANGE.places(params)
+    return [(p.data_ptr(), p.dtype, p.shape, p.stride()) for p in params] if places is None else places
 
 
 def _axes(p: torch.Tensor, keeps_order: bool) -> list[int]:

@@ -392,8 +392,20 @@ def function(shape: Any, **options: Any) -> Scene:
     return Scene(None, [param, m, v], lambda: functional.adam(param, grad, m, v, step=2, **options))
 
 
+def function_with_a_number(shape: Any) -> Scene:
+    """Its state has a number, which is written after the arrays."""
+    param, grad, m, v = (np.full(shape, x) for x in (1.0, 0.5, 0.25, 0.125))
+    product = np.ones(())
+    functional.nadam(param, grad, m, v, product, step=1, lr=0.1)
+    return Scene(
+        None, [param, m, v, product], lambda: functional.nadam(param, grad, m, v, product, step=2, lr=0.1)
+    )
+
+
 SCENES |= {
     "function": partial(function, 3, lr=0.1),
+    "function_with_a_number": partial(function_with_a_number, 3),
+    "function_with_a_number_in_parallel": partial(function_with_a_number, 70_000),
     "function_with_another_lr": partial(function, 3, lr=0.2),
     "function_with_other_options": partial(function, 3, lr=0.2, betas=[0.5, 0.6]),
     "function_by_way_of_a_plan": partial(function, 3, lr=lambda t: 0.2),

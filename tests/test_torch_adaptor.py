@@ -557,19 +557,29 @@ def test_a_step_reads_every_kind_of_gradient_as_torch_does_or_refuses_it() -> No
                 )
 
 
+class CannotRead:
+    """Stands for the interface where it can read no tensor."""
+
+    def places(self, tensors: list[Any]) -> None:
+        pass
+
+    arrays = places
+
+
 def test_a_torch_without_the_interface_trains_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interface is in torch since 2.10."""
     for name in "Adam", "SGD":
         one = Training(getattr(adaptor, name))
         one.go()
-        with monkeypatch.context() as patched:
-            patched.setattr(adaptor, "EXCHANGE", None)
-            other = Training(getattr(adaptor, name))
-            other.go(3)
-            weight = other.model[0].weight
-            weight.data = weight.data.clone()
-            other.go(2)
-        check(one, other, rtol=0.0)
+        for exchange in None, CannotRead():
+            with monkeypatch.context() as patched:
+                patched.setattr(adaptor, "EXCHANGE", exchange)
+                other = Training(getattr(adaptor, name))
+                other.go(3)
+                weight = other.model[0].weight
+                weight.data = weight.data.clone()
+                other.go(2)
+            check(one, other, rtol=0.0)
 
 
 def test_places_differ_when_a_tensor_is_seen_another_way() -> None:
