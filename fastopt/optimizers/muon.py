@@ -28,9 +28,9 @@ class Muon(Optimizer):
 
     The iteration (a, b, c: ns_coefficients) brings all singular values near 1. It runs on NumPy's matrix products, in
     float32, for float64 parameters in float64; so here alone the bits depend on NumPy's BLAS and its threads. torch
-    computes it in bfloat16, and agrees to two digits; with the processor's bfloat16 instructions it takes half the time,
-    without them three times as long. Keras adds up gradients without 1 - momentum, optax corrects the average for its
-    start. The work arrays are made once: two of a matrix's size, two squares of its shorter side.
+    computes it in bfloat16, and agrees to two digits; with the processor's bfloat16 instructions it takes half the
+    time, without them three times as long. Keras adds up gradients without 1 - momentum, optax corrects the average
+    for its start. The work arrays are made once: two of a matrix's size, two squares of its shorter side.
 
     Sources: Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein 2024, kellerjordan.github.io/posts/muon; for
     match_rms_adamw Liu et al. 2025, arXiv:2502.16982. State: ``momentum_buffer``.
