@@ -154,8 +154,8 @@ cdef class Function:
         return None
 
     cdef Work run(self, fastopt_tensor *c):
-        """The update, on more than one thread if it is long enough. Returns work whose end the tuners are to be told when
-        all has been written, because that runs Python code; or None."""
+        """The update, on more than one thread if it is long enough. Returns the work, None of a short array. The caller
+        calls the work's `end` after all else has been written, because `end` runs Python code."""
         cdef Work work
         cdef int team
         if c.count < PARALLEL_ELEMENTS:
@@ -173,7 +173,7 @@ cdef class Function:
     cdef Work run_with_factors(
         self, fastopt_tensor *c, fastopt_kernel sum_kernel, Group group, int64_t t, list numbers
     ):
-        """The step of a row whose update needs sums, or numbers of the tensor; as `run`."""
+        """The step of a row whose update needs sums, or numbers of the tensor. Returns the same as `run`."""
         cdef Factors factors = self.factors
         cdef double[FASTOPT_MAX_SUMS * PARALLEL_BLOCKS] blocks
         cdef double[FASTOPT_MAX_SUMS] totals

@@ -28,8 +28,6 @@ cimport numpy as cnp
 cdef extern from "Python.h":
     ctypedef struct PyListObject:
         PyObject **ob_item
-    ctypedef struct PyTupleObject:
-        PyObject *ob_item[1]
 
 import math
 import sys

@@ -7,7 +7,7 @@ cdef class Selection(Model):
         readonly list bound  # the gradients that `bind` was given, or None
         public object accumulated  # see `fastopt.accumulation`, or None
         object bound_in  # the list or dict that they were in
-        tuple bound_members  # its items when it was bound
+        object bound_members  # its members when it was bound: a list, or of a dict what `items_of` gives; None where unknown
         readonly bint is_function  # it makes one call of a function, for arrays that the caller owns
         bint has_rounded  # whether the warning about gradients of float64 has been given
         list selected
@@ -74,15 +74,11 @@ cdef class Selection(Model):
 
     cdef bint select(self, list tensors) except -1:
         """Records whose gradients come next; returns whether they are others than the last ones."""
-        cdef Py_ssize_t i, n = len(tensors)
-        cdef bint are_others = len(self.selected) != n
+        cdef bint are_others
         if self.selected is tensors:
             return False
-        for i in range(0 if are_others else n):
-            if <PyObject *>self.selected[i] != <PyObject *>tensors[i]:
-                are_others = True
-                break
-        self.reserve(n)
+        are_others = not are_same(self.selected, tensors)
+        self.reserve(len(tensors))
         self.selected = tensors
         if are_others:
             self.is_assigned = False
@@ -186,7 +182,7 @@ cdef class Selection(Model):
             return
         bound_in = grads
         try:
-            members = items_of(grads) if PyDict_CheckExact(grads) else tuple(grads) if type(grads) is list else None
+            members = items_of(grads) if PyDict_CheckExact(grads) else list(grads) if type(grads) is list else None
             self.select(self.tensors)
             self.take_gradients(self.listed(grads), is_bound=True)
             bound = []
@@ -214,16 +210,10 @@ cdef class Selection(Model):
     cdef int check_bound(self) except -1:
         """Refuses a step where the user has put another array into the list or dict that was bound."""
         cdef bint is_same = True
-        cdef size_t n = len(self.bound_members) if self.bound_members is not None else 0
         if PyDict_CheckExact(self.bound_in):
-            is_same = is_group_unchanged(self.bound_in, self.bound_members)
+            is_same = is_group_unchanged(self.bound_in, <tuple>self.bound_members)
         elif type(self.bound_in) is list:
-            is_same = <size_t>len(<list>self.bound_in) == n and not (
-                n and memcmp(
-                    (<PyListObject *>self.bound_in).ob_item, (<PyTupleObject *>self.bound_members).ob_item,
-                    n * sizeof(void *),
-                )
-            )
+            is_same = are_same(<list>self.bound_in, <list>self.bound_members)
         if not is_same:
             arrays.refuse_replaced_gradients(
                 self.bound_in, self.bound_members, [t.key for t in self.tensors], [t.label for t in self.tensors]

@@ -101,7 +101,8 @@ class _Engine:
         copies = iter(self.copies)
         arrays = [_array(view if view.is_contiguous() else next(copies)[1]) for view in views]
         self.names = tuple(name for name in options_of(cls) if name in owner.defaults)
-        self.settings: list[Any] = [None] * len(self.groups)  # those that the optimizer has
+        self.watched = (*self.names, *UNKNOWN)
+        self.settings: list[Any] = [None] * len(self.groups)  # the values of `watched` that the optimizer has
         places = iter(arrays)
         groups = [
             {"params": [next(places) for _ in group["params"]], **self.options(group)} for group in self.groups
@@ -227,13 +228,13 @@ class _Engine:
     def step(self, owner: _Adaptor, grads: list[Any], moved: Sequence[int]) -> None:
         """Makes a step; moved: the numbers of the parameters that have a gradient."""
         for index, theirs in enumerate(owner.param_groups):
-            settings = tuple(map(theirs.get, (*self.names, *UNKNOWN)))
+            settings = tuple(map(theirs.get, self.watched))
             if settings != self.settings[index]:
                 ours = self.optimizer.param_groups[index]
                 for name, value in self.options(theirs).items():
                     if ours[name] != value:
                         ours[name] = value
-                self.settings[index] = settings if _is_constant(settings) else None
+                self.settings[index] = settings if _is_immutable(settings) else None
         for view, copy in self.copies:
             copy.copy_(view)
         self.optimizer.step(grads)
@@ -255,10 +256,10 @@ class _Engine:
         torch.autograd.graph.increment_version(self.params if are_all else [self.params[i] for i in moved])
 
 
-def _is_constant(value: Any) -> bool:
-    """Whether nobody can change what a setting says without a new object in its place."""
+def _is_immutable(value: Any) -> bool:
+    """Whether a setting cannot be edited in place, as a list or a tensor can."""
     if type(value) is tuple:
-        return all(map(_is_constant, value))
+        return all(map(_is_immutable, value))
     return value is None or type(value) in (float, int, bool, str)
 
 

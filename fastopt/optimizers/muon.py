@@ -126,7 +126,7 @@ def orthogonalize(
         gram.flat[:: len(gram) + 1] += a
         np.matmul(gram, x, out=y)
         x, y = y, x
-    if steps % 2 == 0:
+    if steps % 2 == 0:  # then the last product is in u
         np.copyto(y, x)
 
 
