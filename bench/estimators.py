@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from networks import BATCH, CLASSES, HIDDEN, PIXELS, compared, name_of, seconds_of
+from networks import CLASSES, HIDDEN, batches, compared, images, name_of, seconds_of
 from sklearn.neural_network import MLPClassifier
 
 import fastopt
@@ -23,19 +23,23 @@ SAME = {"optimizer": fastopt.Adam, "optimizer_options": {"lr": 1e-3, "eps": 0.0,
 
 
 def iterations(hidden: tuple[int, ...], dtype: str) -> dict[str, Step]:
-    """One step of each on the same images, after five steps of each were found to have the same losses."""
-    rng = np.random.default_rng(0)
-    x, y = rng.random((BATCH, PIXELS)).astype(dtype), rng.integers(CLASSES, size=BATCH)
-    found: dict[str, Any] = {
+    """One step of each on the same batches, after five steps of each were found to have the same losses."""
+
+    def iteration(estimator: Any) -> Step:
+        data = batches(lambda rng: images(rng).astype(dtype))
+        return lambda: estimator.partial_fit(*next(data), classes=np.arange(CLASSES))
+
+    estimators: dict[str, Any] = {
         "scikit-learn": MLPClassifier(hidden, random_state=0),
         "fastopt": fastopt.sklearn.MLPClassifier(hidden, random_state=0, **SAME),
     }
-    for estimator in found.values():
+    found = {name: iteration(estimator) for name, estimator in estimators.items()}
+    for step in found.values():
         for _ in range(5):
-            estimator.partial_fit(x, y, classes=np.arange(CLASSES))
-    theirs, ours = (estimator.loss_curve_ for estimator in found.values())
+            step()
+    theirs, ours = (estimator.loss_curve_ for estimator in estimators.values())
     np.testing.assert_allclose(theirs, ours, rtol=1e-12 if dtype == "float64" else 1e-5)
-    return {name: lambda e=estimator: e.partial_fit(x, y) for name, estimator in found.items()}  # type: ignore[misc]
+    return found
 
 
 def main(argv: list[str] | None = None) -> None:

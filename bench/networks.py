@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
+from itertools import cycle
 from statistics import median
+from typing import Any
+
+import numpy as np
 
 from fastopt.benchmark.internals import Step
 from fastopt.benchmark.timing import in_microseconds, measure
@@ -22,6 +27,23 @@ def seconds_of(description: str | None, argv: list[str] | None) -> float:
 
 def name_of(hidden: tuple[int, ...]) -> str:
     return "-".join(map(str, (PIXELS, *hidden, CLASSES)))
+
+
+def images(rng: np.random.Generator, pixels: int = PIXELS) -> Any:
+    """A batch of inputs in float32."""
+    return rng.random((BATCH, pixels)).astype(np.float32)
+
+
+def batches(inputs: Callable[[np.random.Generator], Any]) -> Iterator[tuple[Any, Any]]:
+    """Endless batches of inputs and labels, always the same ones.
+
+    An input has other labels each time, so that there is nothing to learn. A network that knows its data by heart has
+    gradients of zero and first moments below the smallest normal number, as no training has.
+    """
+    rng = np.random.default_rng(0)
+    all_inputs = [inputs(rng) for _ in range(16)]
+    all_labels = [rng.integers(CLASSES, size=len(all_inputs[0])) for _ in range(15)]
+    return zip(cycle(all_inputs), cycle(all_labels), strict=False)
 
 
 def compared(steps: dict[str, Step], seconds: float) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import thinc.api
-from networks import BATCH, CLASSES, HIDDEN, PIXELS, compared, name_of, seconds_of
+from networks import CLASSES, HIDDEN, batches, compared, images, name_of, seconds_of
 
 import fastopt.thinc
 from fastopt.benchmark.internals import Step
@@ -23,13 +23,16 @@ from fastopt.benchmark.internals import Step
 THEIRS, BY_KEY, WHOLE = "thinc", "key by key", "whole model"
 
 
-def of_images(hidden: tuple[int, ...], rng: np.random.Generator) -> tuple[Any, Any]:
-    """A network, and a batch of its inputs."""
+Inputs = Callable[[np.random.Generator], Any]
+
+
+def of_images(hidden: tuple[int, ...]) -> tuple[Any, Inputs]:
+    """A network, and its inputs."""
     layers = [thinc.api.Relu(width) for width in hidden]
-    return thinc.api.chain(*layers, thinc.api.Softmax(CLASSES)), rng.random((BATCH, PIXELS)).astype(np.float32)
+    return thinc.api.chain(*layers, thinc.api.Softmax(CLASSES)), images
 
 
-def of_words(words: int, rng: np.random.Generator) -> tuple[Any, Any]:
+def of_words(words: int) -> tuple[Any, Inputs]:
     """A small form of spaCy's usual network: hash embeddings of four attributes, and windows of neighbours."""
     t, width = thinc.api, 96
     embeddings = [t.HashEmbed(width, rows, column=k, seed=k) for k, rows in enumerate((5000, 1000, 2500, 2500))]
@@ -38,25 +41,29 @@ def of_words(words: int, rng: np.random.Generator) -> tuple[Any, Any]:
         t.residual(t.chain(t.expand_window(1), t.Maxout(nO=width, nI=3 * width, nP=3, normalize=True)))
         for _ in range(4)
     ]
-    attributes = rng.integers(2**40, size=(words, len(embeddings))).astype(np.uint64)
+
+    def attributes(rng: np.random.Generator) -> Any:
+        return rng.integers(2**40, size=(words, len(embeddings))).astype(np.uint64)
+
     return t.chain(t.concatenate(*embeddings), mixed, *windows, t.Softmax(CLASSES, width)), attributes
 
 
-NETWORKS: dict[str, Callable[[np.random.Generator], tuple[Any, Any]]] = {
+NETWORKS: dict[str, Callable[[], tuple[Any, Inputs]]] = {
     **{name_of(hidden): partial(of_images, hidden) for hidden in HIDDEN},
     **{f"hash embeddings, {words} words": partial(of_words, words) for words in (20, 100, 500)},
 }
 
 
 def iteration(name: str, optimizer: Any, finish: Callable[[Any, Any], None]) -> Callable[[], float]:
-    """A step on the same inputs each time, which returns the loss."""
-    rng = np.random.default_rng(0)
+    """A step, which returns the loss."""
     thinc.api.fix_random_seed(0)
-    model, x = NETWORKS[name](rng)
-    y = np.eye(CLASSES, dtype=np.float32)[rng.integers(CLASSES, size=len(x))]
-    model.initialize(x, y)
+    model, inputs = NETWORKS[name]()
+    data = batches(inputs)
+    model.initialize(next(batches(inputs))[0], np.eye(CLASSES, dtype=np.float32))
 
     def step() -> float:
+        x, labels = next(data)
+        y = np.eye(CLASSES, dtype=np.float32)[labels]
         guesses, backward = model.begin_update(x)
         backward((guesses - y) / len(x))
         finish(model, optimizer)

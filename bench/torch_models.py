@@ -8,11 +8,12 @@ checked first. They run in turn, round after round in one process; each figure i
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from networks import BATCH, CLASSES, HIDDEN, PIXELS, compared, name_of, seconds_of
+from networks import CLASSES, HIDDEN, PIXELS, batches, compared, images, name_of, seconds_of
 
 import fastopt.torch
 from fastopt.benchmark.internals import Step
@@ -31,10 +32,7 @@ OPTIMIZERS: dict[str, Any] = {
 
 
 def iterations(network: str) -> dict[str, Step]:
-    """One step of each on the same inputs, after five steps of each were found to have the same losses."""
-    rng = np.random.default_rng(0)
-    x = torch.from_numpy(rng.random((BATCH, WIDTHS[network][0])).astype(np.float32))
-    labels = torch.from_numpy(rng.integers(CLASSES, size=BATCH))
+    """One step of each on the same batches, after five steps of each were found to have the same losses."""
 
     def iteration(make: Any) -> Any:
         torch.manual_seed(0)
@@ -43,8 +41,10 @@ def iterations(network: str) -> dict[str, Step]:
             layers += [torch.nn.Linear(inputs, outputs), torch.nn.ReLU()]
         model = torch.nn.Sequential(*layers[:-1])
         optimizer = make(model.parameters())
+        data = batches(partial(images, pixels=WIDTHS[network][0]))
 
         def step() -> float:
+            x, labels = map(torch.from_numpy, next(data))
             optimizer.zero_grad()
             loss = torch.nn.functional.cross_entropy(model(x), labels)
             loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
