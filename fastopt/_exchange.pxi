@@ -1,5 +1,5 @@
-# The arrays of another library, read through DLPack's C exchange interface (DLPack 1.3,
-# https://dmlc.github.io/dlpack/latest/): a call of C for each. Included by _plan.pyx.
+# What an adaptor asks about another library's arrays in each step, in a call of C for each question. The arrays are read
+# through DLPack's C exchange interface (DLPack 1.3, https://dmlc.github.io/dlpack/latest/). Included by _plan.pyx.
 
 cdef struct DLTensor:
     void *data
@@ -117,3 +117,41 @@ cdef class Exchange:
         )
         cnp.set_array_base(made, given)
         return made
+
+
+cdef class Counts:
+    """How many steps each parameter has had, in a vector of float32 or float64 that the user sees and may write to."""
+
+    cdef:
+        readonly cnp.ndarray vector
+        cnp.ndarray last  # a copy of what the vector should hold
+
+    def __init__(self, vector):
+        self.vector, self.last = vector, vector.copy()
+
+    def note(self):
+        """Records the vector's contents, for `are_unchanged`."""
+        memcpy(cnp.PyArray_DATA(self.last), cnp.PyArray_DATA(self.vector), cnp.PyArray_NBYTES(self.vector))
+
+    def are_unchanged(self):
+        """Whether the vector holds what it held after the last `note` or `add_step`."""
+        return not memcmp(
+            cnp.PyArray_DATA(self.last), cnp.PyArray_DATA(self.vector), cnp.PyArray_NBYTES(self.vector)
+        )
+
+    def add_step(self, list indices=None):
+        """Counts a step of these parameters; None: of all."""
+        cdef Py_ssize_t k
+        if indices is None:
+            for k in range(cnp.PyArray_SIZE(self.vector)):
+                self.add_one(k)
+        else:
+            for k in indices:
+                self.add_one(k)
+        self.note()
+
+    cdef void add_one(self, Py_ssize_t index) noexcept:
+        if cnp.PyArray_TYPE(self.vector) == cnp.NPY_FLOAT32:
+            (<float *>cnp.PyArray_DATA(self.vector))[index] += 1
+        else:
+            (<double *>cnp.PyArray_DATA(self.vector))[index] += 1

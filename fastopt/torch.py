@@ -17,7 +17,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from fastopt import optimizers
 from fastopt._kernels import TABLE
-from fastopt._plan import Exchange, are_same, is_unchanged, items_of
+from fastopt._plan import Counts, Exchange, are_same, is_unchanged, items_of
 from fastopt.options import options_of, shown
 from fastopt.storage import storage_dtype
 from fastopt.torch_state import from_torch
@@ -101,8 +101,8 @@ class _Engine:
         copies = iter(self.copies)
         arrays = [_array(view if view.is_contiguous() else next(copies)[1]) for view in views]
         self.names = tuple(name for name in options_of(cls) if name in owner.defaults)
-        self.watched = (*self.names, *UNKNOWN)
-        self.settings: list[Any] = [None] * len(self.groups)  # the values of `watched` that the optimizer has
+        # the groups' members whose options the optimizer has, as `items_of` gives them
+        self.groups_shown: list[tuple[Any, ...]] = [()] * len(self.groups)
         places = iter(arrays)
         groups = [
             {"params": [next(places) for _ in group["params"]], **self.options(group)} for group in self.groups
@@ -112,12 +112,11 @@ class _Engine:
             algorithm.states[letter]
             for letter in (*TABLE[algorithm.formula]["numbers"], *algorithm.vector_letters())
         ]
-        self.steps: Any = np.zeros(
-            len(arrays), np.float64 if torch.get_default_dtype() == torch.float64 else np.float32
-        )
+        is_double = torch.get_default_dtype() == torch.float64
+        self.steps = Counts(np.zeros(len(arrays), np.float64 if is_double else np.float32))
         self.tensors = [self._states(index) for index in range(len(arrays))]
         self._take_states(owner.state)
-        self.steps_expected = self.steps.tobytes()
+        self.steps.note()
         self.seen = [p in owner.state and bool(owner.state[p]) for p in self.params]
         for p, tensors, seen in zip(self.params, self.tensors, self.seen, strict=True):
             if seen:
@@ -142,6 +141,15 @@ class _Engine:
             for name in self.names
         }
 
+    def _take_options(self, groups: list[dict[str, Any]]) -> None:
+        """Gives the optimizer the options of torch's groups, and records these if they cannot be edited in place."""
+        for index, (theirs, ours) in enumerate(zip(groups, self.optimizer.param_groups, strict=True)):
+            for name, value in self.options(theirs).items():
+                if ours[name] != value:
+                    ours[name] = value
+            can_be_compared = type(theirs) is dict and all(map(_is_immutable, map(theirs.get, self.names)))
+            self.groups_shown[index] = items_of(theirs) if can_be_compared else ()
+
     def _states(self, index: int) -> dict[str, Any]:
         """A parameter's states under torch's names, in the parameter's shape."""
         back = np.argsort(self.axes[index])
@@ -153,7 +161,7 @@ class _Engine:
             if name != "step"
         }
         if not {"dampening", "ns_steps"} & set(self.names):  # SGD and Muon of torch count no steps
-            states["step"] = torch.from_numpy(self.steps[index : index + 1]).view(())
+            states["step"] = torch.from_numpy(self.steps.vector[index : index + 1]).view(())
         return states
 
     def _take_states(self, states: Any) -> None:
@@ -175,7 +183,7 @@ class _Engine:
                 if name != "step"
             }
             step = known.get("step", 1.0)
-            self.steps[index] = float(step)
+            self.steps.vector[index] = float(step)
             found[index] = {**entry, "step": int(step)}
         saved = self.optimizer.state_dict()
         saved["state"] |= from_torch({**saved, "state": found})["state"]
@@ -200,7 +208,7 @@ class _Engine:
             and are_same([*state], self.keys)
             and are_same([*state.values()], self.entries)
             and is_unchanged(self.entries, self.shown)
-            and self.steps.tobytes() == self.steps_expected
+            and self.steps.are_unchanged()
         )
 
     def plain_arrays(self, grads: list[Any]) -> list[Any] | None:
@@ -227,14 +235,8 @@ class _Engine:
 
     def step(self, owner: _Adaptor, grads: list[Any], moved: Sequence[int]) -> None:
         """Makes a step; moved: the numbers of the parameters that have a gradient."""
-        for index, theirs in enumerate(owner.param_groups):
-            settings = tuple(map(theirs.get, self.watched))
-            if settings != self.settings[index]:
-                ours = self.optimizer.param_groups[index]
-                for name, value in self.options(theirs).items():
-                    if ours[name] != value:
-                        ours[name] = value
-                self.settings[index] = settings if _is_immutable(settings) else None
+        if not is_unchanged(owner.param_groups, self.groups_shown):
+            self._take_options(owner.param_groups)
         for view, copy in self.copies:
             copy.copy_(view)
         self.optimizer.step(grads)
@@ -242,11 +244,7 @@ class _Engine:
             view.copy_(copy)
         self._show_numbers(moved)
         are_all = len(moved) == len(grads)
-        if are_all:
-            self.steps += 1
-        else:
-            self.steps[moved] += 1
-        self.steps_expected = self.steps.tobytes()
+        self.steps.add_step(None if are_all else list(moved))
         new = [] if self.are_all_seen else [i for i in moved if not self.seen[i]]
         for index in new:  # torch, too, shows a state from the first gradient on
             self.seen[index] = True

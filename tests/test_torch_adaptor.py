@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import io
 import pickle
@@ -466,6 +467,25 @@ def test_betas_in_a_list_may_be_edited() -> None:
     other = Training(adaptor.Adam)
     other.go(6)
     assert not torch.equal(other.model[2].weight, both[0].model[2].weight)
+
+
+def test_groups_may_be_other_dicts_and_be_replaced() -> None:
+    """torch keeps the very dict that it was given."""
+    found = []
+    for cls in torch.optim.SGD, adaptor.SGD:
+        p = torch.nn.Parameter(torch.ones(3))
+        group = collections.OrderedDict(params=[p], lr=0.5)
+        optimizer = cls([group])
+        for k in range(6):
+            p.grad = torch.full((3,), 1.0)
+            optimizer.step()
+            if k == 1:
+                group["lr"] = 0.25
+            elif k == 3:
+                optimizer.param_groups = [{**group, "lr": 0.125}]
+        found.append(p.detach())
+    assert torch.equal(*found)
+    assert found[0].tolist() == [1 - 2 * (0.5 + 0.25 + 0.125)] * 3
 
 
 def test_capturable_is_refused_when_it_is_set_later() -> None:
