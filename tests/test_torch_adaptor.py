@@ -63,6 +63,15 @@ def check(one: Training, other: Training, rtol: float = 1e-12) -> None:
         torch.testing.assert_close(a, b, rtol=rtol, atol=rtol)
 
 
+def info_of(name: str) -> Any:
+    """A class's entry in torch's own test database."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        database = pytest.importorskip("torch.testing._internal.common_optimizers").optim_db
+    (info,) = [entry for entry in database if entry.optim_cls.__name__ == name]
+    return info
+
+
 @every_class
 @pytest.mark.usefixtures("counters_in_float64")
 def test_the_same_training_and_state_dicts_both_ways(name: str) -> None:
@@ -84,11 +93,7 @@ def test_the_same_training_and_state_dicts_both_ways(name: str) -> None:
 @every_class
 @pytest.mark.usefixtures("counters_in_float64")
 def test_torchs_own_inputs(name: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        database = pytest.importorskip("torch.testing._internal.common_optimizers").optim_db
-    (info,) = [entry for entry in database if entry.optim_cls.__name__ == name]
-    inputs = info.optim_inputs_func(device="cpu")
+    inputs = info_of(name).optim_inputs_func(device="cpu")
     assert inputs
     for entry in inputs:
         options = {key: value for key, value in entry.kwargs.items() if key != "params"}
@@ -101,6 +106,87 @@ def test_torchs_own_inputs(name: str) -> None:
         theirs.go()
         ours.go()
         check(theirs, ours)
+
+
+@pytest.mark.parametrize("name", adaptor.__all__)
+def test_torchs_own_wrong_inputs(name: str) -> None:
+    """Complex numbers, which Adafactor and Muon of torch refuse too, are a wrong type here."""
+    for entry in info_of(name).optim_error_inputs_func(device="cpu", dtype=torch.float32):
+        of = entry.optimizer_error_input
+        if issubclass(entry.error_type, Warning):
+            with pytest.warns(entry.error_type, match=entry.error_regex):
+                getattr(adaptor, name)(of.params, **of.kwargs)
+            continue
+        is_complex = "complex" in of.desc
+        with pytest.raises(
+            TypeError if is_complex else entry.error_type, match="complex64" if is_complex else entry.error_regex
+        ):
+            getattr(adaptor, name)(of.params, **of.kwargs).step()
+
+
+@every_class
+@pytest.mark.usefixtures("counters_in_float64")
+def test_the_protocols_of_torchs_own_tests(name: str) -> None:
+    """Named, scalar and empty parameters, steps without a gradient and with zeros, state dicts of older releases and
+    with numbers of steps that are no tensors, files read with weights_only, and hooks of state dicts."""
+    found = []
+    for cls in getattr(torch.optim, name), getattr(adaptor, name):
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(3, 2), ()] if name == "Adafactor" else [(3, 2), (), (0, 3)]  # torch's divides by the size
+        params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+        named = [(f"p{k}", p) for k, p in enumerate(params)]
+
+        def step(optimizer: Any, of: Any = params, generator: Any = generator) -> None:
+            for p in of:
+                p.grad = torch.randn(p.shape, generator=generator)
+            optimizer.step()
+
+        optimizer = cls(named, lr=0.01)
+        assert name in repr(optimizer)
+        optimizer.step()
+        for _ in range(3):
+            step(optimizer)
+        saved = copy.deepcopy(optimizer.state_dict())
+        if name != "Adafactor":  # torch's has no older releases
+            for group in saved["param_groups"]:
+                for option in "maximize", "foreach", "fused", "capturable", "differentiable":
+                    group.pop(option, None)
+        for state in saved["state"].values():
+            if "step" in state:
+                state["step"] = float(state["step"])
+        optimizer.load_state_dict(saved)
+        step(optimizer)
+        assert {*vars(copy.deepcopy(optimizer))} >= {key for key in vars(optimizer) if not key.startswith("_")}
+
+        file = io.BytesIO()
+        torch.save(optimizer.state_dict(), file)
+        file.seek(0)
+        other, calls = cls(named, lr=0.5), []
+        for register in (
+            other.register_state_dict_pre_hook,
+            other.register_state_dict_post_hook,
+            other.register_load_state_dict_pre_hook,
+            other.register_load_state_dict_post_hook,
+        ):
+            register(lambda *_, hook=register.__name__, calls=calls: calls.append(hook))
+        other.load_state_dict(torch.load(file, weights_only=True))
+        step(other)
+        for gradient in torch.zeros_like, lambda _: None:
+            for p in params:
+                p.grad = gradient(p)
+            other.step()
+        found.append((params, other.state_dict(), calls))
+    (theirs, their_dict, their_calls), (ours, our_dict, our_calls) = found
+    assert their_calls == our_calls
+    assert their_dict["param_groups"] == our_dict["param_groups"]
+    for a, b in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    for index, state in their_dict["state"].items():
+        assert {*state} == {*our_dict["state"][index]}
+        for key, value in state.items():
+            torch.testing.assert_close(
+                value, our_dict["state"][index][key], rtol=1e-5, atol=1e-6, check_dtype=False
+            )
 
 
 def schedules(optimizer: Any) -> list[Any]:
