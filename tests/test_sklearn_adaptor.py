@@ -16,6 +16,7 @@ import fastopt
 pytest.importorskip("sklearn")
 
 from sklearn import base, datasets, model_selection, neural_network
+from sklearn.utils import estimator_checks
 
 import fastopt.sklearn as adaptor
 
@@ -131,6 +132,12 @@ def test_weights_that_were_replaced_are_those_that_are_trained() -> None:
     found.partial_fit(x, y)
     assert all(a is b for a, b in zip(found.coefs_, best, strict=True))
     assert all(a != b for a, b in zip(weights(found), before, strict=True))
+
+
+@both_kinds
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_scikit_learns_own_checks(name: str) -> None:
+    estimator_checks.check_estimator(getattr(adaptor, name)(max_iter=100))
 
 
 @pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
