@@ -47,6 +47,7 @@ cdef extern from "tasks.h" nogil:
         size_t tensor_count, task_count, scratch_size
         fastopt_chunk *chunks
         size_t *tasks
+        size_t *order
         fastopt_part *parts
         char *scratch
         int flush_subnormals
@@ -109,7 +110,7 @@ cdef class Work:
         fastopt_work c
         fastopt_tensor **tensors
         size_t count, elements
-        size_t tensor_capacity, chunk_capacity, task_capacity, part_capacity, scratch_capacity
+        size_t tensor_capacity, chunk_capacity, task_capacity, order_capacity, part_capacity, scratch_capacity
         bint is_measured  # whether the scratch memory that a thread needs is known
         bint is_timed  # whether `run` tells the tuners when it has ended
 
@@ -120,6 +121,7 @@ cdef class Work:
         free(self.tensors)
         free(self.c.chunks)
         free(self.c.tasks)
+        free(self.c.order)
         free(self.c.parts)
         free(self.c.scratch)
 
@@ -142,6 +144,7 @@ cdef class Work:
         most = fastopt_most_chunks(&self.c)
         grow(<void **>&self.c.chunks, &self.chunk_capacity, most, sizeof(fastopt_chunk))
         grow(<void **>&self.c.tasks, &self.task_capacity, most + 1, sizeof(size_t))
+        grow(<void **>&self.c.order, &self.order_capacity, most, sizeof(size_t))
         fastopt_cut(&self.c, for_sums)
         return 0
 

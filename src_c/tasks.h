@@ -2,7 +2,7 @@
  * caller makes the threads and calls fastopt_run_part in each.
  *
  *   work.tensors = …; work.tensor_count = …;
- *   allocate work.chunks and work.tasks for fastopt_most_chunks(&work), then fastopt_cut(&work, for_sums)
+ *   allocate work.chunks, work.tasks and work.order for fastopt_most_chunks(&work), then fastopt_cut(&work, for_sums)
  *   before each step: set the tensors' kernels and calls
  *   fastopt_run_all(&work), or: team = fastopt_divide(&work, team), and fastopt_run_part(&work, 0 … team - 1)
  */
@@ -102,10 +102,10 @@ typedef struct {
     size_t begin, end;
 } fastopt_chunk;
 
-/* The tasks of one thread that nobody has taken yet. */
+/* The tasks of one thread: work.order[first …], of which those before `next` were taken. */
 typedef struct {
-    size_t next, end;
-    char apart[112]; /* two cache lines, so that threads do not wait for each other's writes */
+    size_t first, next, end;
+    char apart[104]; /* two cache lines, so that threads do not wait for each other's writes */
 } fastopt_part;
 
 typedef struct {
@@ -114,6 +114,8 @@ typedef struct {
     fastopt_chunk *chunks;     /* room for fastopt_most_chunks() */
     size_t *tasks;             /* room for one more; task k is chunks[tasks[k]] up to chunks[tasks[k + 1]] */
     size_t task_count;
+    size_t *order;             /* room for fastopt_most_chunks(): the tasks of the first thread, of the second, … */
+    int order_team;            /* the team for which they are in order; 0: for none */
     fastopt_part *parts;       /* room for the largest team; one thread needs none */
     int team;
     char *scratch;             /* room for fastopt_scratch_size() times the team; NULL if that is 0 */

@@ -86,6 +86,7 @@ static void run(fastopt_tensor *tensor, int threads)
     const size_t most = fastopt_most_chunks(&work);
     work.chunks = allocate(most * sizeof *work.chunks);
     work.tasks = allocate((most + 1) * sizeof *work.tasks);
+    work.order = allocate(most * sizeof *work.order);
     work.parts = allocate((size_t)threads * sizeof *work.parts);
     fastopt_cut(&work, tensor->sum_count != 0);
     work.scratch_size = fastopt_scratch_size(&work);
@@ -102,8 +103,57 @@ static void run(fastopt_tensor *tensor, int threads)
         pthread_join(ids[k], NULL);
     free(work.chunks);
     free(work.tasks);
+    free(work.order);
     free(work.parts);
     free(work.scratch);
+}
+
+/* Each thread has its share of every large tensor, and about as many tasks as any other; each task is given to one. */
+static void check_shares(void)
+{
+    static const size_t counts[] = {1000000, 7, 300000, 70, 2000000, 16384, 16384, 16384, 100000};
+    enum { TENSORS = sizeof counts / sizeof *counts };
+    fastopt_tensor tensors[TENSORS];
+    fastopt_tensor *places[TENSORS];
+    memset(tensors, 0, sizeof tensors);
+    for (size_t i = 0; i < TENSORS; i++) {
+        tensors[i].count = counts[i];
+        tensors[i].itemsizes[0] = 4;
+        places[i] = &tensors[i];
+    }
+    fastopt_work work = {.tensors = places, .tensor_count = TENSORS};
+    const size_t most = fastopt_most_chunks(&work);
+    work.chunks = allocate(most * sizeof *work.chunks);
+    work.tasks = allocate((most + 1) * sizeof *work.tasks);
+    work.order = allocate(most * sizeof *work.order);
+    work.parts = allocate(MOST_THREADS * sizeof *work.parts);
+    fastopt_cut(&work, 0);
+    for (int team = MOST_THREADS; team > 1; team--) {
+        char *const given = allocate(work.task_count);
+        check(fastopt_divide(&work, team) == team, "the size of a team");
+        for (int k = 0; k < team; k++) {
+            const fastopt_part *const part = &work.parts[k];
+            const double tasks = (double)(part->end - part->first);
+            size_t elements[TENSORS] = {0};
+            check(fabs(tasks - (double)work.task_count / team) < 3, "the number of a thread's tasks");
+            for (size_t taken = part->next; taken < part->end; taken++) {
+                const size_t task = work.order[taken];
+                given[task]++;
+                for (size_t c = work.tasks[task]; c < work.tasks[task + 1]; c++)
+                    elements[work.chunks[c].tensor - tensors] += work.chunks[c].end - work.chunks[c].begin;
+            }
+            for (size_t i = 0; i < TENSORS; i++)
+                if (counts[i] >= 4 * (size_t)team * FASTOPT_TASK)
+                    check(fabs((double)elements[i] - (double)counts[i] / team) < 2 * FASTOPT_TASK, "a thread's share");
+        }
+        for (size_t task = 0; task < work.task_count; task++)
+            check(given[task] == 1, "a task that one thread has");
+        free(given);
+    }
+    free(work.chunks);
+    free(work.tasks);
+    free(work.order);
+    free(work.parts);
 }
 
 /* -- Converters -- */
@@ -467,6 +517,7 @@ int main(int count, char **arguments)
         if (count > 1 && strcmp(isa->name, arguments[1]))
             continue;
         check_converters();
+        check_shares();
         for (int threads = 0; threads <= MOST_THREADS; threads++) {
             check_step(FASTOPT_FLOAT32, "float32", threads);
             check_step(FASTOPT_FLOAT64, "float32", threads); /* rounded on its way */
