@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import errno
 import fcntl
+import io
 import json
 import math
 import mmap
@@ -46,12 +47,12 @@ Contents: TypeAlias = tuple[str, dict[str, Array]]
 class Output:
     """A new file, which takes all that is written or raises: what zipfile needs of one.
 
-    descriptor: None once it is closed. Bytes that an interrupted zipfile still writes then are lost, as they should
-    be: the number may be that of another file by now.
+    descriptor: None before it is open, and once it is closed. Bytes that an interrupted zipfile still writes then are
+    lost, as they should be: the number may be that of another file by now.
     """
 
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor: int | None = descriptor
+    def __init__(self) -> None:
+        self.descriptor: int | None = None
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
@@ -88,13 +89,18 @@ def replaced(path: str) -> Iterator[Output]:
     folder, name = os.path.split(path)
     start, end = f".{name[:100]}.", ".saving"
     _remove_left_behind(folder, start, end)
-    descriptor, temporary = _new_file(os.path.join(folder, start), end)
-    output = Output(descriptor)
+    # An interrupt may come between any two operations: so the name is known before there is a file, and the file is
+    # an object, which closes itself wherever it is lost.
+    file, temporary, output = None, "", Output()
     try:
+        while file is None:
+            temporary = os.path.join(folder, f"{start}{os.urandom(8).hex()}{end}")
+            file = _new_file(temporary)
+        output.descriptor = file.fileno()
         yield output
         if mode is not None:
-            os.fchmod(descriptor, stat.S_IMODE(mode))
-        os.fsync(descriptor)
+            os.fchmod(file.fileno(), stat.S_IMODE(mode))
+        os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with suppress(FileNotFoundError):
@@ -102,25 +108,26 @@ def replaced(path: str) -> Iterator[Output]:
         raise
     finally:
         output.descriptor = None
-        os.close(descriptor)
+        if file is not None:
+            file.close()
     _flush_folder(folder)
 
 
-def _new_file(start: str, end: str) -> tuple[int, str]:
-    """A new file and its path. As long as it is open it is locked, so that others see that it is being written."""
-    while True:
-        path = f"{start}{os.urandom(8).hex()}{end}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # somebody is about to remove it
-            os.close(descriptor)
-            continue
-        except OSError:  # a file system without locks
-            return descriptor, path
-        if os.fstat(descriptor).st_nlink:
-            return descriptor, path
-        os.close(descriptor)
+def _new_file(path: str) -> io.FileIO | None:
+    """A new file. As long as it is open it is locked, so that others see that it is being written. None if somebody
+    is removing it already, and another name has to be taken."""
+    file = io.FileIO(path, "x+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError:  # a file system without locks
+        return file
+    if os.fstat(file.fileno()).st_nlink:
+        return file
+    file.close()
+    return None
 
 
 def _remove_left_behind(folder: str, start: str, end: str) -> None:

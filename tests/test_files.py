@@ -31,6 +31,7 @@ import table
 from own_process import fork, own_process, run
 
 import fastopt
+from fastopt import file_formats
 from fastopt.schedules import ReduceLROnPlateau, cosine
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -821,16 +822,55 @@ def test_an_interrupt_leaves_the_old_file(path: Path) -> None:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 stopped += 1
-                if "x" not in fastopt.load(path, Small(0).optimizer):
-                    continue
-                fastopt.save(path, old.optimizer)  # it was already there when the interrupt came
             assert not left_behind(path)
+            if "x" in fastopt.load(path, Small(0).optimizer):  # it was already there when the interrupt came
+                fastopt.save(path, old.optimizer)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert stopped
-    assert len(left_behind(path)) <= 1
-    fastopt.save(path, old.optimizer)
+
+
+def interrupted_at(place: int, call: Callable[[], None]) -> bool:
+    """Makes a call that is interrupted before the operation of the interpreter of this number, counted in the functions
+    that make a new file and give it its name. Returns whether there was one of this number."""
+    code = [file_formats.replaced.__wrapped__.__code__, file_formats._new_file.__code__]  # type: ignore[attr-defined]
+    operations = 0
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        nonlocal operations
+        if frame.f_code not in code:
+            return None
+        frame.f_trace_opcodes = True
+        operations += event == "opcode"
+        if event == "opcode" and operations == place:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_at_any_place_leaves_no_other_file(path: Path) -> None:
+    old, new = Small(), Small(5)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    place, is_interrupted = 0, True
+    while is_interrupted:
+        fastopt.save(path, old.optimizer)
+        place += 1
+        is_interrupted = interrupted_at(place, lambda: fastopt.save(path, new.optimizer))
+        assert not left_behind(path)
+        fastopt.load(path, Small().optimizer)
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert place > 100
 
 
 # -- Signals, threads, forks -----------------------------------------------------------------------
