@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -29,6 +30,7 @@ import numpy as np
 import pytest
 import table
 from own_process import fork, own_process, run
+from tracing import traced
 
 import fastopt
 from fastopt import file_formats
@@ -831,45 +833,27 @@ def test_an_interrupt_leaves_the_old_file(path: Path) -> None:
     assert stopped
 
 
-def interrupted_at(place: int, call: Callable[[], None]) -> bool:
-    """Makes a call that is interrupted before the operation of the interpreter of this number, counted in the functions
-    that make a new file and give it its name. Returns whether there was one of this number."""
-    code = [file_formats.replaced.__wrapped__.__code__, file_formats._new_file.__code__]  # type: ignore[attr-defined]
-    operations = 0
-
-    def trace(frame: Any, event: str, _: Any) -> Any:
-        nonlocal operations
-        if frame.f_code not in code:
-            return None
-        frame.f_trace_opcodes = True
-        operations += event == "opcode"
-        if event == "opcode" and operations == place:
-            raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_at_any_place_leaves_no_other_file(path: Path) -> None:
     old, new = Small(), Small(5)
     descriptors = len(os.listdir("/proc/self/fd"))
-    place, is_interrupted = 0, True
-    while is_interrupted:
+    functions = file_formats.replaced.__wrapped__, file_formats._new_file  # type: ignore[attr-defined]
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    for place in itertools.count():
         fastopt.save(path, old.optimizer)
-        place += 1
-        is_interrupted = interrupted_at(place, lambda: fastopt.save(path, new.optimizer))
+        is_interrupted = False
+        try:
+            traced(lambda: fastopt.save(path, new.optimizer), place, interrupt, [f.__code__ for f in functions])
+        except KeyboardInterrupt:
+            is_interrupted = True
         assert not left_behind(path)
         fastopt.load(path, Small().optimizer)
         assert len(os.listdir("/proc/self/fd")) == descriptors
+        if not is_interrupted:
+            break
     assert place > 100
 
 

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import inspect
 import itertools
 import random
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import table
+from tracing import traced
 
 import fastopt
 from fastopt import functional
@@ -433,29 +431,6 @@ class Interrupt(KeyboardInterrupt):
 class Places(NamedTuple):
     total: int
     interrupted: int
-
-
-def traced(call: Callable[[], object], at: int, handler: Callable[[], object] = lambda: None) -> int:
-    """Runs a call, with a handler at its place ``at``; returns the number of its places."""
-    count = itertools.count()
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        # of a generator every opcode: its "call" may be that of `close`, where no signal arrives
-        is_generator = frame.f_code.co_flags & inspect.CO_GENERATOR
-        if (event == "opcode" or (event == "call" and not is_generator)) and next(count) == at:
-            handler()
-        return trace
-
-    callbacks = gc.callbacks[:]
-    gc.callbacks.clear()  # hypothesis has one, in which an exception would be lost
-    sys.settrace(trace)
-    try:
-        call()
-    finally:
-        sys.settrace(None)
-        gc.callbacks[:] = callbacks
-    return next(count)
 
 
 def legal(make: Make) -> list[tuple[Look, Look]]:

@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ml_dtypes
@@ -26,6 +25,7 @@ import table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from own_process import in_a_new_process
+from tracing import traced
 
 import fastopt
 from fastopt import schedules
@@ -646,24 +646,10 @@ def test_every_number_is_a_float_and_finite_for_ever(schedule: Schedule) -> None
 @every_sample
 def test_a_call_is_short(schedule: Schedule) -> None:
     """Less than a microsecond, which is some 200 instructions of Python's; a time cannot be a test on a busy machine."""
-    count = 0
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal count
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        count += event == "opcode"
-        return trace
-
     most = 0
     for k in (1, 2, 40, 1_000, 100_000):
         schedule(k)
-        count = 0
-        sys.settrace(trace)
-        try:
-            schedule(k)
-        finally:
-            sys.settrace(None)
-        most = max(most, count)
+        most = max(most, traced(lambda k=k: schedule(k)))
     assert 0 < most <= 200
 
 
