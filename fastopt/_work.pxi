@@ -95,8 +95,8 @@ cdef int *places_in_c() except? NULL:
 
 cdef bint has_openmp = OPENMP != 0
 cdef enum:
-    PARALLEL_ELEMENTS = 32768  # fewer run on the calling thread, whatever was asked for
-    PARALLEL_BLOCKS = 8  # as many blocks of sums, FASTOPT_SUM_BLOCK elements each
+    PARALLEL_ELEMENTS = 65536  # fewer run on the calling thread, whatever was asked for
+    PARALLEL_BLOCKS = 16  # as many blocks of sums, FASTOPT_SUM_BLOCK elements each
 cdef size_t TIMES_IN_MEMORY = 4  # an element of a row, which is in no cache, takes as long as so many others
 cdef size_t ELEMENTS_UNDER_THE_GIL = 4096  # fewer take some microseconds, for which the GIL is not given away
 cdef size_t ELEMENTS_A_TENSOR = 64  # as long as so many elements takes what a tensor costs besides
