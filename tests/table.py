@@ -20,6 +20,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from types import CodeType
 from typing import Any, TypeAlias
 
 import ml_dtypes
@@ -28,7 +29,7 @@ import numpy.typing as npt
 import pytest
 
 import fastopt
-from fastopt import _kernels, optimizers, storage
+from fastopt import _kernels, file_formats, optimizers, storage
 from fastopt.options import options_of as declared
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -150,6 +151,11 @@ def take_edits(optimizer: fastopt.Optimizer) -> None:
 def tuner_of(optimizer: fastopt.Optimizer, elements: int) -> Any:
     """What chooses the number of threads for steps of so many elements."""
     return optimizer._plan.work.tuners.tuner(elements)
+
+
+def that_replace_a_file() -> list[CodeType]:
+    """The functions that make a new file and put it in the place of the old one."""
+    return [inspect.unwrap(function).__code__ for function in (file_formats.replaced, file_formats._new_file)]
 
 
 ARENA = "fastopt.arrays.arena"

@@ -33,7 +33,6 @@ from own_process import fork, own_process, run
 from tracing import traced
 
 import fastopt
-from fastopt import file_formats
 from fastopt.schedules import ReduceLROnPlateau, cosine
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -837,7 +836,6 @@ def test_an_interrupt_leaves_the_old_file(path: Path) -> None:
 def test_an_interrupt_at_any_place_leaves_no_other_file(path: Path) -> None:
     old, new = Small(), Small(5)
     descriptors = len(os.listdir("/proc/self/fd"))
-    functions = file_formats.replaced.__wrapped__, file_formats._new_file  # type: ignore[attr-defined]
 
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -846,7 +844,7 @@ def test_an_interrupt_at_any_place_leaves_no_other_file(path: Path) -> None:
         fastopt.save(path, old.optimizer)
         is_interrupted = False
         try:
-            traced(lambda: fastopt.save(path, new.optimizer), place, interrupt, [f.__code__ for f in functions])
+            traced(lambda: fastopt.save(path, new.optimizer), place, interrupt, table.that_replace_a_file())
         except KeyboardInterrupt:
             is_interrupted = True
         assert not left_behind(path)
