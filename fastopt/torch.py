@@ -239,19 +239,31 @@ class _Engine:
             self._take_options(owner.param_groups)
         for view, copy in self.copies:
             copy.copy_(view)
-        self.optimizer.step(grads)
+        try:
+            self.optimizer.step(grads)
+            self._show_step(owner, moved)
+        except BaseException:  # an interrupt may come when the step has been made
+            self._show_step(owner, [i for i in moved if self.optimizer.state[i]["step"] > self.steps.vector[i]])
+            raise
+
+    def _show_step(self, owner: _Adaptor, moved: Sequence[int]) -> None:
+        """Makes torch see that these parameters have had a step. The step is counted last, so that all of this can be
+        done again where an interrupt has come before."""
+        if not moved:
+            return
         for view, copy in self.copies:
             view.copy_(copy)
         self._show_numbers(moved)
-        are_all = len(moved) == len(grads)
-        self.steps.add_step(None if are_all else list(moved))
         new = [] if self.are_all_seen else [i for i in moved if not self.seen[i]]
         for index in new:  # torch, too, shows a state from the first gradient on
-            self.seen[index] = True
             owner.state[self.params[index]].update(self.tensors[index])
         if new:
+            for index in new:
+                self.seen[index] = True
             self._note_entries(owner)
+        are_all = len(moved) == len(self.params)
         torch.autograd.graph.increment_version(self.params if are_all else [self.params[i] for i in moved])
+        self.steps.add_step(None if are_all else list(moved))
 
 
 def _is_immutable(value: Any) -> bool:

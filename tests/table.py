@@ -158,6 +158,14 @@ def that_replace_a_file() -> list[CodeType]:
     return [inspect.unwrap(function).__code__ for function in (file_formats.replaced, file_formats._new_file)]
 
 
+def of_a_torch_step() -> list[CodeType]:
+    """The functions in Python that a step of fastopt.torch runs."""
+    from fastopt import torch
+
+    functions = [torch._step, fastopt.Optimizer.step, *vars(torch._Engine).values()]
+    return [function.__code__ for function in functions if inspect.isfunction(function)]
+
+
 ARENA = "fastopt.arrays.arena"
 """The function that makes the arrays of states."""
 

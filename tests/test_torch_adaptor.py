@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import io
+import itertools
 import pickle
 import warnings
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from own_process import run
 torch = pytest.importorskip("torch")
 
 import table  # noqa: E402
+from tracing import traced  # noqa: E402
 
 import fastopt  # noqa: E402
 import fastopt.torch as adaptor  # noqa: E402
@@ -276,6 +278,52 @@ def test_a_checkpoint_resumes_in_a_new_process_with_the_same_bits(tmp_path: Any)
     run(RESUME.format(tests=__file__.rpartition("/")[0], path=path))
     for key, value in torch.load(path + ".end").items():
         assert torch.equal(value, training.model.state_dict()[key])
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("name", "before"), [("Adam", 0), ("Adam", 2), ("NAdam", 2), ("SGD", 2)])
+def test_after_an_interrupt_at_any_place_a_step_was_made_or_not_made(name: str, before: int) -> None:
+    """NAdam has a number of each tensor besides, and torch's SGD counts no steps. before: steps made before."""
+
+    class Scene:
+        def __init__(self) -> None:
+            # the second has gaps, and the third no gradient
+            self.params = [torch.nn.Parameter(p) for p in (torch.ones(3), torch.ones(3, 4)[:, ::2], torch.ones(2))]
+            self.optimizer = getattr(adaptor, name)(self.params, lr=0.1, **OPTIONS.get(name, {}))
+            for p in self.params[:2]:
+                p.grad = torch.full_like(p, 0.5)
+
+        def look(self) -> Any:
+            state = self.optimizer.state_dict()["state"]
+            tensors = [value for _, of in sorted(state.items()) for _, value in sorted(of.items())]
+            keys = tuple((i, *sorted(of)) for i, of in sorted(state.items()))
+            return keys, tuple(tensor.detach().numpy().tobytes() for tensor in self.params + tensors)
+
+        def go(self, steps: int) -> Scene:
+            for _ in range(steps):
+                self.optimizer.step()
+            return self
+
+    made, not_made = (Scene().go(steps).look() for steps in (before + 3, before + 2))
+    assert made != not_made
+    seen = set()
+    for place in itertools.count():
+        scene = Scene().go(before)
+        is_interrupted = False
+        try:
+            traced(scene.optimizer.step, place, interrupt, table.of_a_torch_step())
+        except KeyboardInterrupt:
+            is_interrupted = True
+        found = scene.go(2).look()
+        assert found in (made, not_made), place
+        seen.add(found)
+        if not is_interrupted:
+            break
+    assert seen == {made, not_made}
+    assert place > 100
 
 
 def test_autograd_notices_a_step() -> None:
