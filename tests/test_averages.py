@@ -548,7 +548,7 @@ def test_steady_steps_take_no_memory() -> None:
         after, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak - before < 40_000  # the smallest large array has 200,000 bytes
+    assert peak - before < 100_000  # the smallest large array has 200,000 bytes
     assert after - before < 20_000
     assert averages[0].steps == 25
 

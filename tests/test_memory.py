@@ -61,8 +61,8 @@ def test_memory_stays_flat(
     vectors = 8 * sum(map(math.prod, table.states_of_shape(variant.cls, shape).values()))
     assert end - start < 10_000 + vectors  # what the choice of threads remembers; 24 bytes a step would show
     views = 500 * count if gradient.name == "bfloat16" else 0  # objects, without elements of their own
-    # the choice of threads reads some files
-    assert peak - start < 40_000 + views + 5 * vectors, "a step makes temporaries"
+    # the choice of threads reads some files; one large array has 200,000 bytes and more
+    assert peak - start < 100_000 + views + 5 * vectors, "a step makes temporaries"
     assert resident_bytes() - resident < 2_000_000
 
 
