@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -68,6 +69,10 @@ def in_a_new_process(work: Callable[[Any], Any], argument: Any, folder: Path) ->
 
 def replace_by_result(work: Callable[[Any], Any], name: str) -> None:
     file = Path(name)
+    # pytest's name for this folder, and so that of what comes from a test's module
+    tests = types.ModuleType("tests")
+    tests.__path__ = [str(Path(__file__).parent)]
+    sys.modules.setdefault("tests", tests)
     file.write_bytes(pickle.dumps(work(pickle.loads(file.read_bytes()))))
 
 
