@@ -6,12 +6,15 @@ import argparse
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from fastopt.benchmark.internals import Step
 from fastopt.benchmark.timing import in_microseconds, measure
+
+Inputs: TypeAlias = Callable[[np.random.Generator], Any]
+"""Makes a batch of inputs."""
 
 HIDDEN = [(64,), (256, 256), (512, 512)]
 BATCH, PIXELS, CLASSES = 128, 784, 10
@@ -34,10 +37,10 @@ def images(rng: np.random.Generator, pixels: int = PIXELS) -> Any:
     return rng.random((BATCH, pixels)).astype(np.float32)
 
 
-def batches(inputs: Callable[[np.random.Generator], Any]) -> Iterator[tuple[Any, Any]]:
-    """Endless batches of inputs and labels, always the same ones.
+def batches(inputs: Inputs) -> Iterator[tuple[Any, Any]]:
+    """Endless batches of inputs and labels: 16 batches of inputs in turn, and 15 of labels.
 
-    An input has other labels each time, so that there is nothing to learn. A network that knows its data by heart has
+    So an input has other labels each time, and there is nothing to learn. A network that knows its data by heart has
     gradients of zero and first moments below the smallest normal number, as no training has.
     """
     rng = np.random.default_rng(0)

@@ -15,15 +15,12 @@ from typing import Any
 
 import numpy as np
 import thinc.api
-from networks import CLASSES, HIDDEN, batches, compared, images, name_of, seconds_of
+from networks import CLASSES, HIDDEN, Inputs, batches, compared, images, name_of, seconds_of
 
 import fastopt.thinc
 from fastopt.benchmark.internals import Step
 
 THEIRS, BY_KEY, WHOLE = "thinc", "key by key", "whole model"
-
-
-Inputs = Callable[[np.random.Generator], Any]
 
 
 def of_images(hidden: tuple[int, ...]) -> tuple[Any, Inputs]:
@@ -59,11 +56,12 @@ def iteration(name: str, optimizer: Any, finish: Callable[[Any, Any], None]) -> 
     thinc.api.fix_random_seed(0)
     model, inputs = NETWORKS[name]()
     data = batches(inputs)
-    model.initialize(next(batches(inputs))[0], np.eye(CLASSES, dtype=np.float32))
+    one_hot = np.eye(CLASSES, dtype=np.float32)
+    model.initialize(next(batches(inputs))[0], one_hot)
 
     def step() -> float:
         x, labels = next(data)
-        y = np.eye(CLASSES, dtype=np.float32)[labels]
+        y = one_hot[labels]
         guesses, backward = model.begin_update(x)
         backward((guesses - y) / len(x))
         finish(model, optimizer)

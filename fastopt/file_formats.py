@@ -114,8 +114,10 @@ def replaced(path: str) -> Iterator[Output]:
 
 
 def _new_file(path: str) -> io.FileIO | None:
-    """A new file. As long as it is open it is locked, so that others see that it is being written. None if somebody
-    is removing it already, and another name has to be taken."""
+    """Makes a file and locks it until it is closed: the lock tells other processes that it is being written.
+
+    Returns None if another process has taken it for one that was left behind, and removes it; then take another name.
+    """
     file = io.FileIO(path, "x+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

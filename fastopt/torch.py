@@ -101,7 +101,7 @@ class _Engine:
         copies = iter(self.copies)
         arrays = [_array(view if view.is_contiguous() else next(copies)[1]) for view in views]
         self.names = tuple(name for name in options_of(cls) if name in owner.defaults)
-        # the groups' members whose options the optimizer has, as `items_of` gives them
+        # what each group held when the optimizer took its options, as `items_of` gives it; (): to be taken again
         self.groups_shown: list[tuple[Any, ...]] = [()] * len(self.groups)
         places = iter(arrays)
         groups = [
@@ -147,7 +147,8 @@ class _Engine:
             for name, value in self.options(theirs).items():
                 if ours[name] != value:
                     ours[name] = value
-            can_be_compared = type(theirs) is dict and all(map(_is_immutable, map(theirs.get, self.names)))
+            settings = map(theirs.get, (*self.names, *UNKNOWN))
+            can_be_compared = type(theirs) is dict and all(map(_is_immutable, settings))
             self.groups_shown[index] = items_of(theirs) if can_be_compared else ()
 
     def _states(self, index: int) -> dict[str, Any]:

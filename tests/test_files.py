@@ -29,7 +29,7 @@ import numpy as np
 import pytest
 import table
 from own_process import fork, own_process, run
-from tracing import traced
+from tracing import is_interrupted
 
 import fastopt
 from fastopt.schedules import ReduceLROnPlateau, cosine
@@ -827,21 +827,13 @@ def test_an_interrupt_leaves_the_old_file(path: Path) -> None:
 def test_an_interrupt_at_any_place_leaves_no_other_file(path: Path) -> None:
     old, new = Small(), Small(5)
     descriptors = len(os.listdir("/proc/self/fd"))
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
     for place in itertools.count():
         fastopt.save(path, old.optimizer)
-        is_interrupted = False
-        try:
-            traced(lambda: fastopt.save(path, new.optimizer), place, interrupt, table.that_replace_a_file())
-        except KeyboardInterrupt:
-            is_interrupted = True
+        was_there = is_interrupted(lambda: fastopt.save(path, new.optimizer), place, table.that_replace_a_file())
         assert not left_behind(path)
         fastopt.load(path, Small().optimizer)
         assert len(os.listdir("/proc/self/fd")) == descriptors
-        if not is_interrupted:
+        if not was_there:
             break
     assert place > 20
 

@@ -18,7 +18,7 @@ from own_process import run
 torch = pytest.importorskip("torch")
 
 import table  # noqa: E402
-from tracing import traced  # noqa: E402
+from tracing import is_interrupted  # noqa: E402
 
 import fastopt  # noqa: E402
 import fastopt.torch as adaptor  # noqa: E402
@@ -280,10 +280,6 @@ def test_a_checkpoint_resumes_in_a_new_process_with_the_same_bits(tmp_path: Any)
         assert torch.equal(value, training.model.state_dict()[key])
 
 
-def interrupt() -> None:
-    raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize(("name", "before"), [("Adam", 0), ("Adam", 2), ("NAdam", 2), ("SGD", 2)])
 def test_after_an_interrupt_at_any_place_a_step_was_made_or_not_made(name: str, before: int) -> None:
     """NAdam has a number of each tensor besides, and torch's SGD counts no steps. before: steps made before."""
@@ -312,15 +308,11 @@ def test_after_an_interrupt_at_any_place_a_step_was_made_or_not_made(name: str, 
     seen = set()
     for place in itertools.count():
         scene = Scene().go(before)
-        is_interrupted = False
-        try:
-            traced(scene.optimizer.step, place, interrupt, table.of_a_torch_step())
-        except KeyboardInterrupt:
-            is_interrupted = True
+        was_there = is_interrupted(scene.optimizer.step, place, table.of_a_torch_step())
         found = scene.go(2).look()
         assert found in (made, not_made), place
         seen.add(found)
-        if not is_interrupted:
+        if not was_there:
             break
     assert seen == {made, not_made}
     assert place > 100

@@ -43,3 +43,16 @@ def traced(
         sys.settrace(None)
         gc.callbacks[:] = callbacks
     return next(count)
+
+
+def is_interrupted(call: Callable[[], object], at: int, within: Collection[CodeType]) -> bool:
+    """Makes a call, with a KeyboardInterrupt at its place ``at``; returns whether it has such a place."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    try:
+        traced(call, at, interrupt, within)
+    except KeyboardInterrupt:
+        return True
+    return False
