@@ -2,6 +2,20 @@
 
 
 @cython.final
+cdef class Progress:
+    """How far the trails of one follower are that are always in the same steps. See `Trail`."""
+
+    cdef:
+        int64_t steps
+        double share, next_share
+        bint is_due, is_copy  # in the step that is prepared
+        fastopt_coefficients coefficients  # likewise
+
+    def __init__(self, int64_t steps, double share):
+        self.steps, self.share = steps, share
+
+
+@cython.final
 cdef class Trail:
     """The array of one parameter that a follower writes.
 
@@ -11,15 +25,19 @@ cdef class Trail:
 
     cdef:
         readonly cnp.ndarray array
-        readonly int64_t steps
-        readonly double share
-        double next_share
         int storage
-        bint is_due, is_copy  # in the step that is prepared
-        const fastopt_coefficients *coefficients  # likewise
+        Progress progress  # shared with others: a step counts once for all of them
 
     def __init__(self, cnp.ndarray array, int64_t steps=0, double share=0.0):
-        self.array, self.storage, self.steps, self.share = array, storage_of(array), steps, share
+        self.array, self.storage, self.progress = array, storage_of(array), Progress(steps, share)
+
+    @property
+    def steps(self):
+        return self.progress.steps
+
+    @property
+    def share(self):
+        return self.progress.share
 
 
 @cython.final
@@ -36,67 +54,67 @@ cdef class Follower:
         readonly object rule
         bytes row
         const fastopt_optimizer *found  # the row, in the instruction set of the step
-        bint writes_param, is_due, is_copy
-        int64_t steps  # and share: those that the rule was asked about last
-        double share, next_share
+        bint writes_param
         uint64_t seed
-        size_t asked  # how often in this step
-        fastopt_coefficients *coefficients  # of each time; trails that have been in equally many steps share them
-        size_t capacity
+        list progresses  # of the trails of the selected tensors
 
     def __init__(self, rule, uint64_t seed):
-        self.rule, self.writes_param, self.seed = rule, rule.writes_param, seed
+        self.rule, self.writes_param, self.seed, self.progresses = rule, rule.writes_param, seed, []
         self.row = None if rule.row is None else rule.row.encode()
 
-    def __dealloc__(self):
-        free(self.coefficients)
+    cdef int share_progress(self, Py_ssize_t place, list tensors) except -1:
+        """Gives those of the tensors' trails that have been in equally many steps one `Progress`, which no other trail has.
 
-    cdef int begin(self, int isa, size_t count) except -1:
-        """Begins a step of so many parameters."""
-        self.asked = 0
-        grow(<void **>&self.coefficients, &self.capacity, count, sizeof(fastopt_coefficients))
-        if self.row is not None and table().isas[isa].name != NULL:
-            self.found = auxiliary_row(isa, self.row)
+        place: of this follower among all.
+        """
+        cdef Tensor tensor
+        cdef PyObject *trail
+        cdef Progress own, progress = None
+        cdef dict found = {}
+        for tensor in tensors:
+            trail = (<PyListObject *>tensor.trails).ob_item[place]
+            if <object>trail is None:
+                continue
+            own = (<Trail>trail).progress
+            if progress is None or progress.steps != own.steps or progress.share != own.share:
+                progress = Progress(own.steps, own.share)
+                progress = found.setdefault((progress.steps, progress.share), progress)
+            (<Trail>trail).progress = progress
+        self.progresses = list(found.values())
         return 0
 
-    cdef inline int ask(self, Trail trail) except -1:
-        """Asks the rule once for all parameters that have been in equally many steps."""
-        cdef fastopt_coefficients *coefficients
-        if self.asked and self.steps == trail.steps and self.share == trail.share:
-            return 0
-        weight, next_share = self.rule.weight(trail.steps, trail.share)
-        coefficients = &self.coefficients[self.asked]
-        coefficients.scalars[0] = 0.0 if weight is None else weight
-        coefficients.random_key = random_key_of(self.seed, trail.steps + 1)
-        self.is_due, self.next_share = weight is not None, next_share
-        # a copy is exact also where there are infinities
-        self.is_copy = self.row is None or (coefficients.scalars[0] == 1.0 and not self.writes_param)
-        self.steps, self.share = trail.steps, trail.share
-        self.asked += 1
-        return 0
+    cdef bint ask(self) except -1:
+        """Asks the rule about the next step; returns whether it makes other passes than the last one."""
+        cdef Progress progress
+        cdef bint is_start, is_due, is_copy, are_others = False
+        for progress in self.progresses:
+            weight, progress.next_share = self.rule.weight(progress.steps, progress.share)
+            progress.coefficients.scalars[0] = 0.0 if weight is None else weight
+            progress.coefficients.random_key = random_key_of(self.seed, progress.steps + 1)
+            is_due = weight is not None
+            # a copy is exact also where there are infinities
+            is_copy = self.row is None or (progress.coefficients.scalars[0] == 1.0 and not self.writes_param)
+            is_start = self.writes_param and progress.steps == 0
+            are_others = are_others or is_start or is_due != progress.is_due or is_copy != progress.is_copy
+            progress.is_due, progress.is_copy = is_due, is_copy
+        return are_others
 
     cdef int prepare(self, Tensor tensor, Trail trail, int isa) except -1:
         """Adds what the next step writes to the passes of a tensor."""
         cdef fastopt_pass *added = &tensor.passes[tensor.c.pass_count]
-        self.ask(trail)
-        trail.next_share, trail.is_due, trail.is_copy = self.next_share, self.is_due, self.is_copy
-        trail.coefficients = &self.coefficients[self.asked - 1]
-        if self.writes_param:
-            if not tensor.is_writeable():
-                arrays.refuse_read_only(tensor.label)
-            if trail.steps == 0:  # it starts from the parameters before the first step
-                np.copyto(trail.array, storage.widened(tensor.now))
-        if not trail.is_due:
+        if self.writes_param and trail.progress.steps == 0:  # it starts from the parameters before the first step
+            np.copyto(trail.array, storage.widened(tensor.now))
+        if not trail.progress.is_due:
             return 0
         added.call.size = sizeof(fastopt_call)
         added.call.buffers[0] = tensor.c.call.buffers[0]
         added.call.buffers[2] = cnp.PyArray_DATA(trail.array)
-        added.call.coefficients = trail.coefficients
+        added.call.coefficients = &trail.progress.coefficients
         added.call.first_element = tensor.c.call.first_element
         added.itemsizes[0], added.itemsizes[2] = tensor.c.itemsizes[0], cnp.PyArray_ITEMSIZE(trail.array)
         if table().isas[isa].name != NULL:
             added.kernel = NULL
-            if trail.is_copy:
+            if trail.progress.is_copy:
                 added.converter = table().isas[isa].converters[tensor.storage * FASTOPT_STORAGES + trail.storage]
             else:
                 added.kernel = self.found.kernels[format_of[tensor.storage][tensor.storage][trail.storage]][0]
@@ -105,8 +123,9 @@ cdef class Follower:
 
     cdef int run_twin(self, Tensor tensor, Trail trail) except -1:
         storage.follow(
-            None if trail.is_copy else self.rule.twin, tensor.now, trail.array, trail.coefficients.scalars[0],
-            self.writes_param, trail.coefficients.random_key, tensor.c.call.first_element,
+            None if trail.progress.is_copy else self.rule.twin, tensor.now, trail.array,
+            trail.progress.coefficients.scalars[0], self.writes_param, trail.progress.coefficients.random_key,
+            tensor.c.call.first_element,
         )
         return 0
 
@@ -129,6 +148,7 @@ cdef class Following(Handover):
         readonly object applied  # the average that the parameters are at the moment, or None
         readonly list training_values  # meanwhile, tuples of a parameter and a copy of its own values
         Intervals followed  # the memory of all trails; None until the next step needs it
+        bint are_passes_ready  # whether the selected tensors' passes are those of the last step, and right for the next
 
     def __init__(self, algorithm, bint keeps_params, dict bounds, bint is_function):
         Handover.__init__(self, algorithm, keeps_params, bounds, is_function)
@@ -188,7 +208,8 @@ cdef class Following(Handover):
         cdef cnp.ndarray values
         for trail, values, steps, share in entries:
             cnp.PyArray_CopyInto(trail.array, values)
-            trail.steps, trail.share = steps, share
+            trail.progress = Progress(steps, share)
+        self.are_passes_ready = False
 
     def copy_to(self, Follower follower):
         """Copies the parameters to the arrays of a follower at once."""
@@ -228,21 +249,40 @@ cdef class Following(Handover):
 
     cdef int prepare_followers(self, int isa) except -1:
         """Finds out what the followers write in the next step."""
-        cdef Tensor tensor
         cdef Follower follower
-        cdef Py_ssize_t i, k, n = len(self.followers)
+        cdef Py_ssize_t i, k
+        cdef bint is_ready, are_others = False
         cdef PyObject **items = (<PyListObject *>self.selected).ob_item  # no references are counted: it is every step
-        cdef PyObject **trails
         if self.followed is None:
             self.take_memory_of_trails(self.memory_of_trails([]))
-        for follower in self.followers:
-            follower.begin(isa, len(self.selected))
         for i in range(len(self.selected)):
-            tensor = <Tensor>items[i]
-            trails = (<PyListObject *>tensor.trails).ob_item
-            self.refuse_shared_with_trails(tensor, self.has_gradient[i])
+            self.refuse_shared_with_trails(<Tensor>items[i], self.has_gradient[i])
+        is_ready = self.are_passes_ready
+        self.are_passes_ready = False
+        for k, follower in enumerate(self.followers):
+            if follower.writes_param:
+                self.refuse_read_only(without_gradient=True)
+            if not is_ready:
+                follower.share_progress(k, self.selected)
+            are_others = follower.ask() or are_others
+        if are_others or not is_ready:
+            self.make_passes(isa)
+        self.are_passes_ready = True
+        return 0
+
+    cdef int make_passes(self, int isa) except -1:
+        """Has the kernels write what the followers have asked for."""
+        cdef Tensor tensor
+        cdef Follower follower
+        cdef PyObject **trails
+        cdef Py_ssize_t k
+        for follower in self.followers:
+            if follower.row is not None and table().isas[isa].name != NULL:
+                follower.found = auxiliary_row(isa, follower.row)
+        for tensor in self.selected:
             tensor.c.passes, tensor.c.pass_count = tensor.passes, 0
-            for k in range(n):
+            trails = (<PyListObject *>tensor.trails).ob_item
+            for k in range(len(self.followers)):
                 if <object>trails[k] is not None:
                     (<Follower>self.followers[k]).prepare(tensor, <Trail>trails[k], isa)
         return 0
@@ -258,22 +298,20 @@ cdef class Following(Handover):
                     ((<Tensor>other.tensor).index, 1, (<Tensor>other.tensor).name_of(-1, None)),
                 )])
             tensor.param_apart = tensor.c.call.buffers[0]
-        if has_gradient and (tensor.c.source != NULL or tensor.gradient_apart != cnp.PyArray_DATA(tensor.gradient)):
+            self.are_passes_ready = False
+        if has_gradient and (tensor.c.source != NULL or tensor.gradient_apart != tensor.c.call.buffers[1]):
             self.followed.refuse_gradient(tensor, tensor.gradient)
-            tensor.gradient_apart = cnp.PyArray_DATA(tensor.gradient) if tensor.c.source == NULL else NULL
+            tensor.gradient_apart = tensor.c.call.buffers[1] if tensor.c.source == NULL else NULL
         return 0
 
     cdef void count_followed(self) noexcept:
         """Counts the step that is being made."""
-        cdef Py_ssize_t i, k
-        cdef PyObject **items = (<PyListObject *>self.selected).ob_item
-        cdef PyObject **trails
-        for i in range(len(self.selected)):
-            trails = (<PyListObject *>(<Tensor>items[i]).trails).ob_item
-            for k in range(len(self.followers)):
-                if <object>trails[k] is not None:
-                    (<Trail>trails[k]).steps += 1
-                    (<Trail>trails[k]).share = (<Trail>trails[k]).next_share
+        cdef Follower follower
+        cdef Progress progress
+        for follower in self.followers:
+            for progress in follower.progresses:
+                progress.steps += 1
+                progress.share = progress.next_share
 
     cdef void write_nothing(self) noexcept:
         """In a step that is skipped."""
@@ -284,7 +322,7 @@ cdef class Following(Handover):
     cdef int run_twins_of_followers(self, Tensor tensor) except -1:
         cdef Py_ssize_t k
         for k in range(len(self.followers)):
-            if tensor.trails[k] is not None and (<Trail>tensor.trails[k]).is_due:
+            if tensor.trails[k] is not None and (<Trail>tensor.trails[k]).progress.is_due:
                 (<Follower>self.followers[k]).run_twin(tensor, <Trail>tensor.trails[k])
         return 0
 

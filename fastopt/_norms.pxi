@@ -93,12 +93,13 @@ cdef class Norms:
         cdef const fastopt_optimizer *row = auxiliary_row(isa, name)
         cdef Tensor tensor
         cdef fastopt_kernel kernel
-        cdef fastopt_tensor *added
-        self.sums.begin(len(tensors), each)
-        for tensor in tensors:
+        cdef size_t i, n = len(tensors)
+        cdef PyObject **items = (<PyListObject *>tensors).ob_item
+        self.sums.begin(n, each)
+        for i in range(n):
+            tensor = <Tensor>items[i]
             kernel = row.sum_kernels[format_of[tensor.storage][tensor.gradient_storage][tensor.storage]][0]
-            added = self.sums.add(&tensor.c, kernel)
-            added.call.coefficients = &self.coefficients
+            self.sums.add(&tensor.c, kernel, &self.coefficients)
         self.sums.run(team, takes_largest=not strcmp(name, b"largest"))
         return 0
 

@@ -21,7 +21,7 @@ from cython.parallel cimport prange
 from libc.math cimport INFINITY, isfinite, ldexp, sqrt
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, qsort
-from libc.string cimport memcmp, memcpy, memset, strcmp
+from libc.string cimport memchr, memcmp, memcpy, memset, strcmp
 
 cimport numpy as cnp
 
@@ -215,9 +215,11 @@ cdef class Stepping(Preparing):
 
     cdef void forget(self, Clipping clipping) noexcept:
         """Ends what held for one call alone."""
-        cdef Tensor tensor
-        for tensor in self.selected:
-            tensor.c.zero_gradient = False
+        cdef size_t i, n = len(self.selected)
+        cdef PyObject **items = (<PyListObject *>self.selected).ob_item
+        if clipping.zero_grads:
+            for i in range(n):
+                (<Tensor>items[i]).c.zero_gradient = False
         self.stepping = None
 
     cdef int run_twins(self, list moves, Clipping clipping) except -1:

@@ -59,7 +59,7 @@ cdef class Preparing(Following):
         cdef Move move
         cdef Shared *shared = NULL
         cdef dict places = None
-        self.is_assigned = self.needs_factors = False
+        self.is_assigned = self.are_passes_ready = self.needs_factors = False
         grow(<void **>&self.shared, &self.shared_capacity, len(self.selected), sizeof(Shared))
         self.work.begin(len(self.selected) + (len(moves) if moves is not None else 0))
         if table().isas[isa].name != NULL:
@@ -144,7 +144,9 @@ cdef class Preparing(Following):
         if is_native:
             team = self.work.choose_team()
         if clipping is not None or self.needs_factors:
-            self.stepping = [self.selected[i] for i in range(len(self.selected)) if self.has_gradient[i]]
+            self.stepping = self.selected if self.have_all_gradients() else [
+                self.selected[i] for i in range(len(self.selected)) if self.has_gradient[i]
+            ]
         if self.has_sources:
             self.work.is_measured = False
         if clipping is not None:
@@ -165,17 +167,18 @@ cdef class Preparing(Following):
     cdef double prepare_gradients(self, int isa, int team, double grad_scale, Clipping clipping) except? -1:
         """Norms and clipping; returns what the kernels still have to multiply all gradients by."""
         cdef Tensor tensor
+        cdef size_t i, n = len(self.stepping)
+        cdef PyObject **items = (<PyListObject *>self.stepping).ob_item  # no references are counted: it is every step
         if clipping.needs_norm:
             self.norms.measure(self.stepping, isa, team, clipping, grad_scale)
         if clipping.zero_grads:
             self.refuse_zeroing(self.stepping)
+            for i in range(n):
+                (<Tensor>items[i]).c.zero_gradient = True  # until `forget`
         if clipping.max_value is not None:
             self.is_assigned = self.work.is_measured = False  # what follows holds for this call alone
-        for tensor in self.stepping:
-            tensor.c.zero_gradient = clipping.zero_grads
-            if clipping.max_value is not None:
+            for tensor in self.stepping:
                 clip_on_its_way(&tensor.c, isa, tensor.storage, tensor.gradient_storage, grad_scale, clipping.max_value)
-        if clipping.max_value is not None:
             grad_scale = 1.0
         if clipping.needs_norm and self.norms.are_factors_equal and self.stepping:
             grad_scale *= self.norms.factors[0]
@@ -247,9 +250,11 @@ cdef class Preparing(Following):
                 tensor.c.call.factors = &factors.factors[place * factors.n_factors] if factors.n_factors else NULL
         if factors.n_sums:
             factors.sums.begin(count, factors.n_sums)
+            place = -1
             for tensor in self.stepping:
                 if tensor.by_rows is None and (<Group>self.groups[tensor.group]).needs_factors:
-                    self.add_sums(isa, tensor)
+                    place += 1
+                    self.add_sums(isa, tensor, place)
             if table().isas[isa].name != NULL:
                 factors.sums.run(team)
             if self.algorithm.sums_of_all:
@@ -274,7 +279,7 @@ cdef class Preparing(Following):
         )
 
     cdef int ask_for_row_factors(
-        self, int isa, int team, Tensor tensor, const fastopt_tensor *c, fastopt_rows *rows, object factors,
+        self, int isa, int team, Tensor tensor, fastopt_tensor *c, fastopt_rows *rows, object factors,
         object gradient, dict vectors,
     ) except -1:
         """Asks the algorithm for the factors of rows, of all or of those in a call, and has the kernels take them."""
@@ -284,13 +289,13 @@ cdef class Preparing(Following):
         return take_row_factors(rows, factors, found)
 
     cdef dict sums_of_rows(
-        self, int isa, int team, Tensor tensor, const fastopt_tensor *c, size_t rows, object gradient
+        self, int isa, int team, Tensor tensor, fastopt_tensor *c, size_t rows, object gradient
     ):
         """The row's SUMS by name, each an array with an entry for each of so many rows."""
         cdef Sums sums = self.factors.sums
         if table().isas[isa].name != NULL:
             sums.begin(1, self.factors.n_sums)
-            sums.add(c, self.sum_kernel_of(isa, tensor))
+            sums.add(c, self.sum_kernel_of(isa, tensor), c.call.coefficients)
             found = sums.run_rows(team, rows)
         else:
             found = np.zeros((rows, self.factors.n_sums))
@@ -317,7 +322,7 @@ cdef class Preparing(Following):
         norm = auxiliary_row(isa, b"norm")
         by.rows.column_kernel = norm.column_kernels[format][0]
         sums.begin(1, 1)
-        sums.add(&tensor.c, norm.sum_kernels[format][0]).call.coefficients = &coefficients
+        sums.add(&tensor.c, norm.sum_kernels[format][0], &coefficients)
         try:
             rows = sums.run_rows(team, by.count).reshape(by.row_shape)
         finally:
@@ -363,14 +368,12 @@ cdef class Preparing(Following):
         named = {x: storage.widened(state) for x, state in zip(tensor.letters, states) if state is not None}
         self.algorithm.transform(group.resolved, tensor.steps + 1, wide if scale == 1 else scale * wide, named, tensor.work)
 
-    cdef int add_sums(self, int isa, Tensor tensor) except -1:
-        """Adds a tensor to those that are summed up; the twin sums it up at once."""
+    cdef int add_sums(self, int isa, Tensor tensor, Py_ssize_t place) except -1:
+        """Adds a tensor to those that are summed up, in the next place; the twin sums it up at once."""
         cdef Sums sums = self.factors.sums
         cdef Py_ssize_t k
-        cdef size_t place = sums.count
-        sums.add(&tensor.c, NULL)
         if table().isas[isa].name != NULL:
-            sums.tensors[place].kernel = self.sum_kernel_of(isa, tensor)
+            sums.add(&tensor.c, self.sum_kernel_of(isa, tensor), tensor.c.call.coefficients)
             return 0
         scalars, states, grad = self.twin_arguments(tensor, tensor.gradient)
         found = reference.total(

@@ -84,6 +84,11 @@ cdef class Selection(Model):
             self.is_assigned = False
         return are_others
 
+    cdef bint have_all_gradients(self) noexcept:
+        """Whether each of the selected tensors has a gradient."""
+        cdef size_t n = len(self.selected)
+        return n == 0 or memchr(self.has_gradient, False, n) == NULL
+
     cdef int refuse_read_only(self, bint without_gradient) except -1:
         """Refuses parameters that have become read-only; without_gradient: also those that have no gradient."""
         cdef size_t i, n = len(self.selected)
@@ -148,10 +153,11 @@ cdef class Selection(Model):
     cdef int refuse_zeroing(self, list tensors) except -1:
         """Refuses gradients into which zeros cannot be written, or that share memory with each other."""
         cdef Tensor tensor
-        cdef bint are_known = True
-        for tensor in tensors:
-            are_known = are_known and tensor.is_known_to_zero()
-        if are_known:
+        cdef size_t i = 0, n = len(tensors)
+        cdef PyObject **items = (<PyListObject *>tensors).ob_item  # no references are counted: it is every step
+        while i < n and (<Tensor>items[i]).is_known_to_zero():
+            i += 1
+        if i == n:
             return 0
         arrays.refuse_zeroing([(tensor.label, tensor.gradient) for tensor in tensors])
         for tensor in self.tensors:

@@ -1,12 +1,23 @@
 # The sums that kernels in sum mode add up over each of many tensors. Included by _plan.pyx.
 
 
+cdef struct Summed:  # a tensor that is summed up, and what it has in the meantime no more
+    fastopt_tensor *tensor
+    size_t count
+    fastopt_kernel kernel
+    const fastopt_coefficients *coefficients
+
+
 cdef class Sums:
-    """Sums over tensors, in the order that src_c/loops.h fixes: `begin`, `add` each tensor, `run`, read the totals."""
+    """Sums over tensors, in the order that src_c/loops.h fixes: `begin`, `add` each tensor, `run`, read the totals.
+
+    From `add` to the end of `run` a tensor has the kernel of its sums in place of its own. It is not copied: the cache
+    would have to hold both.
+    """
 
     cdef:
         Work work
-        fastopt_tensor *tensors
+        Summed *summed
         double *blocks
         double *totals  # of tensor i and sum k: totals[i * each + k]
         size_t capacity, total_capacity, block_capacity, count, cut_count
@@ -17,61 +28,69 @@ cdef class Sums:
         self.work = Work(None)
 
     def __dealloc__(self):
-        free(self.tensors)
+        free(self.summed)
         free(self.blocks)
         free(self.totals)
 
     cdef int begin(self, size_t most, int each) except -1:
         """Begins a list of at most so many tensors, with `each` sums."""
-        cdef const fastopt_tensor *before = self.tensors
-        grow(<void **>&self.tensors, &self.capacity, most, sizeof(fastopt_tensor))
-        self.is_cut = self.is_cut and self.tensors == before
+        grow(<void **>&self.summed, &self.capacity, most, sizeof(Summed))
         grow(<void **>&self.totals, &self.total_capacity, most * each, sizeof(double))
         self.count, self.each = 0, each
         return self.work.begin(most)
 
-    cdef fastopt_tensor *add(self, const fastopt_tensor *tensor, fastopt_kernel kernel) noexcept:
-        """Adds a copy of a tensor."""
-        cdef fastopt_tensor *added = &self.tensors[self.count]
-        if tensor.rows != NULL or added.rows != NULL or tensor.count != added.count:
+    cdef void add(
+        self, fastopt_tensor *tensor, fastopt_kernel kernel, const fastopt_coefficients *coefficients
+    ) noexcept:
+        cdef Summed *added = &self.summed[self.count]
+        if tensor.rows != NULL or tensor != added.tensor or tensor.count != added.count:
             self.is_cut = False
-        added[0] = tensor[0]
-        added.kernel, added.sum_count = kernel, self.each
-        self.work.add(added)
+        added.tensor, added.count = tensor, tensor.count
+        added.kernel, added.coefficients = tensor.kernel, tensor.call.coefficients
+        tensor.kernel, tensor.call.coefficients, tensor.sum_count = kernel, coefficients, self.each
+        self.work.add(tensor)
         self.count += 1
-        return added
 
     cdef int run(self, int team, bint takes_largest=False) except -1:
         """takes_largest: blocks are not added up, but the largest is taken, and a NaN is kept."""
         cdef size_t i, k, block
         cdef double total, value
+        cdef const double *sums
         self.run_blocks(team)
+        sums = self.blocks
         for i in range(self.count):
             for k in range(<size_t>self.each):
                 total = 0.0
-                for block in range(fastopt_blocks_of(&self.tensors[i])):
-                    value = self.tensors[i].call.sums[block * self.each + k]
+                for block in range(fastopt_blocks_of(self.summed[i].tensor)):
+                    value = sums[block * self.each + k]
                     if not takes_largest:
                         total += value
                     elif value > total or value != value:
                         total = value
                 self.totals[i * self.each + k] = total
+            sums += fastopt_blocks_of(self.summed[i].tensor) * self.each
         return 0
 
     cdef int run_blocks(self, int team) except -1:
         """Runs the kernels, and does not add up what each block has given."""
         cdef size_t i, blocks = 0
-        for i in range(self.count):
-            blocks += fastopt_blocks_of(&self.tensors[i])
-        grow(<void **>&self.blocks, &self.block_capacity, blocks * self.each, sizeof(double))
-        blocks = 0
-        for i in range(self.count):
-            self.tensors[i].call.sums = &self.blocks[blocks * self.each]
-            blocks += fastopt_blocks_of(&self.tensors[i])
-        if not self.is_cut or self.count != self.cut_count:
-            self.work.cut(for_sums=True)
-            self.is_cut, self.cut_count = True, self.count
-        self.work.run(self.work.make_ready(team))
+        cdef Summed *one
+        try:
+            for i in range(self.count):
+                blocks += fastopt_blocks_of(self.summed[i].tensor)
+            grow(<void **>&self.blocks, &self.block_capacity, blocks * self.each, sizeof(double))
+            blocks = 0
+            for i in range(self.count):
+                self.summed[i].tensor.call.sums = &self.blocks[blocks * self.each]
+                blocks += fastopt_blocks_of(self.summed[i].tensor)
+            if not self.is_cut or self.count != self.cut_count:
+                self.work.cut(for_sums=True)
+                self.is_cut, self.cut_count = True, self.count
+            self.work.run(self.work.make_ready(team))
+        finally:
+            for i in range(self.count):
+                one = &self.summed[i]
+                one.tensor.kernel, one.tensor.call.coefficients, one.tensor.sum_count = one.kernel, one.coefficients, 0
         return 0
 
     cdef cnp.ndarray run_rows(self, int team, size_t rows):
@@ -80,7 +99,7 @@ cdef class Sums:
         cdef double *totals = <double *>cnp.PyArray_DATA(found)
         cdef size_t row, block, k, at = 0, blocks
         self.run_blocks(team)
-        blocks = fastopt_blocks_of(&self.tensors[0]) // max(rows, <size_t>1)
+        blocks = fastopt_blocks_of(self.summed[0].tensor) // max(rows, <size_t>1)
         for row in range(rows):
             for block in range(blocks):
                 for k in range(<size_t>self.each):

@@ -416,6 +416,94 @@ def test_update_has_averages_by_name() -> None:
         opt.mirror({"w": np.ones(3, np.float16)})
 
 
+CALLS = [
+    *["step"] * 3, "clipped", "without a gradient", "some", "moved", "skipped", "refused", "instruction set", "save",
+    "load", "another average",
+]  # fmt: skip
+
+
+class Definition:
+    """What is written after the parameters of a program, one parameter and one step at a time."""
+
+    def __init__(self, params: dict[str, Array]) -> None:
+        self.params = {name: p.copy() for name, p in params.items()}
+        self.averages = {name: p.copy() for name, p in params.items()}
+        self.means = {name: p.copy() for name, p in params.items()}
+        self.steps = dict.fromkeys(params, 0)
+        self.mean_steps = dict.fromkeys(params, 0)
+
+    def step(self, names: list[str], grads: dict[str, Array | None]) -> None:
+        for name in names:
+            grad = grads[name]
+            p = self.params[name] = self.params[name] - (0.0 if grad is None else 0.1 * grad)
+            share = 0.3 if self.steps[name] else 1.0
+            self.averages[name] = self.averages[name] + share * (p - self.averages[name])
+            taken, rest = divmod(self.mean_steps[name], 2)
+            if not self.mean_steps[name]:
+                self.means[name] = p
+            elif not rest:  # start=1, every=2: steps 3, 5, …
+                self.means[name] = self.means[name] + (p - self.means[name]) / taken
+            self.steps[name] += 1
+            self.mean_steps[name] += 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_step_follows_its_definition_whatever_calls_came_before(seed: int) -> None:
+    """What a step finds unchanged since the last one, it does not work out again."""
+    rng = np.random.default_rng(seed)
+    params = {name: rng.standard_normal(size) for name, size in (("a", 5), ("b", 4097), ("c", 17))}
+    opt, wanted = fastopt.SGD(params, lr=0.1), Definition(params)
+    ema = fastopt.ExponentialMovingAverage(opt, 0.7)
+    swa = fastopt.StochasticWeightAverage(opt, start=1, every=2)
+    mirror = {name: np.empty(p.shape, np.float16) for name, p in params.items()}
+    opt.mirror(mirror)
+    saved = copy.deepcopy((ema.state_dict(), wanted.averages, wanted.steps))
+    for call in rng.choice(CALLS, 60):
+        grads: dict[str, Any] = {name: rng.standard_normal(p.shape) for name, p in params.items()}
+        names, options = list(params), {}
+        if call == "instruction set":
+            fastopt.set_isa(rng.choice(fastopt.available_isas()))
+        elif call == "save":
+            saved = copy.deepcopy((ema.state_dict(), wanted.averages, wanted.steps))
+        elif call == "load":
+            ema.load_state_dict(saved[0])
+            wanted.averages, wanted.steps = copy.deepcopy(saved[1:])
+        elif call == "another average":
+            swa.remove()
+            swa = fastopt.StochasticWeightAverage(opt, start=1, every=2)
+            wanted.means, wanted.mean_steps = copy.deepcopy(params), dict.fromkeys(params, 0)
+        elif call == "clipped":
+            options["max_value"] = 10.0
+        elif call == "without a gradient":
+            grads[rng.choice(names)] = None
+        elif call == "skipped":
+            opt.step({**grads, "c": np.full(17, np.nan)}, skip_nonfinite=True)
+        if call in ("some", "moved", "refused"):
+            names = [str(name) for name in rng.permutation(names)[: rng.integers(1, 4)]]
+            handed = {name: params[name] if call == "some" else params[name].copy() for name in names}
+            grads = {name: grads[name] for name in names}
+            if call == "refused":
+                with pytest.raises(ValueError, match=names[-1]):
+                    opt.update(handed, {**grads, names[-1]: np.ones(3)})
+                continue
+            opt.update(handed, grads)
+            params |= handed
+            wanted.step(names, grads)
+        elif call != "skipped":
+            opt.step(grads, **options)
+            wanted.step(names, grads)
+        for name, p in params.items():
+            close(p, wanted.params[name])
+            close(ema.arrays[name], wanted.averages[name])
+            close(swa.arrays[name], wanted.means[name])
+        for name, half in mirror.items():
+            assert half.tobytes() == params[name].astype(np.float16).tobytes()
+
+
+def close(a: Array, b: Array) -> None:
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
 # -- States, copies, threads -----------------------------------------------------------------------
 
 
