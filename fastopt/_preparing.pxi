@@ -232,35 +232,34 @@ cdef class Preparing(Following):
         """The formula's own sums, and what `Algorithm.prepare` makes of them."""
         cdef Factors factors = self.factors
         cdef Tensor tensor
-        cdef Py_ssize_t count, place = -1
-        cdef dict members = {}, places = {}
+        cdef Group group
+        cdef Py_ssize_t i, count = 0, place = 0
+        cdef list members = [[] for _ in self.groups], places = [[] for _ in self.groups]  # of each group
         factors.reserve(len(self.stepping))
         for tensor in self.stepping:
             if tensor.by_rows is not None:
                 self.prepare_by_rows(isa, team, tensor)
             elif (<Group>self.groups[tensor.group]).needs_factors:
-                place += 1
-                members.setdefault(tensor.group, []).append(tensor)
-                places.setdefault(tensor.group, []).append(place)
-        count = place + 1
-        for group in members:
-            if factors.n_sums:
-                factors.fill_first(<Group>self.groups[group], members[group], places[group])
-            for tensor, place in zip(members[group], places[group]):
-                tensor.c.call.factors = &factors.factors[place * factors.n_factors] if factors.n_factors else NULL
+                (<list>members[tensor.group]).append(tensor)
+                (<list>places[tensor.group]).append(count)
+                tensor.c.call.factors = &factors.factors[count * factors.n_factors] if factors.n_factors else NULL
+                count += 1
         if factors.n_sums:
+            for i, group in enumerate(self.groups):
+                if members[i]:
+                    factors.fill_first(group, members[i], places[i])
             factors.sums.begin(count, factors.n_sums)
-            place = -1
             for tensor in self.stepping:
                 if tensor.by_rows is None and (<Group>self.groups[tensor.group]).needs_factors:
-                    place += 1
                     self.add_sums(isa, tensor, place)
+                    place += 1
             if table().isas[isa].name != NULL:
                 factors.sums.run(team)
             if self.algorithm.sums_of_all:
                 factors.add_up_all(count)
-        for group in members:
-            factors.ask(<Group>self.groups[group], members[group], places[group])
+        for i, group in enumerate(self.groups):
+            if members[i]:
+                factors.ask(group, members[i], places[i])
         return 0
 
     cdef int prepare_by_rows(self, int isa, int team, Tensor tensor) except -1:

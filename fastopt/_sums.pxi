@@ -136,24 +136,28 @@ cdef class Factors:
 
     cdef int fill_first(self, Group group, list members, list places) except -1:
         """Fills in the factors that sum mode sees, for a group's tensors."""
-        cdef Py_ssize_t i, k, place
-        cdef list first = None
+        cdef Py_ssize_t i, k
         if has_first_factors(group):
             t, numbers = self.steps_and_numbers(members)
-            first = self.first(group, t, numbers)
-        for i, place in enumerate(places):
+            for k, values in enumerate(self.first(group, t, numbers)):
+                spread(values, places, self.factors, self.n_factors, k)
+            return 0
+        for i in range(len(places)):
             for k in range(self.n_factors):
-                self.factors[place * self.n_factors + k] = 1.0 if first is None else first[k][i]
+                self.factors[<Py_ssize_t>places[i] * self.n_factors + k] = 1.0
         return 0
 
     cdef tuple steps_and_numbers(self, list members):
         """The step of each tensor, 1 first, and its numbers."""
-        cdef Tensor tensor
-        cdef Py_ssize_t k
-        return np.array([tensor.steps + 1 for tensor in members], np.int64), {
-            name: np.array([(<Tensor>tensor).numbers[k] for tensor in members])
-            for k, name in enumerate(self.number_names)
-        }
+        cdef Py_ssize_t i, k, n = len(members)
+        cdef cnp.ndarray t = np.empty(n, np.int64), numbers = np.empty((self.n_numbers, n))
+        cdef int64_t *to_t = <int64_t *>cnp.PyArray_DATA(t)
+        cdef double *to = <double *>cnp.PyArray_DATA(numbers)
+        for i in range(n):
+            to_t[i] = (<Tensor>members[i]).steps + 1
+            for k in range(self.n_numbers):
+                to[k * n + i] = (<Tensor>members[i]).numbers[k]
+        return t, dict(zip(self.number_names, numbers))
 
     cdef void add_up_all(self, Py_ssize_t count) noexcept:
         """Puts the sums over all of so many tensors in the place of each one's."""
@@ -168,47 +172,59 @@ cdef class Factors:
 
     cdef int ask(self, Group group, list members, list places) except -1:
         """Asks the algorithm for the factors of a group's tensors; places: their numbers among those of the step."""
-        cdef Py_ssize_t i, place
-        cdef int k
+        cdef Py_ssize_t i, k
         t, numbers = self.steps_and_numbers(members)
-        sums = {
-            name: np.array([self.sums.totals[<Py_ssize_t>place * self.n_sums + k] for place in places])
-            for k, name in enumerate(self.sum_names)
-        }
-        if self.n_sums:
-            sums["elements"] = np.array([<double>(<Tensor>tensor).c.count for tensor in members])
-        for k, values in enumerate(self.prepared(group, t, sums, numbers)):
-            for i, place in enumerate(places):
-                if k < self.n_factors:
-                    self.factors[place * self.n_factors + k] = values[i]
-                else:
-                    self.numbers[place * self.n_numbers + k - self.n_factors] = values[i]
+        sums = self.sums_of(members, places) if self.n_sums else {}
+        found = self.prepared(group, t, sums, numbers)
+        for k in range(self.n_factors):
+            spread(found[k], places, self.factors, self.n_factors, k)
+        for k in range(self.n_numbers):
+            spread(found[self.n_factors + k], places, self.numbers, self.n_numbers, k)
         return 0
 
+    cdef dict sums_of(self, list members, list places):
+        """The sums of tensors by name, and how many elements each of them has."""
+        cdef Py_ssize_t i, k, n = len(members)
+        cdef cnp.ndarray found = np.empty((self.n_sums + 1, n))
+        cdef double *to = <double *>cnp.PyArray_DATA(found)
+        for i in range(n):
+            for k in range(self.n_sums):
+                to[k * n + i] = self.sums.totals[<Py_ssize_t>places[i] * self.n_sums + k]
+            to[self.n_sums * n + i] = <double>(<Tensor>members[i]).c.count
+        return dict(zip((*self.sum_names, "elements"), found))
+
     cdef list prepared(self, Group group, object t, dict sums, dict numbers):
-        """What `Algorithm.prepare` returns, and then the numbers: for each a list with an entry for every tensor."""
+        """What `Algorithm.prepare` returns, and then the numbers: for each an array with an entry for every tensor."""
         found = arrays.quietly(group.algorithm.prepare, group.resolved, t, sums, numbers)
-        return self.lists_of(group, "prepare", t, found, [numbers[name] for name in self.number_names])
+        return self.arrays_of(group, "prepare", t, found, [numbers[name] for name in self.number_names])
 
     cdef list first(self, Group group, object t, dict numbers):
         """What `Algorithm.first_factors` returns, likewise."""
         found = arrays.quietly(group.algorithm.first_factors, group.resolved, t, numbers)
-        return self.lists_of(group, "first_factors", t, found, [])
+        return self.arrays_of(group, "first_factors", t, found, [])
 
-    cdef list lists_of(self, Group group, str hook, object t, object found, list more):
-        """For each factor that a hook has returned, and each of more arrays, a list with an entry for every tensor."""
-        cdef list lists = []
+    cdef list arrays_of(self, Group group, str hook, object t, object found, list more):
+        """For each factor that a hook has returned, and each of more arrays, an array with an entry for every tensor."""
+        cdef list taken = []
         if len(found) != self.n_factors:
             raise ValueError(f"{group.algorithm.formula}: {hook} must return {self.n_factors} factors, got {len(found)}")
         for values in (*found, *more):
-            array = np.asarray(values, np.float64)
-            # `broadcast_to` takes microseconds
-            lists.append((array if array.shape == t.shape else np.broadcast_to(array, t.shape)).tolist())
-        return lists
+            array = np.ascontiguousarray(values, np.float64)
+            taken.append(array if array.shape == t.shape else np.full(t.shape, array))
+        return taken
 
     cdef list of(self, Tensor tensor):
         """The factors of a tensor, for its twin."""
         return [tensor.c.call.factors[k] for k in range(self.n_factors)] if tensor.c.call.factors != NULL else []
+
+
+cdef int spread(cnp.ndarray values, list places, double *to, Py_ssize_t step, Py_ssize_t offset) except -1:
+    """Puts the value of each tensor in its place."""
+    cdef const double *value = <const double *>cnp.PyArray_DATA(values)
+    cdef Py_ssize_t i
+    for i in range(len(places)):
+        to[<Py_ssize_t>places[i] * step + offset] = value[i]
+    return 0
 
 
 cdef bint has_first_factors(Group group):

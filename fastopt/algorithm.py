@@ -16,14 +16,19 @@ Hyper: TypeAlias = dict[str, Any]
 """The options of a parameter group by their names, and the flags."""
 
 
-def by_step(t: Array, number: Callable[[int], float]) -> Array:
-    """For `Algorithm.prepare`: an array with the number of each tensor's step, worked out in Python floats.
+def by_tensor(function: Callable[..., Any], *arguments: Array) -> Array:
+    """For `Algorithm.prepare`: what a function gives for each tensor, worked out in Python floats.
 
-    NumPy's powers of arrays would have other bits on other processors.
+    NumPy's powers of arrays would have other bits on other processors. arguments: for each argument of the function an
+    array with an entry for every tensor.
     """
-    steps = t.tolist()
-    found = {step: number(step) for step in set(steps)}
-    return np.array([found[step] for step in steps])
+    n = len(arguments[0])
+    # most tensors have made equally many steps
+    if n == 1 or all((values == values[0]).all() for values in arguments):
+        return np.array([function(*[values.item(0) for values in arguments])]).repeat(n, axis=0)
+    each = list(zip(*[values.tolist() for values in arguments], strict=True))
+    found = {own: function(*own) for own in set(each)}
+    return np.array([found[own] for own in each])
 
 
 def power(base: float, exponent: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from fastopt import arrays, storage
 from fastopt._plan import Applied
 from fastopt._turns import reading
-from fastopt.algorithm import Array, Hyper, power
+from fastopt.algorithm import Array, Hyper, by_tensor, power
 from fastopt.arrays import Key
 from fastopt.parameters import given_by_key
 
@@ -100,17 +100,12 @@ class Evaluation:
 
 def weights(h: Hyper, beta1: float, t: Array, numbers: dict[str, Array]) -> tuple[Array, Array, Array]:
     """The FACTORS of a schedule-free step: the weight of z in the average, the step along u of y, and that of z."""
-    options = h["lr"], beta1, h["warmup_steps"], h["r"], h["weight_lr_power"]
-    found = [
-        _weight(*options, *own)
-        for own in zip(t.tolist(), numbers["lr_max"].tolist(), numbers["weight_sum"].tolist(), strict=True)
-    ]
-    part, along, rate, lr_max, weight_sum = np.array(found).T
+    weight = partial(_weight, h["lr"], beta1, h["warmup_steps"], h["r"], h["weight_lr_power"])
+    part, along, rate, lr_max, weight_sum = by_tensor(weight, t, numbers["lr_max"], numbers["weight_sum"]).T
     numbers["lr_max"][:], numbers["weight_sum"][:] = lr_max, weight_sum
     return part, along, rate
 
 
-@lru_cache(maxsize=1)  # most tensors have made equally many steps
 def _weight(
     lr: float,
     beta1: float,

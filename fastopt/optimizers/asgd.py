@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.algorithm import Algorithm, Array, Hyper, by_step, power
+from fastopt.algorithm import Algorithm, Array, Hyper, by_tensor, power
 from fastopt.optimizer import Optimizer, Params
 from fastopt.options import NonNegative, Seed, StateDtype
 
@@ -62,8 +62,10 @@ class ASGD(Optimizer):
         @staticmethod
         def prepare(h: Hyper, t: Array, sums: dict[str, Array], numbers: dict[str, Array]) -> tuple[Any, ...]:
             eta, mu = np.where(t == 1, h["lr"], numbers["next_eta"]), numbers["next_mu"]
-            numbers["next_eta"] = by_step(t, lambda k: h["lr"] / power(1.0 + h["lambd"] * h["lr"] * k, h["alpha"]))
-            numbers["next_mu"] = by_step(t, lambda k: 1.0 / max(1.0, k - h["t0"]))
+            numbers["next_eta"] = by_tensor(
+                lambda k: h["lr"] / power(1.0 + h["lambd"] * h["lr"] * k, h["alpha"]), t
+            )
+            numbers["next_mu"] = by_tensor(lambda k: 1.0 / max(1.0, k - h["t0"]), t)
             return 1.0 - h["lambd"] * eta, eta, mu
 
         @staticmethod

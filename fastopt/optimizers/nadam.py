@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fastopt._kernels import bias_correction
-from fastopt.algorithm import Algorithm, Array, Hyper, by_step
+from fastopt.algorithm import Algorithm, Array, Hyper, by_tensor
 from fastopt.optimizer import Optimizer, Params
 from fastopt.options import Beta, Epsilon, NonNegative, Seed, StateDtype
 
@@ -67,7 +67,7 @@ class NAdam(Optimizer):
             def momentum(k: int) -> float:
                 return float(h["betas"][0] * (1.0 - 0.5 * 0.96 ** (k * h["momentum_decay"])))
 
-            mu, next_mu = by_step(t, momentum), by_step(t + 1, momentum)
+            mu, next_mu = by_tensor(momentum, t), by_tensor(momentum, t + 1)
             product = numbers["mu_product"]
             product *= mu
             return h["lr"] * (1.0 - mu) / (1.0 - product), h["lr"] * next_mu / (1.0 - product * next_mu)
