@@ -630,13 +630,16 @@ def test_steady_steps_take_no_memory() -> None:
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
-        tracemalloc.reset_peak()
-        for _ in range(20):
-            opt.step(grads, max_norm=1.0)
-        after, peak = tracemalloc.get_traced_memory()
+        peaks = []
+        for _ in range(4):
+            tracemalloc.reset_peak()
+            for _ in range(5):
+                opt.step(grads, max_norm=1.0)
+            after, peak = tracemalloc.get_traced_memory()
+            peaks.append(peak)
     finally:
         tracemalloc.stop()
-    assert peak - before < 100_000  # the smallest large array has 200,000 bytes
+    assert min(peaks) - before < 40_000  # another thread may take memory at the same time
     assert after - before < 20_000
     assert averages[0].steps == 25
 

@@ -51,18 +51,21 @@ def test_memory_stays_flat(
     try:
         optimizer.step(grads)
         start, _ = tracemalloc.get_traced_memory()
-        tracemalloc.reset_peak()
-        for _ in range(STEPS):
-            optimizer.step(grads)
-        end, peak = tracemalloc.get_traced_memory()
+        peaks = []
+        for _ in range(5):
+            tracemalloc.reset_peak()
+            for _ in range(STEPS // 5):
+                optimizer.step(grads)
+            end, peak = tracemalloc.get_traced_memory()
+            peaks.append(peak)
     finally:
         tracemalloc.stop()
     # numbers of rows and columns, with which Python computes
     vectors = 8 * sum(map(math.prod, table.states_of_shape(variant.cls, shape).values()))
     assert end - start < 10_000 + vectors  # what the choice of threads remembers; 24 bytes a step would show
     views = 500 * count if gradient.name == "bfloat16" else 0  # objects, without elements of their own
-    # the choice of threads reads some files; one large array has 200,000 bytes and more
-    assert peak - start < 100_000 + views + 5 * vectors, "a step makes temporaries"
+    # The choice of threads reads some files. The least of five, since another thread may take memory at the same time.
+    assert min(peaks) - start < 40_000 + views + 5 * vectors, "a step makes temporaries"
     assert resident_bytes() - resident < 2_000_000
 
 
