@@ -100,6 +100,7 @@ cdef class Group:
         cdef tuple mine_items
         cdef Group found
         cdef double number
+        cdef bint is_lr = True  # what was edited
         if not PyDict_CheckExact(mine) or 2 * len(<dict>mine) != len(items):
             return None
         mine_items = items_of(<dict>mine)  # before any Python code runs
@@ -115,6 +116,7 @@ cdef class Group:
                     return None
                 if type(<object>PyTuple_GET_ITEM(items, n + 1)) is not float:
                     return None
+                is_lr = is_lr and <object>key == "lr"
                 if h is None:
                     h = self.h.copy()
                 h[<object>key] = <object>value
@@ -123,7 +125,7 @@ cdef class Group:
             return None
         if self.has_check:
             self.algorithm.check(h)
-        if self.algorithm.optional_states(h) != self.needed:
+        if not is_lr and self.algorithm.optional_states(h) != self.needed:
             return None
         found = self.with_options(h)
         found.items = mine_items

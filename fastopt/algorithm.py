@@ -160,7 +160,8 @@ class Algorithm:
     def optional_states(h: Hyper) -> set[str]:
         """Returns the letters of the row's OPTIONAL buffers ``h`` needs, and the name of its CHOICE if it is made.
 
-        Here, and in `check` and `check_edit`, a number of ``h`` may be a callable, which counts as not 0.
+        It must not depend on the learning rate. Here, and in `check` and `check_edit`, a number of ``h`` may be a
+        callable, which counts as not 0.
         """
         return set()
 

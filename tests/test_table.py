@@ -143,6 +143,8 @@ def wrong_algorithm(cls: Class, row: Row) -> str | None:
         optional = [*row["optional"], *row["choice"]]
         if not needed <= set(optional):
             return f"algorithm.optional_states returns {sorted(needed)}, its row has {optional}"
+        if algorithm.optional_states(h | {"lr": 0.0}) != algorithm.optional_states(h | {"lr": 0.5}):
+            return "algorithm.optional_states must not depend on lr, which many programs edit before every step"
         initial = algorithm.initial_states(h).keys()
         if not initial <= set(algorithm.states):
             return f"algorithm.initial_states fills {sorted(initial)}, its row has {buffers}"
@@ -329,6 +331,10 @@ def broken() -> dict[str, tuple[str | None, str]]:
         "optional": (
             wrong(name, row, [with_hooks(optional_states=lambda h: {"x"})]),
             "returns ['x'], its row has",
+        ),
+        "optional by lr": (
+            wrong(name, row, [with_hooks(optional_states=lambda h: {"vmax"} if h["lr"] else set())]),
+            "must not depend on lr",
         ),
         "initial": (
             wrong(name, row, [with_hooks(initial_states=lambda h: {"x": 1.0})]),
