@@ -438,12 +438,16 @@ static void run_rows(const fastopt_tensor *tensor, size_t begin, size_t end, cha
 static __attribute__((noinline)) void run_with_extras(
     const fastopt_tensor *tensor, size_t begin, size_t end, char *scratch)
 {
-    if (tensor->rows)
-        run_rows(tensor, begin, end, scratch);
-    else
-        run_update(tensor, begin, end, scratch);
-    if (!tensor->sum_count)
-        run_passes(tensor, begin, end);
+    const size_t step = tensor->rows || tensor->sum_count ? end - begin : FASTOPT_STAGE;
+    for (size_t stop; begin < end; begin = stop) {
+        stop = end - begin < step ? end : begin + step;
+        if (tensor->rows)
+            run_rows(tensor, begin, stop, scratch);
+        else
+            run_update(tensor, begin, stop, scratch);
+        if (!tensor->sum_count)
+            run_passes(tensor, begin, stop);
+    }
 }
 
 static inline void run_elements(const fastopt_tensor *tensor, size_t begin, size_t end, char *scratch)

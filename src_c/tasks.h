@@ -13,8 +13,8 @@
 
 enum {
     FASTOPT_TASK = 16384, /* elements: enough that taking a task costs nothing, few enough that threads end together */
-    /* elements of a gradient that are gathered or converted at once, before the kernel goes on: few, so that memory
-     * is read by both in turn and always busy */
+    /* elements that one loop after the other takes at once, where gradients are gathered or converted before the kernel or
+     * passes follow it: few, so that all of them read memory in turn and it is always busy */
     FASTOPT_STAGE = 512,
     FASTOPT_MAX_AXES = 64
 };
