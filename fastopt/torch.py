@@ -257,7 +257,8 @@ class _Engine:
         self._show_numbers(moved)
         new = [] if self.are_all_seen else [i for i in moved if not self.seen[i]]
         for index in new:  # torch, too, shows a state from the first gradient on
-            owner.state[self.params[index]].update(self.tensors[index])
+            if self.tensors[index]:
+                owner.state[self.params[index]].update(self.tensors[index])
         if new:
             for index in new:
                 self.seen[index] = True
