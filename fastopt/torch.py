@@ -17,7 +17,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from fastopt import optimizers
 from fastopt._kernels import TABLE
-from fastopt._plan import Counts, Exchange, are_same, is_unchanged, items_of
+from fastopt._plan import Exchange, Watched, are_same, is_unchanged, items_of
 from fastopt.options import options_of, shown
 from fastopt.storage import storage_dtype
 from fastopt.torch_state import from_torch
@@ -113,7 +113,8 @@ class _Engine:
             for letter in (*TABLE[algorithm.formula]["numbers"], *algorithm.vector_letters())
         ]
         is_double = torch.get_default_dtype() == torch.float64
-        self.steps = Counts(np.zeros(len(arrays), np.float64 if is_double else np.float32))
+        self.steps = Watched(np.zeros(len(arrays), np.float64 if is_double else np.float32))
+        self.number_arrays, self.all_numbers = self._make_number_arrays()
         self.tensors = [self._states(index) for index in range(len(arrays))]
         self._take_states(owner.state)
         self.steps.note()
@@ -151,11 +152,22 @@ class _Engine:
             can_be_compared = type(theirs) is dict and all(map(_is_immutable, settings))
             self.groups_shown[index] = items_of(theirs) if can_be_compared else ()
 
+    def _make_number_arrays(self) -> tuple[list[dict[str, Any]], Watched]:
+        """For each parameter its numbers by name, as parts of one vector, and that vector."""
+        states = [self.optimizer.state[index] for index in range(len(self.params))]
+        values = [np.asarray(state[name]) for state in states for name in self.numbers if name in state]
+        watched = Watched(np.concatenate([np.empty(0), *map(np.ravel, values)]))
+        parts = iter(np.split(watched.vector, np.cumsum([value.size for value in values])))
+        return [
+            {name: next(parts).reshape(np.shape(state[name])) for name in self.numbers if name in state}
+            for state in states
+        ], watched
+
     def _states(self, index: int) -> dict[str, Any]:
         """A parameter's states under torch's names, in the parameter's shape."""
         back = np.argsort(self.axes[index])
         states = {
-            name: torch.tensor(array, dtype=torch.float64)
+            name: torch.from_numpy(self.number_arrays[index][name])
             if name in self.numbers
             else _like(self.params[index], _tensor(array).permute(tuple(back)))
             for name, array in self.optimizer.state[index].items()
@@ -195,9 +207,9 @@ class _Engine:
         """Writes the numbers of these parameters into the tensors that stand for them in torch's dict."""
         for index in indices if self.numbers else ():
             state = self.optimizer.state[index]
-            for name in self.numbers:
-                if name in state:
-                    self.tensors[index][name].copy_(torch.tensor(state[name]))
+            for name, array in self.number_arrays[index].items():
+                array[...] = state[name]
+        self.all_numbers.note()
 
     def fits(self, owner: _Adaptor, params: list[Any]) -> bool:
         """Whether groups, parameters, their memory and their states are those that the engine was made for."""
@@ -210,6 +222,7 @@ class _Engine:
             and are_same([*state.values()], self.entries)
             and is_unchanged(self.entries, self.shown)
             and self.steps.are_unchanged()
+            and self.all_numbers.are_unchanged()
         )
 
     def plain_arrays(self, grads: list[Any]) -> list[Any] | None:
@@ -265,7 +278,7 @@ class _Engine:
             self._note_entries(owner)
         are_all = len(moved) == len(self.params)
         torch.autograd.graph.increment_version(self.params if are_all else [self.params[i] for i in moved])
-        self.steps.add_step(None if are_all else list(moved))
+        self.steps.add_one(None if are_all else list(moved))
 
 
 def _is_immutable(value: Any) -> bool:
