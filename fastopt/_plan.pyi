@@ -134,6 +134,7 @@ class Plan:
     accumulated: Accumulated | None
     is_function: bool
     work: Work
+    def copy_numbers(self, to: Array) -> None: ...
     followers: list[Follower]
     applied: Any
     training_values: list[tuple[Array, Array]]

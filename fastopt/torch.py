@@ -8,7 +8,7 @@ torch's and have no effect. What fastopt cannot compute is refused by name; step
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,10 +108,6 @@ class _Engine:
             {"params": [next(places) for _ in group["params"]], **self.options(group)} for group in self.groups
         ]
         self.optimizer = cls(groups)
-        self.numbers = [
-            algorithm.states[letter]
-            for letter in (*TABLE[algorithm.formula]["numbers"], *algorithm.vector_letters())
-        ]
         is_double = torch.get_default_dtype() == torch.float64
         self.steps = Watched(np.zeros(len(arrays), np.float64 if is_double else np.float32))
         self.number_arrays, self.all_numbers = self._make_number_arrays()
@@ -153,22 +149,25 @@ class _Engine:
             self.groups_shown[index] = items_of(theirs) if can_be_compared else ()
 
     def _make_number_arrays(self) -> tuple[list[dict[str, Any]], Watched]:
-        """For each parameter its numbers by name, as parts of one vector, and that vector."""
-        states = [self.optimizer.state[index] for index in range(len(self.params))]
-        values = [np.asarray(state[name]) for state in states for name in self.numbers if name in state]
-        watched = Watched(np.concatenate([np.empty(0), *map(np.ravel, values)]))
-        parts = iter(np.split(watched.vector, np.cumsum([value.size for value in values])))
-        return [
-            {name: next(parts).reshape(np.shape(state[name])) for name in self.numbers if name in state}
-            for state in states
-        ], watched
+        """For each parameter the states that are numbers, by name, as parts of one vector; and that vector."""
+        found = [tensor.numbers_by_letter() | tensor.vectors for tensor in self.optimizer._plan.tensors]
+        watched = Watched(np.empty(sum(np.size(number) for numbers in found for number in numbers.values())))
+        parts: list[dict[str, Any]] = []
+        at = 0
+        for numbers in found:
+            parts.append({})
+            for letter, number in numbers.items():
+                part = watched.vector[at : at + np.size(number)].reshape(np.shape(number))
+                parts[-1][self.optimizer.algorithm.states[letter]] = part
+                at += part.size
+        return parts, watched
 
     def _states(self, index: int) -> dict[str, Any]:
         """A parameter's states under torch's names, in the parameter's shape."""
         back = np.argsort(self.axes[index])
         states = {
             name: torch.from_numpy(self.number_arrays[index][name])
-            if name in self.numbers
+            if name in self.number_arrays[index]
             else _like(self.params[index], _tensor(array).permute(tuple(back)))
             for name, array in self.optimizer.state[index].items()
             if name != "step"
@@ -190,7 +189,7 @@ class _Engine:
                 continue
             entry = {
                 name: _local(value).to(p.dtype).permute(self.axes[index])
-                if name in self.tensors[index] and name not in self.numbers
+                if name in self.tensors[index] and name not in self.number_arrays[index]
                 else value
                 for name, value in known.items()
                 if name != "step"
@@ -201,14 +200,11 @@ class _Engine:
         saved = self.optimizer.state_dict()
         saved["state"] |= from_torch({**saved, "state": found})["state"]
         self.optimizer.load_state_dict(saved)
-        self._show_numbers(found)
+        self._show_numbers()
 
-    def _show_numbers(self, indices: Iterable[int]) -> None:
-        """Writes the numbers of these parameters into the tensors that stand for them in torch's dict."""
-        for index in indices if self.numbers else ():
-            state = self.optimizer.state[index]
-            for name, array in self.number_arrays[index].items():
-                array[...] = state[name]
+    def _show_numbers(self) -> None:
+        """Writes the states that are numbers into the tensors that stand for them in torch's dict."""
+        self.optimizer._plan.copy_numbers(self.all_numbers.vector)
         self.all_numbers.note()
 
     def fits(self, owner: _Adaptor, params: list[Any]) -> bool:
@@ -267,7 +263,7 @@ class _Engine:
             return
         for view, copy in self.copies:
             view.copy_(copy)
-        self._show_numbers(moved)
+        self._show_numbers()
         new = [] if self.are_all_seen else [i for i in moved if not self.seen[i]]
         for index in new:  # torch, too, shows a state from the first gradient on
             if self.tensors[index]:
