@@ -118,7 +118,8 @@ cdef class Tensor:
         readonly dict states  # by the formula's letters
         bint is_known_orphan  # the user has been warned that only the optimizer refers to its array
         readonly list letters  # of the states' buffers, in the kernel's order
-        double *numbers  # the row's NUMBERS
+        cnp.ndarray number_array  # the row's NUMBERS
+        double *numbers  # its memory
         size_t pass_capacity
         tuple number_letters, work_letters
         readonly dict work  # the row's WORK arrays by their letters, and what else `Algorithm.transform` keeps; None at first
@@ -142,9 +143,8 @@ cdef class Tensor:
             self.c.first_work = 2 + len(self.letters)
         self.states, self.trails = {}, []
         self.number_letters = TABLE[algorithm.formula]["numbers"]
-        self.numbers = <double *>calloc(len(self.number_letters) + 1, sizeof(double))
-        if self.numbers == NULL:
-            raise MemoryError
+        self.number_array = np.zeros(len(self.number_letters))
+        self.numbers = <double *>cnp.PyArray_DATA(self.number_array)
         self.storage = self.state_storage = storage_of(self.param)
         self.gradient_storage = UNSEEN
         self.c.itemsizes[0] = self.param.itemsize
@@ -180,7 +180,6 @@ cdef class Tensor:
     def __dealloc__(self):
         free(self.source)
         free(self.dims)
-        free(self.numbers)
         free(self.passes)
 
     @property
@@ -196,6 +195,10 @@ cdef class Tensor:
     def gradient_in_order(self):
         """The gradient's elements in the parameter's memory order."""
         return self.gradient.reshape(self.shape).ravel(self.order)
+
+    def number_views(self):
+        """The NUMBERS by their letters, as arrays without dimensions that may be written into."""
+        return {letter: self.number_array[k, ...] for k, letter in enumerate(self.number_letters)}
 
     def numbers_by_letter(self):
         return {letter: self.numbers[k] for k, letter in enumerate(self.number_letters)}

@@ -39,7 +39,8 @@ def _refuse_write(*_: Any, **__: Any) -> NoReturn:
 
 
 class State(dict[str, Any]):
-    """The state of one parameter: its arrays are views, which may be written into; all else is what it was when read."""
+    """The state of one parameter: its arrays are views, which may be written into. Only ``step`` and the steps of rows,
+    a read-only array, are what they were when read."""
 
     __setitem__ = __delitem__ = __ior__ = _refuse_write  # type: ignore[assignment]
     clear = pop = popitem = setdefault = update = _refuse_write  # type: ignore[assignment]
@@ -62,11 +63,10 @@ class States(Mapping[Key, "dict[str, Any]"]):
         if not isinstance(place, int) or not -len(self) <= place < len(self):
             raise KeyError(key)
         tensor = self._tensors[place]
-        views = {self._names[letter]: array.view() for letter, array in tensor.states.items()}
-        numbers = {self._names[x]: np.array(value) for x, value in tensor.numbers_by_letter().items()}
-        vectors = {self._names[x]: _read_only(array.copy()) for x, array in tensor.vectors.items()}
-        row_steps = {} if tensor.row_steps is None else {ROW_STEPS: tensor.row_steps.made.copy()}
-        return State({"step": int(tensor.steps), **views, **numbers, **vectors, **row_steps})
+        arrays = tensor.states | tensor.number_views() | tensor.vectors
+        views = {self._names[letter]: array.view() for letter, array in arrays.items()}
+        row_steps = {} if tensor.row_steps is None else {ROW_STEPS: _read_only(tensor.row_steps.made.copy())}
+        return State({"step": int(tensor.steps), **views, **row_steps})
 
     __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = _refuse_write
 

@@ -355,6 +355,8 @@ def test_catch_up_in_every_call_or_in_none() -> None:
     optimizer.update_rows([param], [[0]], [np.ones((1, WIDTH))])
     all_rows(optimizer, param)  # from here on: what was before is no missed step
     assert optimizer.state[0]["row_steps"].tolist() == [2] * ROWS
+    with pytest.raises(ValueError, match="read-only"):
+        optimizer.state[0]["row_steps"][0] = 1
 
 
 def go_on_by(way: str, optimizer: Any, path: Path) -> Any:

@@ -52,6 +52,24 @@ def go_on_alike(
     assert table.bits(one, params) == table.bits(other, others)
 
 
+@pytest.mark.parametrize("isa", ["numpy", fastopt.available_isas()[0]])
+@pytest.mark.parametrize("cls", table.OPTIMIZERS, ids=lambda cls: cls.__name__)
+def test_every_array_of_a_state_may_be_written_into(cls: table.Class, isa: str) -> None:
+    """Written in place or loaded, the next steps are the same."""
+    fastopt.set_isa(isa)
+    optimizer, params = trained(table.base(cls).make)
+    others = copy.deepcopy(params)
+    other = table.base(cls).make(others)
+    saved = optimizer.state_dict()
+    for i, entry in saved["state"].items():
+        for name, values in entry.items():
+            if isinstance(values, np.ndarray):
+                values *= 0.5
+                optimizer.state[i][name][...] = values
+    other.load_state_dict(saved)
+    go_on_alike(optimizer, params, other, others)
+
+
 # -- Keys of the user's own ------------------------------------------------------------------------
 
 
