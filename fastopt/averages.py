@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from fastopt import arrays, options, storage
 from fastopt._plan import Applied, Trail
 from fastopt._turns import exclusive, reading
 from fastopt.arrays import Array, Key, within
+from fastopt.checked_settings import CheckedSettings
 from fastopt.parameters import by_key, given_by_key
 from fastopt.schedule_free import ScheduleFree
 
@@ -26,9 +28,10 @@ LEAVE = "leave `with average.applied()` first"
 """What to do in the block where the parameters have the values of an average."""
 
 
-class Follower:
+class Follower(CheckedSettings):
     """Arrays that are written in each step, see `_followers.pxi`: one for each parameter."""
 
+    fixed = frozenset({"opt"})
     leave = LEAVE
     row: ClassVar[str | None] = None
     writes_param: ClassVar[bool] = False
@@ -209,6 +212,13 @@ def _lerp(p: Array, array: Array, weight: Any) -> None:
     array[...] = array + weight * difference if weight < 0.5 else p - difference * (1 - weight)
 
 
+_number = partial(options.checked_number, interval=options.Interval(0, 1))
+
+
+def _decay(label: str, value: Any) -> Any:
+    return value if callable(value) else _number(label, value)
+
+
 class ExponentialMovingAverage(Average):
     """A moving average of the parameters: ``average = decay * average + (1 - decay) * parameter`` after each step.
 
@@ -222,22 +232,18 @@ class ExponentialMovingAverage(Average):
     """
 
     row, twin = "lerp", staticmethod(_lerp)
+    settings: ClassVar = {"decay": _decay, "bias_correction": options.check_flag}
+    decay: float | Callable[[int], float]
+    bias_correction: bool
 
     def __init__(
         self, opt: Any, decay: float | Callable[[int], float] = 0.999, *, bias_correction: bool = False
     ) -> None:
-        self.decay = decay if callable(decay) else options.checked_number("decay", decay, _DECAYS)
-        if not isinstance(bias_correction, bool):
-            raise TypeError(f"bias_correction: expected True or False, got {options.shown(bias_correction)}")
-        self.bias_correction = bias_correction
+        self.decay, self.bias_correction = decay, bias_correction
         super().__init__(opt)
 
     def weight(self, steps: int, share: float) -> Weight:
-        decay = (
-            options.checked_number(f"decay({steps})", self.decay(steps), _DECAYS)
-            if callable(self.decay)
-            else self.decay
-        )
+        decay = _number(f"decay({steps})", self.decay(steps)) if callable(self.decay) else self.decay
         share = decay * share + (1 - decay)
         if self.bias_correction:
             return (1 - decay) / share, share
@@ -257,9 +263,15 @@ class StochasticWeightAverage(Average):
     """
 
     row, twin = "lerp", staticmethod(_lerp)
+    settings: ClassVar = {
+        "start": partial(options.whole_number, least=0),
+        "every": partial(options.whole_number, least=1),
+    }
+    start: int
+    every: int
 
     def __init__(self, opt: Any, *, start: int = 0, every: int = 1) -> None:
-        self.start, self.every = options.whole_number("start", start, 0), options.whole_number("every", every, 1)
+        self.start, self.every = start, every
         super().__init__(opt)
 
     def weight(self, steps: int, share: float) -> Weight:
@@ -285,12 +297,15 @@ class Lookahead(Average):
 
     row = "lookahead"
     writes_param = True
+    settings: ClassVar = {
+        "k": partial(options.whole_number, least=1),
+        "alpha": partial(options.checked_number, interval=options.Interval(0, 1, "(]")),
+    }
+    k: int
+    alpha: float
 
     def __init__(self, opt: Any, k: int = 5, alpha: float = 0.5) -> None:
-        self.k, self.alpha = (
-            options.whole_number("k", k, 1),
-            options.checked_number("alpha", alpha, options.Interval(0, 1, "(]")),
-        )
+        self.k, self.alpha = k, alpha
         super().__init__(opt)
 
     def weight(self, steps: int, share: float) -> Weight:
@@ -361,9 +376,6 @@ class Mirroring:
         the even one. Returns an object whose ``remove()`` ends it. Parameters that are added later have no mirror.
         """
         return Mirror(self, arrays)
-
-
-_DECAYS = options.Interval(0, 1)
 
 
 def _made_again(

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
 from fastopt import arrays, options, reference, storage
 from fastopt._plan import Clipping, Gradients
 from fastopt.arrays import Array
+from fastopt.checked_settings import CheckedSettings
 from fastopt.functional import thread_tuners
 
 GradientList: TypeAlias = Sequence[Array | None] | Mapping[str, Array | None]
@@ -145,7 +147,7 @@ def _in_order(params: Any, grads: Any) -> list[Any]:
     return list(params)
 
 
-class GradScaler:
+class GradScaler(CheckedSettings):
     """The factor of a loss whose gradients are too small for 16 bits, as torch's ``amp.GradScaler`` works it out.
 
     Multiply the loss by `scale`, step with ``norm = opt.step(grads, grad_scale=1 / scaler.scale,
@@ -153,7 +155,22 @@ class GradScaler:
 
     init_scale: the first scale. growth_factor: multiplies it after ``growth_interval`` finite steps in a row.
     backoff_factor: multiplies it after a step whose norm was not finite.
+
+    The settings and the scale may be assigned anew.
     """
+
+    settings: ClassVar = {
+        "scale": partial(options.checked_number, interval=options.Interval(0, math.inf, "()")),
+        "growth_factor": partial(options.checked_number, interval=options.Interval(1, math.inf, "()")),
+        "backoff_factor": partial(options.checked_number, interval=options.Interval(0, 1, "()")),
+        "growth_interval": partial(options.whole_number, least=1),
+        "finite_steps": partial(options.whole_number, least=0),
+    }
+    scale: float
+    growth_factor: float
+    backoff_factor: float
+    growth_interval: int
+    finite_steps: int
 
     def __init__(
         self,
@@ -162,25 +179,19 @@ class GradScaler:
         backoff_factor: float = 0.5,
         growth_interval: int = 2000,
     ) -> None:
-        self.scale = options.checked_number("init_scale", init_scale, options.Interval(0, math.inf, "()"))
-        self.growth_factor = options.checked_number(
-            "growth_factor", growth_factor, options.Interval(1, math.inf, "()")
-        )
-        self.backoff_factor = options.checked_number(
-            "backoff_factor", backoff_factor, options.Interval(0, 1, "()")
-        )
-        self.growth_interval = options.whole_number("growth_interval", growth_interval, 1)
-        self.finite_steps = 0
+        self.scale = self.settings["scale"]("init_scale", init_scale)
+        self.growth_factor, self.backoff_factor = growth_factor, backoff_factor
+        self.growth_interval, self.finite_steps = growth_interval, 0
 
     def update(self, norm: float | None) -> None:
         """Takes the norm that a step returned, and changes the scale where that is due."""
         if norm is None:
             raise TypeError("norm: expected what step() returned, got None; step with skip_nonfinite=True")
         if not math.isfinite(options.as_number("norm", norm)):
-            self.scale, self.finite_steps = self.scale * self.backoff_factor, 0
+            self.scale, self.finite_steps = self.scale * self.backoff_factor or self.scale, 0
             return
         self.finite_steps += 1
-        if self.finite_steps == self.growth_interval:
+        if self.finite_steps >= self.growth_interval:
             grown = self.scale * self.growth_factor
             self.scale, self.finite_steps = grown if math.isfinite(grown) else self.scale, 0
 

@@ -165,6 +165,34 @@ def test_parameters_without_a_gradient_take_part(isa: str) -> None:
     assert opt.state_dict()["state"].get(1, {}).get("momentum_buffer") is None
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_setting_that_is_assigned_takes_effect_or_is_refused(name: str) -> None:
+    changes = {"decay": 0.5, "bias_correction": True, "start": 1, "every": 3, "k": 3, "alpha": 0.25}
+
+    def run(change: str | None) -> list[bytes]:
+        params = arrays()
+        opt = fastopt.SGD(params, lr=0.1)
+        average = MAKERS[name](opt)
+        for step in range(8):
+            if step == 2 and change is not None:
+                setattr(average, change, changes[change])
+            opt.step(arrays(seed=step))
+        return contents(average.arrays)
+
+    average = MAKERS[name](fastopt.SGD(arrays(), lr=0.1))
+    for setting in type(average).settings:
+        before = getattr(average, setting)
+        with pytest.raises((TypeError, ValueError), match=rf"^{setting}: "):
+            setattr(average, setting, "x")
+        with pytest.raises(AttributeError, match=rf"'{setting}x' cannot be set; .*{setting}"):
+            setattr(average, setting + "x", before)
+        assert getattr(average, setting) == before
+        assert (run(setting) == run(None)) == (changes[setting] == before)
+    for fixed in "opt", "steps", "arrays", "row":
+        with pytest.raises(AttributeError, match=f"'{fixed}' cannot be set; what can be set: "):
+            setattr(average, fixed, None)
+
+
 # -- All or nothing --------------------------------------------------------------------------------
 
 

@@ -223,3 +223,22 @@ def test_a_scaler() -> None:
             fastopt.GradScaler(**wrong)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="skip_nonfinite=True"):
         scaler.update(None)
+
+
+def test_a_scaler_whose_settings_are_assigned() -> None:
+    scaler = fastopt.GradScaler(1.0, growth_interval=3)
+    for setting in scaler.settings:
+        with pytest.raises(TypeError, match=rf"^{setting}: "):
+            setattr(scaler, setting, "x")
+        with pytest.raises(AttributeError, match=rf"'{setting}x' cannot be set; did you mean {setting}\?"):
+            setattr(scaler, setting + "x", 1)
+    for _ in range(2):
+        scaler.update(1.0)
+    scaler.growth_interval, scaler.growth_factor, scaler.backoff_factor = 1, 8.0, 0.25
+    scaler.update(1.0)
+    assert scaler.scale == 8.0
+    scaler.update(math.nan)
+    assert scaler.scale == 2.0
+    scaler.scale = 5e-324
+    scaler.update(math.nan)
+    assert scaler.scale == 5e-324
