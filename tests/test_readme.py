@@ -47,6 +47,15 @@ def test_results_are_as_the_readme_says(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == "0.999 1.0\n"
 
 
+def test_every_file_of_the_package_is_in_the_list_of_contributing() -> None:
+    root = README.parent
+    text = (root / "CONTRIBUTING.md").read_text()
+    files = [*root.glob("fastopt/[a-z]*.py"), *root.glob("src_c/*.[ch]"), *root.glob("src_c/*.def")]
+    assert len(files) > 40
+    missing = [path.name for path in files if path.name not in text and not path.name.startswith("isa_")]
+    assert not missing, f"CONTRIBUTING.md: say in a line what is in {', '.join(sorted(missing))}"
+
+
 def test_files_that_the_readme_links_to_exist() -> None:
     for target in re.findall(r"\]\(([^):]+)\)", README.read_text()):
         file, _, heading = target.partition("#")
