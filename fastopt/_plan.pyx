@@ -109,7 +109,7 @@ cdef class Stepping(Preparing):
         try:
             self.refuse_read_only(without_gradient=True)
             param_groups = optimizer.param_groups
-            team = self.prepare(param_groups, isa, 1.0, change, None)
+            team = self.prepare(param_groups, isa, 1.0, change, None, follows=False)
             self.write(param_groups, change, isa, team, None)
             self.work.end()
         finally:
@@ -173,7 +173,7 @@ cdef class Stepping(Preparing):
         cdef size_t i, place = 0, n = len(self.selected)
         cdef PyObject **items = (<PyListObject *>self.selected).ob_item  # no references are counted: it is every step
         if clipping is not None and clipping.skip_nonfinite and not self.norms.is_finite:
-            self.skip(isa, team, clipping)
+            self.skip(isa, team, change, clipping)
             return 0
         if change is not None:
             self._commit(param_groups, change)
@@ -192,7 +192,7 @@ cdef class Stepping(Preparing):
                     (<Tensor>tensor).by_rows.commit()
         for i in range(<size_t>self.shared_count):
             self.shared[i].steps += 1
-        if self.followers and (change is None or not change.moves):
+        if self.follows:
             self.count_followed()
         if table().isas[isa].name == NULL:
             self.run_twins(None if change is None else change.moves, clipping)
@@ -200,9 +200,12 @@ cdef class Stepping(Preparing):
             self.work.run(team)
         return 0
 
-    cdef int skip(self, int isa, int team, Clipping clipping) except -1:
+    cdef int skip(self, int isa, int team, Change change, Clipping clipping) except -1:
         """Writes zeros into the gradients, if they were asked for: a skipped step does nothing else."""
         cdef Tensor tensor
+        cdef Move move
+        for move in change.moves if change is not None else ():
+            move.c.kernel, move.c.pass_count = NULL, 0
         self.write_nothing()
         self.is_assigned = False  # what follows holds for this call alone
         for tensor in self.stepping:
@@ -245,8 +248,6 @@ cdef class Stepping(Preparing):
                         self.algorithm, tensor.now, grad, states, scalars,
                         tensor.c.call.coefficients.random_key, tensor.c.call.first_element, self.factors.of(tensor),
                     )
-                if self.followers and not moves:
-                    self.run_twins_of_followers(tensor)
             for move in moves or ():
                 tensor = move.tensor
                 storage.update(
@@ -254,6 +255,9 @@ cdef class Stepping(Preparing):
                     scalars_of(&move.coefficients, move.algorithm), move.coefficients.random_key,
                     tensor.c.call.first_element,
                 )
+            if self.follows:
+                for tensor in self.selected:
+                    self.run_twins_of_followers(tensor)
         finally:
             if flushes:
                 fastopt_set_floating_mode(mode)

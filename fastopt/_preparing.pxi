@@ -29,6 +29,7 @@ cdef class Preparing(Following):
         size_t shared_capacity
         fastopt_coefficients *own_coefficients  # of each tensor, where each gradient has a factor of its own
         size_t own_capacity
+        bint follows  # whether the step that is prepared is one that the followers see
         bint has_l1, needs_factors, has_work, has_columns
         ColumnSums column_sums
         L1 *l1
@@ -59,6 +60,7 @@ cdef class Preparing(Following):
         cdef Move move
         cdef Shared *shared = NULL
         cdef dict places = None
+        cdef set moved = set() if moves is None else {(<Move>one).tensor for one in moves}  # which the followers follow
         self.is_assigned = self.are_passes_ready = self.needs_factors = False
         grow(<void **>&self.shared, &self.shared_capacity, len(self.selected), sizeof(Shared))
         self.work.begin(len(self.selected) + (len(moves) if moves is not None else 0))
@@ -68,7 +70,7 @@ cdef class Preparing(Following):
         for i in range(len(self.selected)):
             tensor = <Tensor>self.selected[i]
             if not self.has_gradient[i]:
-                if self.followers and moves is None:
+                if self.follows and tensor not in moved:
                     tensor.c.kernel = NULL
                     self.work.add(&tensor.c)
                 continue
@@ -130,13 +132,15 @@ cdef class Preparing(Following):
         return 0
 
     cdef int prepare(
-        self, object param_groups, int isa, double grad_scale, Change change, Clipping clipping
+        self, object param_groups, int isa, double grad_scale, Change change, Clipping clipping, bint follows=True
     ) except -1:
-        """Everything that may still be refused; returns the number of threads."""
+        """Everything that may still be refused; returns the number of threads. follows: whether the followers see it."""
         cdef Tensor tensor
         cdef Py_ssize_t i
         cdef int team = 1
+        cdef Move move
         cdef bint is_native = table().isas[isa].name != NULL
+        self.follows = follows and len(self.followers) > 0
         if change is not None:
             self.make_ready(param_groups, change)
         if change is not None or not self.is_assigned or self.assigned_isa != isa:
@@ -160,8 +164,10 @@ cdef class Preparing(Following):
             self.prepare_factors(isa, team)
         if self.has_work:
             self.transform()
-        if self.followers and (change is None or not change.moves):
+        if self.follows:
             self.prepare_followers(isa)
+            for move in change.moves if change is not None else ():
+                move.c.passes, move.c.pass_count = move.tensor.c.passes, move.tensor.c.pass_count
         return self.work.make_ready(team) if is_native else 1
 
     cdef double prepare_gradients(self, int isa, int team, double grad_scale, Clipping clipping) except? -1:
@@ -294,7 +300,7 @@ cdef class Preparing(Following):
         cdef Sums sums = self.factors.sums
         if table().isas[isa].name != NULL:
             sums.begin(1, self.factors.n_sums)
-            sums.add(c, self.sum_kernel_of(isa, tensor), c.call.coefficients)
+            sums.add(c, self.sum_kernel_of(isa, tensor), c.call.coefficients, by_rows=True)
             found = sums.run_rows(team, rows)
         else:
             found = np.zeros((rows, self.factors.n_sums))
@@ -321,7 +327,7 @@ cdef class Preparing(Following):
         norm = auxiliary_row(isa, b"norm")
         by.rows.column_kernel = norm.column_kernels[format][0]
         sums.begin(1, 1)
-        sums.add(&tensor.c, norm.sum_kernels[format][0], &coefficients)
+        sums.add(&tensor.c, norm.sum_kernels[format][0], &coefficients, by_rows=True)
         try:
             rows = sums.run_rows(team, by.count).reshape(by.row_shape)
         finally:

@@ -92,6 +92,7 @@ cdef class Plan(Stepping):
         cdef RowCall call
         if change is not None:
             self.make_ready(param_groups, change)
+        self.follows = False
         self.assign(isa, None, False)
         self.fill_coefficients(1.0)
         self.work.begin(len(self.selected))

@@ -3,9 +3,10 @@
 
 cdef struct Summed:  # a tensor that is summed up, and what it has in the meantime no more
     fastopt_tensor *tensor
-    size_t count
+    size_t count, blocks
     fastopt_kernel kernel
     const fastopt_coefficients *coefficients
+    const fastopt_rows *rows
 
 
 cdef class Sums:
@@ -40,12 +41,17 @@ cdef class Sums:
         return self.work.begin(most)
 
     cdef void add(
-        self, fastopt_tensor *tensor, fastopt_kernel kernel, const fastopt_coefficients *coefficients
+        self, fastopt_tensor *tensor, fastopt_kernel kernel, const fastopt_coefficients *coefficients,
+        bint by_rows=False,
     ) noexcept:
+        """by_rows: of a tensor that is updated row by row the sums are those of each row, not of all its elements."""
         cdef Summed *added = &self.summed[self.count]
+        added.rows = tensor.rows
+        if not by_rows:
+            tensor.rows = NULL
         if tensor.rows != NULL or tensor != added.tensor or tensor.count != added.count:
             self.is_cut = False
-        added.tensor, added.count = tensor, tensor.count
+        added.tensor, added.count, added.blocks = tensor, tensor.count, fastopt_blocks_of(tensor)
         added.kernel, added.coefficients = tensor.kernel, tensor.call.coefficients
         tensor.kernel, tensor.call.coefficients, tensor.sum_count = kernel, coefficients, self.each
         self.work.add(tensor)
@@ -61,14 +67,14 @@ cdef class Sums:
         for i in range(self.count):
             for k in range(<size_t>self.each):
                 total = 0.0
-                for block in range(fastopt_blocks_of(self.summed[i].tensor)):
+                for block in range(self.summed[i].blocks):
                     value = sums[block * self.each + k]
                     if not takes_largest:
                         total += value
                     elif value > total or value != value:
                         total = value
                 self.totals[i * self.each + k] = total
-            sums += fastopt_blocks_of(self.summed[i].tensor) * self.each
+            sums += self.summed[i].blocks * self.each
         return 0
 
     cdef int run_blocks(self, int team) except -1:
@@ -77,12 +83,12 @@ cdef class Sums:
         cdef Summed *one
         try:
             for i in range(self.count):
-                blocks += fastopt_blocks_of(self.summed[i].tensor)
+                blocks += self.summed[i].blocks
             grow(<void **>&self.blocks, &self.block_capacity, blocks * self.each, sizeof(double))
             blocks = 0
             for i in range(self.count):
                 self.summed[i].tensor.call.sums = &self.blocks[blocks * self.each]
-                blocks += fastopt_blocks_of(self.summed[i].tensor)
+                blocks += self.summed[i].blocks
             if not self.is_cut or self.count != self.cut_count:
                 self.work.cut(for_sums=True)
                 self.is_cut, self.cut_count = True, self.count
@@ -90,7 +96,8 @@ cdef class Sums:
         finally:
             for i in range(self.count):
                 one = &self.summed[i]
-                one.tensor.kernel, one.tensor.call.coefficients, one.tensor.sum_count = one.kernel, one.coefficients, 0
+                one.tensor.kernel, one.tensor.call.coefficients = one.kernel, one.coefficients
+                one.tensor.rows, one.tensor.sum_count = one.rows, 0
         return 0
 
     cdef cnp.ndarray run_rows(self, int team, size_t rows):
@@ -99,7 +106,7 @@ cdef class Sums:
         cdef double *totals = <double *>cnp.PyArray_DATA(found)
         cdef size_t row, block, k, at = 0, blocks
         self.run_blocks(team)
-        blocks = fastopt_blocks_of(self.summed[0].tensor) // max(rows, <size_t>1)
+        blocks = self.summed[0].blocks // max(rows, <size_t>1)
         for row in range(rows):
             for block in range(blocks):
                 for k in range(<size_t>self.each):

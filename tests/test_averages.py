@@ -222,6 +222,47 @@ def test_steps_that_are_skipped_or_refused_change_nothing(name: str, isa: str) -
     )
 
 
+@pytest.mark.parametrize("isa", fastopt.available_isas())
+@pytest.mark.parametrize("dtype", [np.float64, BFLOAT16], ids=str)
+def test_parameters_that_come_back_from_ahead_take_part(isa: str, dtype: Any) -> None:
+    """In the step after `NAG.lookahead`, a parameter without a gradient goes back; what follows it comes after that."""
+    fastopt.set_isa(isa)
+    params = arrays(dtype)
+    opt = fastopt.NAG(params, lr=0.1)
+    average = fastopt.ExponentialMovingAverage(opt, 0.5)
+    copies = [np.empty_like(p, np.float16) for p in params]
+    opt.mirror(copies)
+    for step in range(3):
+        opt.step(arrays(dtype, seed=step))
+    before, own = [a.copy() for a in average.arrays], contents(params)
+    opt.lookahead()
+    assert average.steps == 3
+    opt.step([None if i % 2 else g for i, g in enumerate(arrays(dtype, seed=5))])
+    assert average.steps == 4
+    for i, (p, a, b, half) in enumerate(zip(params, average.arrays, before, copies, strict=True)):
+        if i % 2 and dtype != np.float64:  # what is rounded comes back exactly
+            assert p.tobytes() == own[i]
+        np.testing.assert_allclose(a, (b + p.astype(a.dtype)) / 2, rtol=1e-6, atol=1e-6)
+        assert half.tobytes() == p.astype(np.float16).tobytes()
+
+
+@pytest.mark.parametrize("isa", fastopt.available_isas())
+def test_a_step_that_is_skipped_leaves_parameters_ahead(isa: str) -> None:
+    fastopt.set_isa(isa)
+    params, others = arrays(), arrays()
+    opt, other = fastopt.NAG(params, lr=0.1), fastopt.NAG(others, lr=0.1)
+    for either in opt, other:
+        fastopt.Lookahead(either, k=2)
+        either.step(arrays(seed=1))
+        either.lookahead()
+    bad = [None if i % 2 else np.full_like(g, math.nan) for i, g in enumerate(arrays())]
+    assert math.isnan(opt.step(bad, skip_nonfinite=True, zero_grads=True) or 0.0)
+    assert contents(params) == contents(others)
+    for either in opt, other:
+        either.step([None if i % 2 else g for i, g in enumerate(arrays(seed=2))])
+    assert contents(params) == contents(others)
+
+
 def test_an_interrupt_finds_a_step_made_or_not_made() -> None:
     fastopt.set_num_threads(1)
 
