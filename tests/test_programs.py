@@ -250,6 +250,9 @@ CALLS: list[Callable[[Program], None]] = [
 ]  # fmt: skip
 
 
+OF_MORE_THAN_ONE_CALL = {step_bound, accumulate, save_a_file_and_load_it}
+
+
 def run(cls: table.Class, seed: int, isas: list[str], folder: Path) -> Iterator[tuple[str, str, list[Any]]]:
     """For each call its name, what it was refused with, and what there is then. isas: one for each call."""
     fastopt.set_isa(isas[0])
@@ -259,11 +262,15 @@ def run(cls: table.Class, seed: int, isas: list[str], folder: Path) -> Iterator[
         fastopt.set_isa(isa)
         program.choose = random.Random(f"{seed} {place}")
         program.returned = []
+        before = program.bits()
         call, error = program.choose.choice(CALLS), ""
         try:
             call(program)
         except REFUSALS as refusal:
             error = f"{type(refusal).__name__}: {refusal}"
+            assert program.bits() == before or call in OF_MORE_THAN_ONE_CALL, (
+                f"a refused call has changed something: {error}"
+            )
         yield call.__name__, error, program.bits()
 
 
