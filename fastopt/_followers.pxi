@@ -20,16 +20,22 @@ cdef class Trail:
     """The array of one parameter that a follower writes.
 
     steps: how many the parameter has been in. share: the part of the average that does not come from its first value,
-    1 - the product of the decays.
+    1 - the product of the decays. is_filled: whether the array has values before the first step.
     """
 
     cdef:
         readonly cnp.ndarray array
         int storage
+        bint is_filled
         Progress progress  # shared with others: a step counts once for all of them
 
-    def __init__(self, cnp.ndarray array, int64_t steps=0, double share=0.0):
+    def __init__(self, cnp.ndarray array, int64_t steps=0, double share=0.0, bint is_filled=True):
         self.array, self.storage, self.progress = array, storage_of(array), Progress(steps, share)
+        self.is_filled = is_filled
+
+    @property
+    def has_values(self):
+        return self.is_filled or self.progress.steps > 0
 
     @property
     def steps(self):
@@ -208,7 +214,7 @@ cdef class Following(Handover):
         cdef cnp.ndarray values
         for trail, values, steps, share in entries:
             cnp.PyArray_CopyInto(trail.array, values)
-            trail.progress = Progress(steps, share)
+            trail.progress, trail.is_filled = Progress(steps, share), True
         self.are_passes_ready = False
 
     def copy_to(self, Follower follower):

@@ -63,11 +63,15 @@ class Follower(CheckedSettings):
         found = {key: trail.array for key, trail in self._trails().items() if trail is not None}
         return list(found.values()) if all(type(key) is int for key in found) else found
 
-    def _trails(self) -> dict[Key, Any]:
+    def _all_trails(self) -> dict[Key, Any]:
         if self._left is not None:
             return self._left
         found: dict[Key, Any] = self.opt._plan.trails_of(self._follower)
         return found
+
+    def _trails(self) -> dict[Key, Any]:
+        """Those that have values: for a parameter that `update` has seen before this was made, from its next step on."""
+        return {key: trail for key, trail in self._all_trails().items() if trail is None or trail.has_values}
 
     # -- What a step asks for --
 
@@ -114,6 +118,8 @@ class Average(Follower):
             with within(f"the average of {tensor.label}"):
                 array[...] = _fitting(values, array)
             return Trail(array, steps, share)
+        if tensor.now is None:  # the next step copies it
+            return Trail(array, is_filled=False)
         np.copyto(array, storage.widened(tensor.now))
         return Trail(array)
 
@@ -148,11 +154,11 @@ class Average(Follower):
         Averages of names, or positions, that `update` has not seen yet wait until it does.
         """
         plan: Plan = self.opt._plan
-        trails = self._trails()
+        trails = self._all_trails()
         if not isinstance(state_dict, Mapping) or not isinstance(state_dict.get("state"), Mapping):
             raise ValueError("state_dict: it has no 'state'; pass what state_dict() returned")
         state = state_dict["state"]
-        missing = [arrays.label_of(key) for key in trails if key not in state]
+        missing = [arrays.label_of(key) for key in self._trails() if key not in state]
         unknown = [arrays.label_of(key) for key in state if key not in trails]
         if missing or (unknown and plan.keeps_params):
             raise ValueError(
@@ -164,7 +170,7 @@ class Average(Follower):
             with within(f"the average of {arrays.label_of(key)}"):
                 read[key] = _read(entry, trails[key].array if key in trails else None)
         self._waiting = {key: entry for key, entry in read.items() if key not in trails}
-        arrays.quietly(plan.load_trails, [(trails[key], *read[key]) for key in trails])
+        arrays.quietly(plan.load_trails, [(trails[key], *read[key]) for key in trails if key in read])
 
     def applied(self, params: Any = None) -> Any:
         """``with average.applied():`` the parameters have the values of the average; then their own again, exactly.

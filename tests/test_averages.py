@@ -573,6 +573,40 @@ def close(a: Array, b: Array) -> None:
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_an_average_that_is_made_after_update_begins_with_its_next_step(name: str) -> None:
+    """An optimizer without parameters of its own has none that the average could begin with."""
+    results = []
+    for is_late in True, False:
+        params = dict(zip("abcdefg", arrays(), strict=True))
+        opt = fastopt.SGD(lr=0.1)
+        grads = [dict(zip("abcdefg", arrays(seed=i), strict=True)) for i in range(9)]
+        opt.update(params, grads[0])
+        if is_late:
+            average = MAKERS[name](opt)
+            assert average.arrays == {} or average.arrays == []
+            assert average.steps == 0
+            assert average.state_dict()["state"] == {}
+            with pytest.raises(ValueError, match="there is no average of it yet"), average.applied(params=params):
+                pass
+        else:  # it has the parameters
+            opt = fastopt.SGD(params, lr=0.1)
+            average = MAKERS[name](opt)
+        for step in grads[1:5]:
+            opt.update(params, step)
+        again = fastopt.SGD(lr=0.1)
+        again.update({name: p.copy() for name, p in params.items()}, grads[5])
+        other = MAKERS[name](again)
+        other.load_state_dict(average.state_dict())  # into one that has nothing yet
+        others = copy.deepcopy(params)
+        for step in grads[6:]:
+            opt.update(params, step)
+            again.update(others, step)
+        assert contents(list(average.arrays.values())) == contents(list(other.arrays.values()))
+        results.append(contents(list(params.values()), list(average.arrays.values())))
+    assert results[0] == results[1]
+
+
 # -- States, copies, threads -----------------------------------------------------------------------
 
 
