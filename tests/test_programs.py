@@ -42,7 +42,9 @@ class Program:
         shapes = SHAPES if cls in table.OPTIMIZERS else MATRICES
         self.params = {f"p{i}": self.drawn(shape) for i, shape in enumerate(shapes)}
         variants = [v for v in table.VARIANTS if v.cls is cls and self.dtype.name in v.dtypes] or [table.base(cls)]
-        self.optimizer: Any = self.choose.choice(variants).make(dict(self.params))
+        variant = self.choose.choice(variants)
+        self.has_own = seed % 2 == 0  # else the optimizer is handed the parameters at each step
+        self.optimizer: Any = variant.make(dict(self.params)) if self.has_own else cls(**variant.options)
         self.averages: list[Any] = []
         self.mirror: dict[str, Array] = {}
         self.saved: Any = None
@@ -83,6 +85,11 @@ class Program:
         }
         return {name: self.choose.choice(some) for name, some in choices.items() if self.choose.random() < 0.3}
 
+    def step(self, grads: dict[str, Any], **options: Any) -> Any:
+        if self.has_own:
+            return self.optimizer.step(grads, **options)
+        return self.optimizer.update(self.params, grads, **options)
+
     def matrix(self) -> str:
         return self.choose.choice([name for name, p in self.params.items() if p.ndim >= 2])
 
@@ -92,7 +99,7 @@ class Program:
         return [
             *[p.tobytes() for p in self.params.values()],
             *[(i, n, np.asarray(x).tobytes()) for i, entry in states.items() for n, x in entry.items()],
-            *[a.tobytes() for average in self.averages for a in average.arrays.values()],
+            *[(name, a.tobytes()) for average in self.averages for name, a in dict(average.arrays).items()],
             *[half.tobytes() for half in self.mirror.values()],
             repr(self.returned),
         ]
@@ -100,7 +107,7 @@ class Program:
 
 def step(program: Program) -> None:
     grads = program.gradients()
-    program.returned.append(program.optimizer.step(grads, **program.options()))
+    program.returned.append(program.step(grads, **program.options()))
     program.returned.append([None if g is None else g.astype(np.float64).tobytes() for g in grads.values()])
 
 
@@ -109,7 +116,7 @@ def step_with_a_nan(program: Program) -> None:
     name = program.choose.choice(list(grads))
     grads[name] = np.full(program.params[name].shape, np.nan, program.dtype)
     options = program.options() | {"skip_nonfinite": True}
-    program.returned.append(math.isfinite(program.optimizer.step(grads, **options)))
+    program.returned.append(math.isfinite(program.step(grads, **options)))
 
 
 def update_some(program: Program) -> None:
@@ -151,9 +158,10 @@ def edit(program: Program) -> None:
 
 
 def write_into_a_state(program: Program) -> None:
-    for values in program.optimizer.state[program.choose.choice(list(program.params))].values():
-        if isinstance(values, np.ndarray) and values.flags.writeable:
-            values *= values.dtype.type(0.5)
+    for state in program.optimizer.state.values():
+        for values in state.values():
+            if isinstance(values, np.ndarray) and values.flags.writeable and program.choose.random() < 0.3:
+                values *= values.dtype.type(0.5)
 
 
 def write_into_parameters(program: Program) -> None:
@@ -161,11 +169,12 @@ def write_into_parameters(program: Program) -> None:
         p *= p.dtype.type(0.9)
 
 
-def add_a_group(program: Program) -> None:
+def add_a_parameter(program: Program) -> None:
     if len(program.params) < 8 and not program.mirror:
         name = f"p{len(program.params)}"
         program.params[name] = program.drawn((4, 3))
-        program.optimizer.add_param_group({"params": {name: program.params[name]}, "weight_decay": 0.05})
+        if program.has_own:
+            program.optimizer.add_param_group({"params": {name: program.params[name]}, "weight_decay": 0.05})
 
 
 def reset(program: Program) -> None:
@@ -216,14 +225,17 @@ def remove_an_average(program: Program) -> None:
 
 def apply_an_average(program: Program) -> None:
     if program.averages:
-        with program.choose.choice(program.averages).applied():
+        average = program.choose.choice(program.averages)
+        params = None if program.has_own else {name: program.params[name] for name in dict(average.arrays)}
+        with average.applied(params):
             program.returned.append([p.tobytes() for p in program.params.values()])
 
 
 def make_a_mirror(program: Program) -> None:
     if not program.mirror:
-        program.mirror = {name: np.empty(p.shape, BFLOAT16) for name, p in program.params.items()}
-        program.optimizer.mirror(program.mirror)
+        mirror = {name: np.empty(p.shape, BFLOAT16) for name, p in program.params.items()}
+        program.optimizer.mirror(mirror)
+        program.mirror = mirror
 
 
 def evaluate(program: Program) -> None:
@@ -244,9 +256,9 @@ def set_threads(program: Program) -> None:
 
 CALLS: list[Callable[[Program], None]] = [
     step_with_a_nan, update_some, update_some, step_bound, accumulate, update_rows, edit, edit, write_into_a_state,
-    write_into_parameters, add_a_group, reset, save, load, save_a_file_and_load_it, go_on_with_a_copy, make_an_average,
-    make_an_average, remove_an_average, apply_an_average, make_a_mirror, evaluate, look_ahead, set_threads,
-    *[step] * 8,
+    write_into_parameters, add_a_parameter, reset, save, load, save_a_file_and_load_it, go_on_with_a_copy,
+    make_an_average, make_an_average, remove_an_average, apply_an_average, make_a_mirror, evaluate, look_ahead,
+    set_threads, *[step] * 8,
 ]  # fmt: skip
 
 
