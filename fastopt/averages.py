@@ -96,7 +96,8 @@ class Average(Follower):
     is made take part, with or without a gradient; a step that is skipped or refused changes nothing. Averages are
     updated in the order of their making. They are not in the optimizer's state dict, and ``opt.reset()`` leaves them
     alone: save them with ``fastopt.save(path, opt, averages=[average])``. Pickled or copied together with the optimizer
-    they stay together; a copy of the optimizer alone has none.
+    they stay together; a copy of the optimizer alone has none. The arguments but the first are attributes, and may be
+    assigned anew for the steps to come.
     """
 
     def __init__(self, opt: Any) -> None:
