@@ -15,6 +15,8 @@ cdef class Handover(Selection):
     cdef tuple take_handed_over(self, optimizer, object params, object grads):
         """Takes parameters and their gradients; returns the parameters in order, and what makes new names join."""
         cdef bint is_by_name = PyDict_CheckExact(params) and PyDict_CheckExact(grads)
+        if self.has_flags:
+            optimizer._check_update()
         if not is_by_name and not (type(params) is list and type(grads) is list):
             params, grads = arrays.handed_over(params, grads)
             is_by_name = type(params) is dict

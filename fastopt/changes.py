@@ -347,6 +347,9 @@ class Changing:
                     value = value.copy()  # it may be overwritten before its turn to be read comes
                 change.copies.append((array, value))
 
+    def _check_update(self) -> None:
+        """Refuses `update` where only `step` can be made; for optimizers with flags."""
+
     def _change_in_step(self, has_gradient: Sequence[bool]) -> Change | None:
         """The changes of a step besides the parameters that have a gradient; for optimizers with flags."""
         return None

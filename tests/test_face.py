@@ -323,6 +323,27 @@ def test_nag_returns_a_parameter_without_gradient() -> None:
     np.testing.assert_allclose(params[1], where, rtol=1e-15)
 
 
+def test_nag_is_ahead_in_step_alone() -> None:
+    params, others = parameters(), parameters()
+    optimizer, other = fastopt.NAG(params, lr=0.1), fastopt.NAG(others, lr=0.1)
+    for either in optimizer, other:
+        train(either, range(2))
+        either.lookahead()
+    before = everything(optimizer, params)
+    with pytest.raises(RuntimeError, match=r"call step\(grads\) before update\(\)"):
+        optimizer.update(params, gradients(2))
+    assert everything(optimizer, params) == before
+    train(optimizer, range(2, 3))
+    train(other, range(2, 3))
+    optimizer.update(params, gradients(3))
+    other.step(gradients(3))
+    assert everything(optimizer, params) == everything(other, others)
+    alone = fastopt.NAG(lr=0.1)
+    alone.update(params, gradients(4))
+    with pytest.raises(TypeError, match=r"lookahead: .*make it with them: NAG\(\[w, b\]\)"):
+        alone.lookahead()
+
+
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_nag_returns_what_is_ahead_and_nothing_else(ahead: int) -> None:
     params = parameters()

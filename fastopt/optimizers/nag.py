@@ -77,16 +77,25 @@ class NAG(Optimizer):
     def lookahead(self) -> None:
         """Moves every parameter to p + momentum * v; the next ``step`` takes gradients from there.
 
-        Until then ``momentum`` and ``state_dtype`` stay what they are.
+        Until then ``momentum`` and ``state_dtype`` stay what they are, and ``update`` raises RuntimeError. An optimizer
+        that was made without parameters cannot look ahead: TypeError.
         """
         self._take_edits()
         plan = self._plan
+        if not plan.keeps_params:
+            raise TypeError(
+                "lookahead: this optimizer was made without parameters; make it with them: NAG([w, b])"
+            )
         if any(group.h["ahead"] for group in plan.groups):
             raise RuntimeError("the parameters are ahead already; call step() before lookahead() again")
         change = self._moving(plan.tensors, 1.0, LOOKING_AHEAD)
         # what is rounded at random has no way back
         change.notes = {tensor: tensor.param.copy() for tensor in plan.tensors if tensor.param.itemsize == 2}
         plan.move(self, change)
+
+    def _check_update(self) -> None:
+        if any(group.h["ahead"] for group in self._plan.groups):
+            raise RuntimeError("the parameters are ahead by lookahead(); call step(grads) before update()")
 
     def _change_in_step(self, has_gradient: Sequence[bool]) -> Change | None:
         """Parameters that are ahead and have no gradient go back."""
