@@ -119,8 +119,8 @@ cdef class Exchange:
         return made
 
 
-cdef class Watched:
-    """A vector of float32 or float64 that the user sees and may write to, and what it should hold."""
+cdef class Counts:
+    """How many steps each parameter has had, in a vector of float32 or float64 that the user sees and may write to."""
 
     cdef:
         readonly cnp.ndarray vector
@@ -134,23 +134,23 @@ cdef class Watched:
         memcpy(cnp.PyArray_DATA(self.last), cnp.PyArray_DATA(self.vector), cnp.PyArray_NBYTES(self.vector))
 
     def are_unchanged(self):
-        """Whether the vector holds what it held after the last `note` or `add_one`."""
+        """Whether the vector holds what it held after the last `note` or `add_step`."""
         return not memcmp(
             cnp.PyArray_DATA(self.last), cnp.PyArray_DATA(self.vector), cnp.PyArray_NBYTES(self.vector)
         )
 
-    def add_one(self, list indices=None):
-        """Adds 1 to these elements; None: to all."""
+    def add_step(self, list indices=None):
+        """Counts a step of these parameters; None: of all."""
         cdef Py_ssize_t k
         if indices is None:
             for k in range(cnp.PyArray_SIZE(self.vector)):
-                self.add_one_to(k)
+                self.add_one(k)
         else:
             for k in indices:
-                self.add_one_to(k)
+                self.add_one(k)
         self.note()
 
-    cdef void add_one_to(self, Py_ssize_t index) noexcept:
+    cdef void add_one(self, Py_ssize_t index) noexcept:
         if cnp.PyArray_TYPE(self.vector) == cnp.NPY_FLOAT32:
             (<float *>cnp.PyArray_DATA(self.vector))[index] += 1
         else:

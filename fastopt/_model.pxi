@@ -29,20 +29,6 @@ cdef class Model:
         self.intervals = Intervals([], algorithm.states)
         self.has_flags = bool(algorithm.flags)
 
-    def copy_numbers(self, cnp.ndarray to):
-        """Copies the states that are numbers to a vector of float64: of each tensor its NUMBERS, and then its vectors."""
-        cdef Tensor tensor
-        cdef double *at = <double *>cnp.PyArray_DATA(to)
-        cdef Py_ssize_t k
-        for tensor in self.tensors:
-            for k in range(len(tensor.number_letters)):
-                at[0] = tensor.numbers[k]
-                at += 1
-            if tensor.by_rows is not None:
-                for vector in tensor.by_rows.vectors.values():
-                    memcpy(at, cnp.PyArray_DATA(<cnp.ndarray>vector), cnp.PyArray_NBYTES(<cnp.ndarray>vector))
-                    at += cnp.PyArray_SIZE(<cnp.ndarray>vector)
-
     def is_unedited(self, param_groups):
         """Whether the groups are as they were last checked."""
         return is_unchanged(param_groups, self.items)

@@ -17,7 +17,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from fastopt import optimizers
 from fastopt._kernels import TABLE
-from fastopt._plan import Exchange, Watched, are_same, is_unchanged, items_of
+from fastopt._plan import Counts, Exchange, are_same, is_unchanged, items_of
 from fastopt.options import options_of, shown
 from fastopt.storage import storage_dtype
 from fastopt.torch_state import from_torch
@@ -108,9 +108,12 @@ class _Engine:
             {"params": [next(places) for _ in group["params"]], **self.options(group)} for group in self.groups
         ]
         self.optimizer = cls(groups)
+        self.numbers = [
+            algorithm.states[letter]
+            for letter in (*TABLE[algorithm.formula]["numbers"], *algorithm.vector_letters())
+        ]
         is_double = torch.get_default_dtype() == torch.float64
-        self.steps = Watched(np.zeros(len(arrays), np.float64 if is_double else np.float32))
-        self.number_arrays, self.all_numbers = self._make_number_arrays()
+        self.steps = Counts(np.zeros(len(arrays), np.float64 if is_double else np.float32))
         self.tensors = [self._states(index) for index in range(len(arrays))]
         self._take_states(owner.state)
         self.steps.note()
@@ -148,26 +151,12 @@ class _Engine:
             can_be_compared = type(theirs) is dict and all(map(_is_immutable, settings))
             self.groups_shown[index] = items_of(theirs) if can_be_compared else ()
 
-    def _make_number_arrays(self) -> tuple[list[dict[str, Any]], Watched]:
-        """For each parameter the states that are numbers, by name, as parts of one vector; and that vector."""
-        found = [tensor.numbers_by_letter() | tensor.vectors for tensor in self.optimizer._plan.tensors]
-        watched = Watched(np.empty(sum(np.size(number) for numbers in found for number in numbers.values())))
-        parts: list[dict[str, Any]] = []
-        at = 0
-        for numbers in found:
-            parts.append({})
-            for letter, number in numbers.items():
-                part = watched.vector[at : at + np.size(number)].reshape(np.shape(number))
-                parts[-1][self.optimizer.algorithm.states[letter]] = part
-                at += part.size
-        return parts, watched
-
     def _states(self, index: int) -> dict[str, Any]:
         """A parameter's states under torch's names, in the parameter's shape."""
         back = np.argsort(self.axes[index])
         states = {
-            name: torch.from_numpy(self.number_arrays[index][name])
-            if name in self.number_arrays[index]
+            name: torch.from_numpy(array)
+            if name in self.numbers
             else _like(self.params[index], _tensor(array).permute(tuple(back)))
             for name, array in self.optimizer.state[index].items()
             if name != "step"
@@ -189,7 +178,7 @@ class _Engine:
                 continue
             entry = {
                 name: _local(value).to(p.dtype).permute(self.axes[index])
-                if name in self.tensors[index] and name not in self.number_arrays[index]
+                if name in self.tensors[index] and name not in self.numbers
                 else value
                 for name, value in known.items()
                 if name != "step"
@@ -200,12 +189,6 @@ class _Engine:
         saved = self.optimizer.state_dict()
         saved["state"] |= from_torch({**saved, "state": found})["state"]
         self.optimizer.load_state_dict(saved)
-        self._show_numbers()
-
-    def _show_numbers(self) -> None:
-        """Writes the states that are numbers into the tensors that stand for them in torch's dict."""
-        self.optimizer._plan.copy_numbers(self.all_numbers.vector)
-        self.all_numbers.note()
 
     def fits(self, owner: _Adaptor, params: list[Any]) -> bool:
         """Whether groups, parameters, their memory and their states are those that the engine was made for."""
@@ -218,7 +201,6 @@ class _Engine:
             and are_same([*state.values()], self.entries)
             and is_unchanged(self.entries, self.shown)
             and self.steps.are_unchanged()
-            and self.all_numbers.are_unchanged()
         )
 
     def plain_arrays(self, grads: list[Any]) -> list[Any] | None:
@@ -263,7 +245,6 @@ class _Engine:
             return
         for view, copy in self.copies:
             view.copy_(copy)
-        self._show_numbers()
         new = [] if self.are_all_seen else [i for i in moved if not self.seen[i]]
         for index in new:  # torch, too, shows a state from the first gradient on
             if self.tensors[index]:
@@ -274,7 +255,7 @@ class _Engine:
             self._note_entries(owner)
         are_all = len(moved) == len(self.params)
         torch.autograd.graph.increment_version(self.params if are_all else [self.params[i] for i in moved])
-        self.steps.add_one(None if are_all else list(moved))
+        self.steps.add_step(None if are_all else list(moved))
 
 
 def _is_immutable(value: Any) -> bool:
