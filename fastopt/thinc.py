@@ -212,5 +212,7 @@ class Optimizer(_Optimizer):
             raise ValueError(
                 f"name: the result of {name} is what its eval() gives, which thinc does not call; take another class"
             )
+        if options and "lr" in options:  # within an except block, Python's own error is a KeyError
+            raise TypeError("options: multiple values for keyword argument 'lr'; pass it as learn_rate alone")
         make: Any = cls
         self.steps = make(lr=_Current(self, "_lr"), **options or {})
