@@ -22,6 +22,8 @@ cdef class Handover(Selection):
             is_by_name = type(params) is dict
         given, change = self.take_params_or_join(optimizer, params, is_by_name)
         self.take_gradients(self.listed(grads))
+        if self.has_flags:
+            change = self.change_in_step(optimizer, change)
         return given, change
 
     cdef tuple take_params_or_join(self, optimizer, object params, bint is_by_name):

@@ -99,22 +99,34 @@ cdef class Stepping(Preparing):
         finally:
             self.turns.leave()
 
-    def move(self, optimizer, Change change):
-        """Makes the moves of a change, and the change, as a step that no parameter has a gradient in."""
+    def move(self, optimizer, object params):
+        """Makes the changes of `optimizer._change_of_move`, as a step that no parameter has a gradient in.
+
+        params: a list or dict of them, where they are handed over, else None."""
+        cdef Change change = None
+        cdef Py_ssize_t i
         cdef int team, isa = selected()
+        cdef bint is_made = False
         self.refuse_while_applied()
-        self.select(self.tensors)
-        for i in range(len(self.tensors)):
-            self.has_gradient[i] = False
         try:
+            if params is None:
+                self.select(self.tensors)
+            else:
+                _, change = self.take_params_or_join(optimizer, params, PyDict_CheckExact(params))
+            for i in range(len(self.selected)):
+                self.has_gradient[i] = False
+            change = optimizer._change_of_move(self.selected, Change() if change is None else change)
             self.refuse_read_only(without_gradient=True)
             param_groups = optimizer.param_groups
             team = self.prepare(param_groups, isa, 1.0, change, None, follows=False)
+            is_made = True
             self.write(param_groups, change, isa, team, None)
             self.work.end()
         finally:
             self.is_assigned = False
-            if self.bound is not None:
+            if params is not None:
+                self.let_go(not is_made)
+            elif self.bound is not None:
                 self.take_bound()
 
     cdef int look_for_orphans(self) except -1:

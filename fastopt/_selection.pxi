@@ -115,9 +115,14 @@ cdef class Selection(Model):
         else:
             self.check_bound()
         if self.has_flags:
-            change = optimizer._change_in_step([self.has_gradient[i] != 0 for i in range(len(self.tensors))])
+            change = self.change_in_step(optimizer, None)
         self.refuse_read_only(change is not None)
         return change
+
+    cdef Change change_in_step(self, optimizer, Change change):
+        """What the step changes besides the parameters that have a gradient; change: what new names make it change."""
+        has_gradient = [self.has_gradient[i] != 0 for i in range(len(self.selected))]
+        return optimizer._change_in_step(self.selected, has_gradient, change)
 
     cdef int take_gradients(self, list grads, bint is_bound=False) except -1:
         """Checks the gradients of the selected tensors and takes their pointers."""

@@ -352,16 +352,24 @@ def handed_over(params: Any, grads: Any, method: str = "update") -> tuple[Any, A
             f"gradients; pass two lists in "
             "one order, or two dicts by the same names"
         )
-    refuse_file("params", params)
-    if isinstance(params, Mapping):
-        return dict(params), dict(grads)
-    for name, value in ("params", params), ("gradients", grads):
-        if isinstance(value, np.ndarray | np.generic | str | bytes) or not hasattr(value, "__iter__"):
-            raise TypeError(
-                f"{name}: expected a list or a dict by names, got {type(value).__name__}; put a "
-                f"single array into a list"
-            )
-    return list(params), list(grads)
+    return to_write("params", params), listed_or_named("gradients", grads)
+
+
+def to_write(name: str, given: Any) -> list[Any] | dict[Any, Any]:
+    """Arrays that a method is given to write into, as a list or as a dict by names."""
+    refuse_file(name, given)
+    return listed_or_named(name, given)
+
+
+def listed_or_named(name: str, given: Any) -> list[Any] | dict[Any, Any]:
+    """Arrays that a method is given, as a list or as a dict by names."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    if isinstance(given, np.ndarray | np.generic | str | bytes) or not hasattr(given, "__iter__"):
+        raise TypeError(
+            f"{name}: expected a list or a dict by names, got {type(given).__name__}; put a single array into a list"
+        )
+    return list(given)
 
 
 def refuse_name(name: Any) -> NoReturn:

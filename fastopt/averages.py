@@ -347,7 +347,7 @@ class Mirror(Follower):
         plan: Plan = opt._plan
         if not plan.keeps_params:
             raise TypeError("mirror: this optimizer was made without parameters; make it with them")
-        found, taken = {}, by_key(given)
+        found, taken = {}, by_key("arrays", given)
         missing = [tensor.label for tensor in plan.tensors if tensor.key not in taken]
         if missing or len(taken) != len(plan.tensors):
             raise ValueError(

@@ -350,6 +350,11 @@ class Changing:
     def _check_update(self) -> None:
         """Refuses `update` where only `step` can be made; for optimizers with flags."""
 
-    def _change_in_step(self, has_gradient: Sequence[bool]) -> Change | None:
-        """The changes of a step besides the parameters that have a gradient; for optimizers with flags."""
-        return None
+    def _change_in_step(
+        self, tensors: Sequence[Tensor], has_gradient: Sequence[bool], change: Change | None
+    ) -> Change | None:
+        """The changes of a step besides the parameters that have a gradient; for optimizers with flags.
+
+        tensors: those of the call. change: what the step changes otherwise.
+        """
+        return change

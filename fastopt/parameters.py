@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -54,19 +54,20 @@ def as_params(params: Any, count: int) -> tuple[list[Key], list[Any]]:
     return list(range(count, count + len(members))), members
 
 
-def by_key(given: Any) -> dict[Key, Any]:
-    """Arrays by their names or positions."""
-    if isinstance(given, Mapping):
-        return dict(given)
-    if isinstance(given, np.ndarray | str):
-        raise TypeError(f"expected a list or a dict of arrays, got {shown(given)}; put an array into a list")
-    return dict(enumerate(given))
+def by_key(name: str, given: Any) -> dict[Key, Any]:
+    """Arrays that a method is given to write into, by their names or positions."""
+    found = arrays.to_write(name, given)
+    return found if isinstance(found, dict) else dict(enumerate(found))
 
 
 def given_by_key(plan: Plan, params: Any, method: str) -> dict[Key, Any]:
     """The parameters that an optimizer keeps; where it was made without them, those that a method is given."""
     if params is not None:
-        return by_key(params)
+        return by_key("params", params)
     if not plan.keeps_params:
-        raise TypeError(f"params: this optimizer was made without parameters; pass {method}(params=...)")
+        refuse_without_params(method)
     return {tensor.key: tensor.given for tensor in plan.tensors}
+
+
+def refuse_without_params(method: str) -> NoReturn:
+    raise TypeError(f"params: this optimizer was made without parameters; pass {method}(params=...)")

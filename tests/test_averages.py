@@ -806,7 +806,8 @@ def test_a_half_is_rounded_once() -> None:
         ([np.ones(3, np.float16), np.ones(4, np.float16)], "parameter 1: its shape is"),
         ([np.ones(3, np.float16), np.ones((2, 3), np.float32)], "parameter 1: its dtype is float32"),
         ([np.ones(3, np.float16), np.ones((3, 2), np.float16).T], "parameter 1: .* in C order"),
-        (np.ones(3, np.float16), "put an array into a list"),
+        (np.ones(3, np.float16), "arrays: .* put a single array into a list"),
+        (5, "arrays: expected a list or a dict by names, got int"),
     ],
 )
 def test_mirrors_that_do_not_fit_are_refused(given: Any, message: str) -> None:

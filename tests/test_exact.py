@@ -320,11 +320,14 @@ def test_lookahead(variant: Variant, format: str) -> None:
     for isa in fastopt.available_isas():
         fastopt.set_isa(isa)
         fastopt.set_num_threads(2)
-        params = [p.copy() for p in start]
-        optimizer = variant.make(params)
+        params, others = [p.copy() for p in start], [p.copy() for p in start]
+        optimizer, other = variant.make(params), variant.cls(**variant.options)
         for k, step in enumerate(grads):
-            optimizer.lookahead()  # type: ignore[attr-defined]
             # every third parameter has no gradient, and goes back to where it was
-            optimizer.step([None if i % 3 == k else g for i, g in enumerate(step)])
-        results.append(table.bits(optimizer, params))
+            given = [None if i % 3 == k else g for i, g in enumerate(step)]
+            optimizer.lookahead()  # type: ignore[attr-defined]
+            optimizer.step(given)
+            other.lookahead(others)  # type: ignore[attr-defined]
+            other.update(others, given)
+        results += [table.bits(optimizer, params), table.bits(other, others)]
     assert all(result == results[-1] for result in results)

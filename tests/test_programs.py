@@ -13,7 +13,7 @@ import os
 import pickle
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,10 @@ class Program:
         if self.has_own:
             return self.optimizer.step(grads, **options)
         return self.optimizer.update(self.params, grads, **options)
+
+    def handed_over(self, names: Iterable[str] | None = None) -> list[dict[str, Array]]:
+        """What a method that needs the parameters is given, if the optimizer does not have them; names: None: all."""
+        return [] if self.has_own else [{name: self.params[name] for name in names or self.params}]
 
     def matrix(self) -> str:
         return self.choose.choice([name for name, p in self.params.items() if p.ndim >= 2])
@@ -226,8 +230,7 @@ def remove_an_average(program: Program) -> None:
 def apply_an_average(program: Program) -> None:
     if program.averages:
         average = program.choose.choice(program.averages)
-        params = None if program.has_own else {name: program.params[name] for name in dict(average.arrays)}
-        with average.applied(params):
+        with average.applied(*program.handed_over(dict(average.arrays))):
             program.returned.append([p.tobytes() for p in program.params.values()])
 
 
@@ -240,14 +243,14 @@ def make_a_mirror(program: Program) -> None:
 
 def evaluate(program: Program) -> None:
     if hasattr(program.optimizer, "eval"):
-        program.optimizer.eval()
+        program.optimizer.eval(*program.handed_over(program.optimizer.state))
         program.returned.append([p.tobytes() for p in program.params.values()])
         program.optimizer.train()
 
 
 def look_ahead(program: Program) -> None:
     if hasattr(program.optimizer, "lookahead"):
-        program.optimizer.lookahead()
+        program.optimizer.lookahead(*program.handed_over())
 
 
 def set_threads(program: Program) -> None:

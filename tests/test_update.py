@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import sys
 import weakref
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ml_dtypes
@@ -403,6 +405,119 @@ def test_some_names_take_what_waits_for_them() -> None:
     assert bits(params) == bits(others)
     resumed.load_state_dict(saved)  # when all names are known
     assert all(s["step"] == 1 for s in resumed.state.values())
+
+
+# -- NAG.lookahead ------------------------------------------------------------------------------------
+
+GROUPS: Any = [{"names": ["w", "b"], "lr": 0.2}, {}]
+OTHERS = [name for name in SHAPES if name not in ("w", "b")]
+
+
+def only(names: Iterable[str], arrays: dict[str, Array]) -> dict[str, Array]:
+    return {name: arrays[name] for name in names}
+
+
+def nag_after_two_updates() -> tuple[fastopt.NAG, dict[str, Array]]:
+    params = made(1)
+    optimizer = fastopt.NAG(GROUPS, lr=0.1)
+    for step in range(2):
+        optimizer.update(params, made(2 + step))
+    return optimizer, params
+
+
+def test_parameters_that_are_handed_over_look_ahead() -> None:
+    params, others = made(1), made(1)
+    optimizer = fastopt.NAG(GROUPS, lr=0.1)
+    kept: Any = [{"params": only(["w", "b"], others), "lr": 0.2}, {"params": only(OTHERS, others)}]
+    other = fastopt.NAG(kept, lr=0.1)
+    for step in range(6):
+        optimizer.lookahead(params)
+        other.lookahead()
+        assert bits(params) == bits(others)
+        params = {name: p.copy() for name, p in params.items()}  # they move
+        grads: dict[str, Any] = {
+            name: None if (i + step) % 3 == 0 else g for i, (name, g) in enumerate(made(2 + step).items())
+        }
+        optimizer.update(params, grads)
+        other.step(grads)
+        assert bits(params) == bits(others)
+    assert repr(optimizer.state_dict()["state"]) == repr(other.state_dict()["state"])
+
+
+def test_lists_look_ahead() -> None:
+    params, others = made(1), made(1)
+    optimizer, other = fastopt.NAG(lr=0.1), fastopt.NAG(others, lr=0.1)
+    for step in range(4):
+        optimizer.lookahead(iter(params.values()))
+        optimizer.update(list(params.values()), list(made(2 + step).values()))
+        other.lookahead()
+        other.step(made(2 + step))
+    assert bits(params) == bits(others)
+
+
+def test_names_may_come_after_lookahead() -> None:
+    """They have no velocity yet, and so would not have moved."""
+    params, others = made(1), made(1)
+    optimizer, other = fastopt.NAG(lr=0.1), fastopt.NAG(lr=0.1)
+    for step in range(1, 6):
+        names = list(SHAPES)[:step]
+        optimizer.lookahead(only(names[:-1], params))
+        optimizer.update(only(names, params), only(names, made(2 + step)))
+        other.lookahead(only(names, others))
+        other.update(only(names, others), only(names, made(2 + step)))
+        assert bits(params) == bits(others)
+
+
+@pytest.mark.parametrize("way", ["load", "load while ahead", "copy", "copy while ahead"])
+def test_states_that_wait_look_ahead(way: str) -> None:
+    optimizer, params = nag_after_two_updates()
+    if "ahead" in way:
+        optimizer.lookahead(params)
+    others = {name: p.copy() for name, p in params.items()}
+    other = fastopt.NAG(GROUPS, lr=0.1)
+    if "copy" in way:
+        other = copy.deepcopy(optimizer)
+    else:
+        other.load_state_dict(optimizer.state_dict())
+    for step in range(2):
+        for either, own in (optimizer, params), (other, others):
+            if step or "ahead" not in way:
+                either.lookahead(own)
+            either.update(own, made(4 + step))
+    assert bits(params) == bits(others)
+    assert as_text(optimizer.state_dict()) == as_text(other.state_dict())
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_all_of_a_group_looks_ahead_or_nothing(waits: bool) -> None:
+    optimizer, params = nag_after_two_updates()
+    if waits:
+        optimizer = copy.deepcopy(optimizer)
+
+    def refused(error: type[Exception], message: str, call: Callable[..., Any], *args: Any) -> None:
+        before = everything(optimizer), bits(params)
+        with pytest.raises(error, match=message):
+            call(*args)
+        assert (everything(optimizer), bits(params)) == before
+
+    refused(TypeError, r"pass lookahead\(params=\.\.\.\)", optimizer.lookahead)
+    refused(TypeError, "put a single array into a list", optimizer.lookahead, params["w"])
+    some = only(["w", "scale", "none"], params)
+    refused(
+        ValueError,
+        "lookahead: it lacks 'b', 'v'; pass all parameters of a group, or none",
+        optimizer.lookahead,
+        some,
+    )
+    optimizer.lookahead(only(["w", "b"], params))
+    again = only(OTHERS, params)
+    refused(RuntimeError, r"ahead already; call update\(\) before lookahead", optimizer.lookahead, again)
+    message = r"update: it lacks ('w', )?'b', which lookahead\(\) has moved; pass all"
+    for names in ["w", *OTHERS], OTHERS:
+        refused(ValueError, message, optimizer.update, only(names, params), only(names, made(4)))
+    names = ["w", "scale", "b"]
+    optimizer.update(only(names, params), only(names, made(4)))
+    optimizer.lookahead(params)
 
 
 # -- What one call leaves for the next ----------------------------------------------------------------
