@@ -40,7 +40,7 @@ cdef class Handover(Selection):
         cdef Py_ssize_t i
         cdef PyObject **items = (<PyListObject *>self.selected).ob_item
         for i in range(len(self.selected)):
-            (<Tensor>items[i]).gradient = None
+            (<Tensor>items[i]).release_gradient()
             (<Tensor>items[i]).release_param(self.keeps_params)
         self.call_intervals = None
         if forgets:

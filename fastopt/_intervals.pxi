@@ -63,7 +63,19 @@ cdef class Intervals:
         return 0
 
     cdef int hold_params(self, list tensors) except -1:
-        """Holds the parameters of one call in place of what was held, so that nothing is made in a steady step."""
+        """Holds the parameters of one call in place of what was held."""
+        cdef Py_ssize_t i = self.hold(tensors, 0)
+        if i:
+            arrays.refuse_shared([tuple([
+                ((<Tensor>t).index, 0, (<Tensor>t).label)
+                for t in (<object>self.intervals[i - 1].tensor, <object>self.intervals[i].tensor)
+            ])])
+        return 0
+
+    cdef Py_ssize_t hold(self, list tensors, int buffer) except -1:
+        """Holds a buffer of each tensor in place of what was held, so that nothing is made in a steady step.
+
+        Returns the place of the first that shares memory with the one before it, or 0."""
         cdef Py_ssize_t i
         cdef Tensor tensor
         cdef Interval *interval
@@ -72,19 +84,26 @@ cdef class Intervals:
         for tensor in tensors:
             if tensor.c.count:
                 interval = &self.intervals[self.count]
-                interval.begin = <uintptr_t>tensor.c.call.buffers[0]
-                interval.end = interval.begin + tensor.c.count * tensor.c.itemsizes[0]
-                interval.tensor, interval.buffer = <PyObject *>tensor, 0
+                interval.begin = <uintptr_t>tensor.c.call.buffers[buffer]
+                interval.end = interval.begin + tensor.c.count * tensor.c.itemsizes[buffer]
+                interval.tensor, interval.buffer = <PyObject *>tensor, buffer
                 self.count += 1
         if self.count > 1:
             qsort(self.intervals, self.count, sizeof(Interval), &by_address)
         for i in range(1, self.count):
             if self.intervals[i - 1].end > self.intervals[i].begin:
-                arrays.refuse_shared([tuple([
-                    ((<Tensor>t).index, 0, (<Tensor>t).label)
-                    for t in (<object>self.intervals[i - 1].tensor, <object>self.intervals[i].tensor)
-                ])])
+                return i
         return 0
+
+    cdef bint hold_gradients(self, list tensors) except -1:
+        """Holds gradients that are to be written into, if each is writable and in one piece, and apart from the others.
+
+        False: NumPy has to be asked about them."""
+        cdef Tensor tensor
+        for tensor in tensors:
+            if tensor.c.source != NULL or tensor.original is not None or not cnp.PyArray_ISWRITEABLE(tensor.gradient):
+                return False
+        return self.hold(tensors, 1) == 0
 
     cdef int append(self, Interval *interval, without, list pairs) except -1:
         if interval.buffer == 0 or not without or <object>interval.tensor not in without:

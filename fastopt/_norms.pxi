@@ -203,17 +203,25 @@ cdef double norm_of_norms(const double *norms, Py_ssize_t n, bint is_infinite) n
 # -- Gradients without parameters ----------------------------------------------------------------
 
 
-cdef Tensor loose_gradient(int isa, Py_ssize_t index, label, array):
-    """A gradient alone, its elements in its own memory order if it is contiguous, else in C order."""
-    cdef cnp.ndarray grad = arrays.plain(label, array)
+cdef Tensor loose_gradient(int isa, object key, object array):
+    """A gradient alone, its elements in its own memory order if it is contiguous, else in C order.
+
+    It has no label: there may be thousands in a call."""
     cdef Tensor tensor = Tensor.__new__(Tensor)
+    cdef cnp.ndarray grad
+    if type(array) is NDARRAY:
+        grad = <cnp.ndarray>array
+    else:
+        grad = arrays.plain(arrays.gradient_label(key), array)
     cdef int storage = storage_of(grad)
     if storage < 0 or not cnp.PyArray_ISNOTSWAPPED(grad):
-        arrays.refuse_loose_dtype(label, grad)
-    tensor.index, tensor.label, tensor.gradient = index, label, grad
+        arrays.refuse_loose_dtype(key, grad)
+    tensor.key, tensor.gradient = key, grad
     tensor.storage = FLOAT64 if storage == FLOAT64 else FLOAT32
     tensor.gradient_storage = storage
-    tensor.order = arrays.order_of(grad) if cnp.PyArray_CHKFLAGS(grad, cnp.NPY_ARRAY_F_CONTIGUOUS) else "C"
+    tensor.order = "C"
+    if cnp.PyArray_CHKFLAGS(grad, cnp.NPY_ARRAY_F_CONTIGUOUS) and not cnp.PyArray_IS_C_CONTIGUOUS(grad):
+        tensor.order = "F"
     tensor.take_shape(grad)  # its memory in place of the parameter's, which is not read
     tensor.c.call.buffers[1] = cnp.PyArray_DATA(grad)
     tensor.c.itemsizes[0] = 8 if tensor.storage == FLOAT64 else 4
@@ -234,18 +242,19 @@ cdef class Gradients:
     cdef Work work
     cdef int isa, team
 
-    def __init__(self, list labels, list grads, tuners):
-        cdef Py_ssize_t i
+    def __init__(self, keys, list grads, tuners):
         cdef Tensor tensor
         self.isa, self.norms, self.work = selected(), Norms(), Work(tuners)
-        self.tensors = [
-            loose_gradient(self.isa, i, labels[i], grads[i]) for i in range(len(grads)) if grads[i] is not None
-        ]
+        self.tensors = [loose_gradient(self.isa, key, grad) for key, grad in zip(keys, grads) if grad is not None]
         self.work.begin(len(self.tensors))
         for tensor in self.tensors:
             self.work.add(&tensor.c)
         self.work.cut()
         self.team = self.work.choose_team() if table().isas[self.isa].name != NULL else 1
+
+    def are_known_to_be_writable(self):
+        """Whether it is known without NumPy that they can be written in place, each element once."""
+        return Intervals([], ()).hold_gradients(self.tensors)
 
     def measure(self, Clipping clipping):
         """The norm of all; what `clipping` asks for is worked out too."""

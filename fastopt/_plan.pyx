@@ -66,6 +66,9 @@ include "_rows.pxi"
 include "_preparing.pxi"
 
 
+cdef cnp.ndarray ZERO = np.zeros(())
+
+
 cdef class Stepping(Preparing):
     """The steps of one optimizer."""
 
@@ -175,6 +178,7 @@ cdef class Stepping(Preparing):
             elif self.bound is None:
                 self.release()
             if not is_made and grads is not None and self.bound is not None:
+                self.release()
                 self.take_bound()
         return 0
 
@@ -210,6 +214,16 @@ cdef class Stepping(Preparing):
             self.run_twins(None if change is None else change.moves, clipping)
         else:
             self.work.run(team)
+        self.zero_originals(clipping)
+        return 0
+
+    cdef int zero_originals(self, Clipping clipping) except -1:
+        """Writes zeros into the user's own gradients where the step has used copies of them."""
+        cdef Tensor tensor
+        if self.has_rounded and clipping is not None and clipping.zero_grads:
+            for tensor in self.stepping:
+                if tensor.original is not None:
+                    cnp.PyArray_CopyInto(tensor.original, ZERO)
         return 0
 
     cdef int skip(self, int isa, int team, Change change, Clipping clipping) except -1:
@@ -226,6 +240,7 @@ cdef class Stepping(Preparing):
                 tensor.gradient[...] = 0
         if table().isas[isa].name != NULL and clipping.zero_grads:
             self.work.run(team)
+        self.zero_originals(clipping)
         return 0
 
     cdef void forget(self, Clipping clipping) noexcept:

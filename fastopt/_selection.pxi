@@ -16,12 +16,13 @@ cdef class Selection(Model):
         list listed_for, gradient_keys, gradient_order  # the last dict of gradients: for which tensors, and their places
         bint has_sources  # whether a gradient lies in another layout than its parameter
         bint is_assigned  # whether coefficients, kernels and tasks are those for the selected gradients
+        Intervals zeroed  # for `refuse_zeroing`; made once, so that a steady step makes nothing
         Intervals call_intervals  # the parameters that this call of `update` was handed, else None
 
     def __init__(self, algorithm, bint keeps_params, dict bounds, bint is_function):
         Model.__init__(self, algorithm, keeps_params, bounds)
         self.bound, self.is_function = None, is_function
-        self.selected = self.tensors
+        self.selected, self.zeroed = self.tensors, Intervals([], algorithm.states)
 
     def __dealloc__(self):
         free(self.has_gradient)
@@ -164,7 +165,10 @@ cdef class Selection(Model):
             i += 1
         if i == n:
             return 0
-        arrays.refuse_zeroing([(tensor.label, tensor.gradient) for tensor in tensors])
+        if not self.zeroed.hold_gradients(tensors):
+            arrays.refuse_zeroing([
+                (tensor.label, tensor.gradient if tensor.original is None else tensor.original) for tensor in tensors
+            ])
         for tensor in self.tensors:
             tensor.zeroed = NULL
         for tensor in tensors:
@@ -176,7 +180,7 @@ cdef class Selection(Model):
         cdef Py_ssize_t i
         cdef PyObject **items = (<PyListObject *>self.selected).ob_item
         for i in range(len(self.selected)):
-            (<Tensor>items[i]).gradient = None
+            (<Tensor>items[i]).release_gradient()
 
     # -- Gradients that are bound --
 

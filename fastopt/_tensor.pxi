@@ -95,6 +95,7 @@ cdef class Tensor:
         void *gradient_dtype
         fastopt_tensor c
         cnp.ndarray gradient  # while a step runs; for as long as it is bound
+        cnp.ndarray original  # of a gradient that was rounded
         Gap gap  # around the last gradient that was found to share no memory
         int contiguity  # NumPy's flag of the parameter's order
         int rank
@@ -290,6 +291,9 @@ cdef class Tensor:
         self.param, self.given, self.handed = self.handed, given, None
         self.flags = flags_of(given)
 
+    cdef void release_gradient(self) noexcept:
+        self.gradient = self.original = None
+
     cdef void release_param(self, bint keeps) noexcept:
         """Goes back to the array that is kept, or to none."""
         self.handed = None
@@ -331,9 +335,10 @@ cdef class Tensor:
         for k in range(self.rank):
             if cnp.PyArray_DIMS(grad)[k] != self.dims[k]:
                 arrays.refuse_gradient_shape(self.label, self.shape, grad)
+        self.original = None
         if is_rounded:
             self.refuse_shared(grad, intervals, call_intervals)
-            grad = arrays.rounded(grad)
+            self.original, grad = grad, arrays.rounded(grad)
         if cnp.PyArray_CHKFLAGS(grad, self.contiguity | cnp.NPY_ARRAY_ALIGNED) or not self.c.count:
             if not self.gap_has(grad):
                 self.refuse_shared(grad, intervals, call_intervals)
@@ -389,7 +394,7 @@ cdef class Tensor:
     cdef bint is_known_to_zero(self) noexcept:
         """Whether zeros may be written into the gradient, because it lies where the last one lay."""
         return (
-            self.c.source == NULL and cnp.PyArray_DATA(self.gradient) == self.zeroed
+            self.c.source == NULL and self.original is None and cnp.PyArray_DATA(self.gradient) == self.zeroed
             and cnp.PyArray_CHKFLAGS(self.gradient, cnp.NPY_ARRAY_WRITEABLE)
         )
 

@@ -6,7 +6,6 @@ names the array, says what is wrong with it and what to do.
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 import warnings
@@ -105,9 +104,8 @@ def refuse_no_array(label: str, given: Any) -> NoReturn:
     expected = f"{label}: expected a NumPy array, got {type(given).__name__}"
     if given is None:
         advice = (
-            "leave it out, and add it with add_param_group once its layer has been built; or make "
-            "the optimizer without parameters, Adam(lr=...), and pass what there is at each step: "
-            "update(params, grads)"
+            "leave it out, and add it with add_param_group once its layer has been built; or make the optimizer "
+            "without parameters, Adam(lr=...), and pass what there is at each step: update(params, grads)"
         )
     elif package_of(given) == "torch":
         advice = "pass tensor.detach().numpy(), which shares the tensor's memory (of a tensor on the CPU)"
@@ -135,9 +133,8 @@ def refuse_file(what: str, given: Any) -> None:
     """Refuses an .npz file: it reads its arrays anew at each access, so a step would change nothing."""
     if isinstance(given, np.lib.npyio.NpzFile):
         raise TypeError(
-            f"{what}: got an open .npz file, which reads its arrays anew at each access; pass "
-            f"dict(file), and use the arrays "
-            "of that dict from now on"
+            f"{what}: got an open .npz file, which reads its arrays anew at each access; pass dict(file), and use the "
+            "arrays of that dict from now on"
         )
 
 
@@ -157,8 +154,8 @@ def checked_parameter(label: str, array: Any) -> Array:
     param = plain(label, array)
     if param.dtype == object:
         raise TypeError(
-            f"{label}: it is an array of objects, and only arrays of numbers can be updated; pass its "
-            f"members: list(array)"
+            f"{label}: it is an array of objects, and only arrays of numbers can be updated; pass its members: "
+            "list(array)"
         )
     if param.dtype.type not in (np.float32, np.float64) and not is_bfloat16(param):
         raise TypeError(
@@ -219,8 +216,7 @@ def refuse_other_param(
     param = checked_parameter(label, given)
     if param.dtype != dtype or param.shape != shape:
         raise ValueError(
-            f"{label}: it is now {param.dtype} of shape {param.shape}, its state {dtype} of shape "
-            f"{shape}; pass an array "
+            f"{label}: it is now {param.dtype} of shape {param.shape}, its state {dtype} of shape {shape}; pass an array "
             "like the first, or make a new optimizer"
         )
     raise ValueError(
@@ -239,7 +235,7 @@ def plain_gradient(label: str, param_dtype: np.dtype[Any], grad: Any) -> Array:
     if isinstance(grad, np.ndarray):
         return np.ndarray.view(grad, np.ndarray)
     if isinstance(grad, np.generic) and grad.dtype.kind in "fV":
-        return np.asarray(grad)
+        return np.broadcast_to(np.asarray(grad), ())  # read-only, as the scalar is
     if package_of(grad) == "scipy" and hasattr(grad, "toarray"):
         raise TypeError(f"{label}: its gradient is a sparse matrix; pass its dense array, grad.toarray()")
     if package_of(grad) == "torch" and hasattr(grad, "detach"):
@@ -248,9 +244,8 @@ def plain_gradient(label: str, param_dtype: np.dtype[Any], grad: Any) -> Array:
         return np.asarray(memoryview(grad))
     except Exception as error:
         raise TypeError(
-            f"{label}: its gradient must be a NumPy array of {param_dtype}, got "
-            f"{type(grad).__name__}; make one of "
-            "it with numpy.asarray"
+            f"{label}: its gradient must be a NumPy array of {param_dtype}, got {type(grad).__name__}; make one of it "
+            "with numpy.asarray"
         ) from error
 
 
@@ -281,10 +276,8 @@ def rounded(grad: Array) -> Array:
 
 def warn_of_rounding(label: str) -> None:
     warnings.warn(
-        f"{label}: its gradient is of float64, the parameter of float32: every step rounds such "
-        f"gradients first, which "
-        "takes a pass over memory and an array more. Usually a float64 scalar or array has come into "
-        "the computation; "
+        f"{label}: its gradient is of float64, the parameter of float32: every step rounds such gradients first, which "
+        "takes a pass over memory and an array more. Usually a float64 scalar or array has come into the computation; "
         "convert it, or the gradient, with astype(numpy.float32). This optimizer does not say so again",
         stacklevel=3,
     )
@@ -300,9 +293,8 @@ def refuse_replaced_gradients(
         has_it = place in holder if isinstance(holder, dict) else place < len(holder)
         if not has_it or holder[place] is not before[place]:
             raise ValueError(
-                f"{label}: its gradient in the {type(holder).__name__} that was bound is another "
-                f"object now, and the step "
-                "would read the old one; write into the bound array (grads[i][...] = new), or call bind again"
+                f"{label}: its gradient in the {type(holder).__name__} that was bound is another object now, and the "
+                "step would read the old one; write into the bound array (grads[i][...] = new), or call bind again"
             )
     raise ValueError(
         f"gradients: the {type(holder).__name__} that was bound has other members now; call bind again"
@@ -314,15 +306,13 @@ def listed(grads: Any, keys: Sequence[Key], labels: Sequence[str]) -> list[Any]:
     if isinstance(grads, Mapping):
         if keys and isinstance(keys[0], int) and grads and all(isinstance(name, str) for name in grads):
             raise TypeError(
-                "gradients: got a dict by names, but this optimizer was made from lists; pass "
-                "list(grads.values()) if they are "
-                "in the parameters' order, or make the optimizer of a dict by the same names"
+                "gradients: got a dict by names, but this optimizer was made from lists; pass list(grads.values()) if "
+                "they are in the parameters' order, or make the optimizer of a dict by the same names"
             )
         missing = [label for key, label in zip(keys, labels, strict=True) if key not in grads]
         if missing:
             raise ValueError(
-                f"no gradient for {listing(missing)}; pass one for every parameter's name (None "
-                f"leaves a parameter "
+                f"no gradient for {listing(missing)}; pass one for every parameter's name (None leaves a parameter "
                 "alone)"
             )
         known = set(keys)
@@ -348,9 +338,8 @@ def handed_over(params: Any, grads: Any, method: str = "update") -> tuple[Any, A
     """The parameters and gradients that a method is given, as two lists or as two dicts by names."""
     if isinstance(params, Mapping) != isinstance(grads, Mapping):
         raise TypeError(
-            f"{method}: got {type(params).__name__} of parameters and {type(grads).__name__} of "
-            f"gradients; pass two lists in "
-            "one order, or two dicts by the same names"
+            f"{method}: got {type(params).__name__} of parameters and {type(grads).__name__} of gradients; pass two "
+            "lists in one order, or two dicts by the same names"
         )
     return to_write("params", params), listed_or_named("gradients", grads)
 
@@ -392,9 +381,8 @@ def refuse_step_without_params() -> NoReturn:
 
 def refuse_fewer(given: int, expected: int) -> NoReturn:
     raise ValueError(
-        f"params: got {given} for {expected} parameters; pass all of them in their order (and None "
-        f"for the gradient "
-        "of one to leave it alone), or use dicts by names, which may hold any of them"
+        f"params: got {given} for {expected} parameters; pass all of them in their order (and None for the gradient of "
+        "one to leave it alone), or use dicts by names, which may hold any of them"
     )
 
 
@@ -404,22 +392,22 @@ def refuse_count(given: int, expected: int) -> NoReturn:
     )
 
 
-def refuse_loose_dtype(label: str, grad: Array) -> NoReturn:
+def refuse_loose_dtype(key: Key, grad: Array) -> NoReturn:
     raise TypeError(
-        f"{label}: dtype {grad.dtype} is none that gradients have; convert it to float32 or float64 with astype"
+        f"{gradient_label(key)}: dtype {grad.dtype} is none that gradients have; convert it to float32 or float64 with "
+        "astype"
     )
 
 
-def labelled(grads: Any) -> tuple[list[str], list[Any]]:
-    """Gradients in a list or a dict, and what messages call them."""
-    if isinstance(grads, Mapping):
-        return [f"gradient {name!r}" for name in grads], list(grads.values())
-    if isinstance(grads, np.ndarray | np.generic | str | bytes) or not hasattr(grads, "__iter__"):
-        raise TypeError(
-            f"grads: expected a list or a dict of arrays, got {type(grads).__name__}; put a single array into a list"
-        )
-    listed = list(grads)
-    return [f"gradient {i}" for i in range(len(listed))], listed
+def keys_and_gradients(grads: Any) -> tuple[Sequence[Key], list[Any]]:
+    """Gradients in a list or a dict, and their numbers or names."""
+    found = listed_or_named("grads", grads)
+    return (list(found), list(found.values())) if isinstance(found, dict) else (range(len(found)), found)
+
+
+def gradient_label(key: Key) -> str:
+    """What messages call the gradient of that number or name, where there is no parameter."""
+    return f"gradient {key!r}"
 
 
 def refuse_zeroing(gradients: Sequence[tuple[str, Array]]) -> None:
@@ -429,7 +417,7 @@ def refuse_zeroing(gradients: Sequence[tuple[str, Array]]) -> None:
 
 def refuse_writing(gradients: Sequence[tuple[str, Array]], purpose: str, advice: str) -> None:
     """Refuses gradients that cannot be written in place, each element once."""
-    spans = []
+    spans: list[tuple[int, int, str, Array]] = []
     for label, grad in gradients:
         if not grad.flags.writeable:
             raise ValueError(f"{label}: its gradient is read-only, so {purpose}; {advice}")
@@ -438,9 +426,13 @@ def refuse_writing(gradients: Sequence[tuple[str, Array]], purpose: str, advice:
         if grad.size:
             spans.append((*np.lib.array_utils.byte_bounds(grad), label, grad))
     spans.sort(key=lambda span: span[:2])
-    for before, after in itertools.pairwise(spans):
-        if before[1] > after[0] and np.shares_memory(before[3], after[3]):
-            raise ValueError(f"{before[2]} and {after[2]}: their gradients share memory, so {purpose}; {advice}")
+    around: list[tuple[int, int, str, Array]] = []  # those before that end behind the begin of the next
+    for span in spans:
+        around = [before for before in around if before[1] > span[0]]
+        for _, _, label, grad in around:
+            if np.shares_memory(grad, span[3]):
+                raise ValueError(f"{label} and {span[2]}: their gradients share memory, so {purpose}; {advice}")
+        around.append(span)
 
 
 # -- Memory that must not be shared ------------------------------------------------------------------

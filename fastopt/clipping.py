@@ -22,8 +22,8 @@ GradientList: TypeAlias = Sequence[Array | None] | Mapping[str, Array | None]
 
 
 def _gradients(grads: GradientList) -> Gradients:
-    labels, listed = arrays.labelled(grads)
-    return Gradients(labels, listed, thread_tuners())
+    keys, listed = arrays.keys_and_gradients(grads)
+    return Gradients(keys, listed, thread_tuners())
 
 
 def global_norm(grads: GradientList, norm_type: float = 2.0) -> float:
@@ -59,12 +59,11 @@ def clip_grad_value(grads: GradientList, clip_value: float) -> None:
 
 
 def _writable(grads: GradientList) -> Gradients:
+    arrays.refuse_file("grads", grads)
     gradients = _gradients(grads)
-    arrays.refuse_writing(
-        [(tensor.label, tensor.array) for tensor in gradients.tensors],
-        "it cannot be clipped in place",
-        "pass a copy",
-    )
+    if not gradients.are_known_to_be_writable():
+        listed = [(arrays.gradient_label(tensor.key), tensor.array) for tensor in gradients.tensors]
+        arrays.refuse_writing(listed, "it cannot be clipped in place", "pass a copy")
     return gradients
 
 
@@ -88,16 +87,11 @@ def clip_grad_adaptive(
     """
     limit = options.check_limit("clipping", clipping)
     params, grads = arrays.handed_over(params, grads, "clip_grad_adaptive")
-    labels, listed = arrays.labelled(grads)
-    given = _in_order(params, grads)
-    gradients = _writable(grads)
-    checked = dict(zip((tensor.label for tensor in gradients.tensors), gradients.tensors, strict=True))
+    given = dict(zip(arrays.keys_and_gradients(grads)[0], _in_order(params, grads), strict=True))
     pairs = []
-    for label, param, grad in zip(labels, given, listed, strict=True):
-        if grad is None:
-            continue
-        own = checked[label].array
-        weights = np.asarray(param)
+    for tensor in _writable(grads).tensors:
+        label, own = arrays.gradient_label(tensor.key), tensor.array
+        weights = np.asarray(given[tensor.key])
         if weights.shape != own.shape or weights.dtype.kind not in "fV":
             raise ValueError(
                 f"{label}: the parameter has shape {weights.shape} and dtype {weights.dtype}, its gradient shape "

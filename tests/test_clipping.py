@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import table
 from table import Array
+from tracing import traced
 
 import fastopt
 
@@ -195,19 +198,121 @@ def test_wrong_settings_are_refused(options: dict[str, Any], named: str) -> None
     assert table.bits(optimizer, params) == before
 
 
+@pytest.mark.filterwarnings("ignore:.*float64")
 def test_gradients_that_cannot_be_written_are_refused() -> None:
     read_only = np.ones(4)
     read_only.flags.writeable = False
-    shared = np.ones(6)
-    for grads in [read_only, np.ones(4)], [np.broadcast_to(1.0, 4), np.ones(4)], [shared[:4], shared[2:]]:
-        params = [np.zeros(4), np.zeros(4)]
+    shared = np.ones(24)
+    for grads in [
+        [read_only, np.ones(4)],
+        [np.broadcast_to(1.0, 4), np.ones(4)],
+        [shared[:4], shared[2:6]],
+        [
+            shared[:16:4],
+            shared[1:4:2],
+            shared[8:12],
+        ],  # the first and the last, and one in between that shares nothing
+        [shared[:4].astype(np.float32), *np.broadcast_to(1.0, (1, 4))],
+    ]:
+        params = [np.zeros(g.shape, grads[0].dtype) for g in grads]
         optimizer = fastopt.Adam(params)
         with pytest.raises(ValueError, match=r"zero_grads"):
             optimizer.step(grads, zero_grads=True)
         with pytest.raises(ValueError, match=r"pass a copy"):
             fastopt.clip_grad_norm(grads, 1.0)
         assert not any(p.any() for p in params)
+        assert shared.all()
         optimizer.step([g.copy() for g in grads], zero_grads=True)
+
+
+@pytest.mark.parametrize(
+    "clip", [lambda g: fastopt.clip_grad_norm(g, 1.0), lambda g: fastopt.clip_grad_value(g, 1.0)]
+)
+def test_gradients_in_a_file_cannot_be_clipped(clip: Callable[[Any], object], tmp_path: Path) -> None:
+    np.savez(tmp_path / "grads.npz", w=np.full(4, 9.0))
+    with np.load(tmp_path / "grads.npz") as file:
+        with pytest.raises(TypeError, match=r"grads: got an open \.npz file.*pass dict\(file\)"):
+            clip(file)
+        grads = dict(file)
+    clip(grads)
+    assert grads["w"].max() <= 1
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_the_interpreter_is_asked_about_all_gradients_at_once(as_dict: bool) -> None:
+    """There may be thousands."""
+
+    def operations(count: int, call: Callable[[Any], object]) -> int:
+        grads: Any = list(np.ones((count, 3)))
+        return traced(lambda: call(dict(zip(map(str, range(count)), grads, strict=True)) if as_dict else grads))
+
+    calls: list[Callable[[Any], object]] = [
+        fastopt.global_norm, lambda grads: fastopt.clip_grad_norm(grads, 1.0),
+        lambda grads: fastopt.clip_grad_value(grads, 0.5),
+    ]  # fmt: skip
+    for call in calls:
+        assert operations(10, call) == operations(300, call)
+
+
+def test_zeros_in_other_gradients_than_the_last_cost_no_operations_of_the_interpreter() -> None:
+    def operations(count: int) -> int:
+        optimizer = fastopt.SGD(list(np.ones((count, 3))))
+        *before, last = [list(np.ones((count, 3))) for _ in range(4)]
+        for grads in before:
+            optimizer.step(grads, zero_grads=True)
+        return traced(lambda: optimizer.step(last, zero_grads=True))
+
+    assert operations(10) == operations(300)
+
+
+def test_what_lies_between_others_and_shares_nothing_is_written() -> None:
+    shared = np.ones(24)
+    grads = [shared[:16:4], shared[1:4:2], shared[9:12]]
+    fastopt.clip_grad_value(grads, 0.5)
+    assert shared.sum() == 24 - 9 / 2
+    fastopt.SGD([np.zeros(g.shape) for g in grads]).step(grads, zero_grads=True)
+    assert shared.sum() == 24 - 9
+
+
+@pytest.mark.filterwarnings("ignore:.*float64")
+@pytest.mark.parametrize("isa", fastopt.available_isas())
+def test_zeros_go_into_the_callers_gradients_whatever_was_made_of_them(isa: str) -> None:
+    """Those that were gathered, widened or rounded, in steps that are made and in those that are skipped."""
+    fastopt.set_isa(isa)
+    makers: list[Callable[[Array], Array]] = [
+        np.asfortranarray, lambda g: np.repeat(g, 2, axis=1)[:, ::2], lambda g: g.astype(np.float16),
+        lambda g: g.astype(np.float64), lambda g: np.repeat(g.astype(np.float64), 2, axis=0)[::2],
+        lambda g: np.asfortranarray(g.astype(np.float64)),
+    ]  # fmt: skip
+    start = np.arange(12, dtype=np.float32).reshape(3, 4)
+    for make in makers:
+        params, others = [np.ones((3, 4), np.float32)], [np.ones((3, 4), np.float32)]
+        optimizer, other = fastopt.Adam(params), fastopt.Adam(others)
+        for value in 1.0, math.nan, 2.0:
+            grad = make(start * np.float32(value))
+            around = grad if grad.base is None else grad.base
+            left = around.size - grad.size
+            optimizer.step([grad], skip_nonfinite=True, zero_grads=True)
+            assert not grad.any()
+            assert np.count_nonzero(around) <= left
+            if not math.isnan(value):
+                other.step([start * np.float32(value)])
+        assert params[0].tobytes() == others[0].tobytes()
+    with pytest.raises(ValueError, match="parameter 0: its gradient is read-only, so zero_grads cannot"):
+        fastopt.SGD([np.zeros((), np.float32)]).step([np.float32(1.0)], zero_grads=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*float64")
+def test_a_gradient_that_was_rounded_in_a_refused_step_is_not_zeroed_by_the_next() -> None:
+    params, bound = ([np.ones(4, np.float32), np.ones(4, np.float32)] for _ in range(2))
+    optimizer = fastopt.SGD(params)
+    optimizer.bind(bound)
+    rounded = np.ones(4)
+    with pytest.raises(ValueError, match="zero_grads"):
+        optimizer.step([rounded, np.broadcast_to(np.float32(1), 4)], zero_grads=True)
+    optimizer.step(zero_grads=True)
+    assert rounded.all()
+    assert not any(g.any() for g in bound)
 
 
 @pytest.mark.parametrize("isa", ["numpy", *table.NATIVE_ISAS])
