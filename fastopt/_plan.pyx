@@ -153,6 +153,8 @@ cdef class Stepping(Preparing):
         cdef int team, isa = selected()
         cdef bint is_made = False
         cdef bint is_mean = grads is None and self.bound is None
+        if clipping is not None and clipping.zero_grads and type(grads) is not list:
+            arrays.refuse_file("gradients", grads)
         try:
             if is_handed_over:
                 given, change = self.take_handed_over(optimizer, params, grads)

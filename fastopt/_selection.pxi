@@ -195,6 +195,7 @@ cdef class Selection(Model):
             self.release()
             self.unbind()
             return
+        arrays.refuse_file("gradients", grads)
         bound_in = grads
         try:
             members = items_of(grads) if PyDict_CheckExact(grads) else list(grads) if type(grads) is list else None

@@ -358,7 +358,7 @@ cdef class Tensor:
         cdef cnp.ndarray grad
         cdef int storage
         if type(given) is not NDARRAY:
-            grad = arrays.plain_gradient(self.label, self.dtype, given)
+            grad = arrays.plain_gradient(self.label, self.dtype, given, is_bound)
         else:
             grad = <cnp.ndarray>given
         storage = storage_of(grad)

@@ -216,8 +216,8 @@ def refuse_other_param(
     param = checked_parameter(label, given)
     if param.dtype != dtype or param.shape != shape:
         raise ValueError(
-            f"{label}: it is now {param.dtype} of shape {param.shape}, its state {dtype} of shape {shape}; pass an array "
-            "like the first, or make a new optimizer"
+            f"{label}: it is now {param.dtype} of shape {param.shape}, its state {dtype} of shape {shape}; pass an "
+            "array like the first, or make a new optimizer"
         )
     raise ValueError(
         f"{label}: it now lies in {order_of(param)} order in memory, its state in {order} order; pass it as "
@@ -228,8 +228,12 @@ def refuse_other_param(
 # -- Gradients: the fast path is in _plan.pyx; here is all that it does not know ---------------------
 
 
-def plain_gradient(label: str, param_dtype: np.dtype[Any], grad: Any) -> Array:
+def plain_gradient(label: str, param_dtype: np.dtype[Any], grad: Any, is_bound: bool = False) -> Array:
     """A gradient that is not exactly a NumPy array, as one."""
+    if is_bound and isinstance(grad, np.generic):
+        raise TypeError(
+            f"{label}: its gradient is a number that nothing can overwrite; pass an array, np.zeros(())"
+        )
     if isinstance(grad, np.ma.MaskedArray):
         raise TypeError(f"{label}: its gradient is masked, and a step knows no mask; pass grad.filled(0)")
     if isinstance(grad, np.ndarray):
@@ -397,12 +401,6 @@ def refuse_loose_dtype(key: Key, grad: Array) -> NoReturn:
         f"{gradient_label(key)}: dtype {grad.dtype} is none that gradients have; convert it to float32 or float64 with "
         "astype"
     )
-
-
-def keys_and_gradients(grads: Any) -> tuple[Sequence[Key], list[Any]]:
-    """Gradients in a list or a dict, and their numbers or names."""
-    found = listed_or_named("grads", grads)
-    return (list(found), list(found.values())) if isinstance(found, dict) else (range(len(found)), found)
 
 
 def gradient_label(key: Key) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastopt import arrays, options, reference, storage
 from fastopt._plan import Clipping, Gradients
-from fastopt.arrays import Array
+from fastopt.arrays import Array, Key
 from fastopt.checked_settings import CheckedSettings
 from fastopt.functional import thread_tuners
 
@@ -22,8 +22,14 @@ GradientList: TypeAlias = Sequence[Array | None] | Mapping[str, Array | None]
 
 
 def _gradients(grads: GradientList) -> Gradients:
-    keys, listed = arrays.keys_and_gradients(grads)
+    keys, listed = _keys_and_gradients(grads)
     return Gradients(keys, listed, thread_tuners())
+
+
+def _keys_and_gradients(grads: GradientList) -> tuple[Sequence[Key], list[Any]]:
+    """Gradients in a list or a dict, and their numbers or names."""
+    found = arrays.listed_or_named("grads", grads)
+    return (list(found), list(found.values())) if isinstance(found, dict) else (range(len(found)), found)
 
 
 def global_norm(grads: GradientList, norm_type: float = 2.0) -> float:
@@ -86,8 +92,9 @@ def clip_grad_adaptive(
     arXiv:2102.06171, section 4.1.
     """
     limit = options.check_limit("clipping", clipping)
+    arrays.refuse_file("grads", grads)
     params, grads = arrays.handed_over(params, grads, "clip_grad_adaptive")
-    given = dict(zip(arrays.keys_and_gradients(grads)[0], _in_order(params, grads), strict=True))
+    given = dict(zip(_keys_and_gradients(grads)[0], _in_order(params, grads), strict=True))
     pairs = []
     for tensor in _writable(grads).tensors:
         label, own = arrays.gradient_label(tensor.key), tensor.array

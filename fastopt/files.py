@@ -105,6 +105,7 @@ def load(
     found, suffix = file_formats.checked_path(path)
     if not isinstance(opt, Optimizer):
         raise TypeError(f"opt: expected an optimizer of fastopt, got {shown(opt)}")
+    arrays.refuse_file("params", params)
     text, stored = file_formats.read(found, suffix)
     with within(found):
         saved = _Saved(text, stored)

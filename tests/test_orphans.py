@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,19 +117,45 @@ def test_not_under_update() -> None:
     assert warned(lambda: [optimizer.update([np.ones(3)], [np.ones(3)]) for _ in range(9)]) == []
 
 
-def test_an_open_file_is_no_set_of_parameters() -> None:
-    file = io.BytesIO()
-    np.savez(file, w=np.ones(3), b=np.ones(2))
-    file.seek(0)
-    with np.load(file) as weights:
-        for call in (
-            lambda: fastopt.Adam(weights),
-            lambda: fastopt.Adam([weights]),
-            lambda: fastopt.Adam([{"params": weights}]),
-            lambda: fastopt.Adam().update(weights, weights),
-        ):
+def test_nothing_is_written_into_an_open_file(tmp_path: Path) -> None:
+    """Its arrays are read anew at each access."""
+    own, ones = ({"w": np.ones(3), "b": np.ones(2)} for _ in range(2))
+    optimizer, other, nag = fastopt.Adam(own), fastopt.Adam(), fastopt.NAG()
+    average = fastopt.ExponentialMovingAverage(other)
+    other.update(own, ones)
+    fastopt.save(tmp_path / "checkpoint.npz", other, own)
+    np.savez(tmp_path / "weights.npz", w=np.ones(3), b=np.ones(2))
+
+    def apply(weights: Any) -> None:
+        with average.applied(weights):
+            pass
+
+    calls: list[Callable[[Any], Any]] = [
+        lambda weights: fastopt.Adam(weights),
+        lambda weights: fastopt.Adam([weights if type(weights) is not dict else {"params": weights}]),
+        lambda weights: fastopt.Adam([{"params": weights}]),
+        lambda weights: fastopt.Adam().update(weights, ones),
+        lambda weights: fastopt.Adam().update_rows(
+            weights, {"w": [0], "b": [1]}, {"w": np.ones(1), "b": np.ones(1)}
+        ),
+        lambda weights: nag.lookahead(weights),
+        apply,
+        lambda weights: fastopt.load(tmp_path / "checkpoint.npz", other, weights),
+        lambda grads: optimizer.bind(grads),
+        lambda grads: optimizer.step(grads, zero_grads=True),
+        lambda grads: other.update(own, grads, zero_grads=True),
+        lambda grads: fastopt.clip_grad_norm(grads, 1.0),
+        lambda grads: fastopt.clip_grad_value(grads, 1.0),
+        lambda grads: fastopt.clip_grad_adaptive(own, grads, 0.1, axis=0),
+    ]
+    for call in calls:
+        with np.load(tmp_path / "weights.npz") as file:
             with pytest.raises(TypeError, match=r"open \.npz file.* pass dict\(file\)"):
-                call()
-        params = dict(weights)
-    optimizer = fastopt.Adam(params)
-    assert warned(lambda: optimizer.step({"w": np.ones(3), "b": np.ones(2)})) == []
+                call(file)
+            call(dict(file))
+    with np.load(tmp_path / "weights.npz") as file, pytest.raises(TypeError, match=r"arrays: .*open \.npz file"):
+        optimizer.mirror(file)
+    with np.load(tmp_path / "weights.npz") as file:  # where it is only read, it may be passed
+        optimizer.bind(None)
+        optimizer.step(file)
+        assert fastopt.global_norm(file) == np.sqrt(5)

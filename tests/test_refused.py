@@ -272,7 +272,7 @@ WRONG_GRADIENTS: dict[str, tuple[Callable[[Scene], Any], str]] = {
     },
     "a list that fits": (lambda s: s.grads[LAST].tolist(), "gradient must be a NumPy array"),
     "None, but an array of it": (lambda _: np.array([[None], [None]]), "gradient .* dtype"),
-    "a scalar": (lambda _: np.float32(1), "gradient has shape ()"),
+    "a scalar": (lambda _: np.float32(1), r"gradient (has shape \(\)|is a number)"),
     "transposed": (lambda s: s.grads[LAST].T, r"gradient has shape \(1, 2\), the parameter \(2, 1\)"),
     "flat": (lambda s: s.grads[LAST].ravel(), r"gradient has shape \(2,\)"),
     "longer": (lambda _: np.ones((3, 1), np.float32), "gradient has shape"),
@@ -338,6 +338,19 @@ def gradient_is_refused(wrong: Callable[[Scene], Any], message: str, way: str) -
         goes_on(scene, Scene(steps=3))
     else:
         goes_on(scene)
+
+
+def test_a_number_cannot_be_bound() -> None:
+    optimizer = fastopt.SGD([np.zeros(()), np.zeros(2)], lr=1.0)
+    with pytest.raises(TypeError, match=r"^parameter 0: .*nothing can overwrite; pass an array, np.zeros\(\(\)\)"):
+        optimizer.bind([np.float64(1.0), np.ones(2)])
+    advised = np.zeros(())
+    optimizer.bind([advised, np.ones(2)])
+    advised[...] = 2.0
+    optimizer.step()
+    optimizer.bind(None)
+    optimizer.step([np.float64(1.0), np.ones(2)])
+    assert optimizer.param_groups[0]["params"][0] == -3.0
 
 
 @pytest.mark.parametrize("layout", ["transposed", "strided"])
