@@ -69,8 +69,14 @@ include "_preparing.pxi"
 cdef cnp.ndarray ZERO = np.zeros(())
 
 
+cdef frozenset IMMUTABLE = frozenset({float, int, bool, type(None)})
+
+
 cdef class Stepping(Preparing):
     """The steps of one optimizer."""
+
+    cdef tuple asked  # the arguments of the last step that had any, as `items_of` gives them; None: they can be edited
+    cdef Clipping clipping  # what was made of them
 
     # -- A call --
 
@@ -86,7 +92,7 @@ cdef class Stepping(Preparing):
         cdef Clipping clipping = None
         cdef double grad_scale = 1.0
         if asked:
-            clipping = Clipping(**asked)
+            clipping = self.clipping_of(asked)
             grad_scale = clipping.grad_scale
             if clipping.does_nothing():
                 clipping = None
@@ -101,6 +107,17 @@ cdef class Stepping(Preparing):
             return self.norms.total if clipping is not None and clipping.needs_norm else None
         finally:
             self.turns.leave()
+
+    cdef Clipping clipping_of(self, dict asked):
+        """The arguments of a step, checked: most loops pass the same objects in every step."""
+        cdef Clipping clipping
+        if self.asked is not None and is_group_unchanged(asked, self.asked):
+            return self.clipping
+        clipping = Clipping(**asked)
+        self.asked, self.clipping = None, clipping
+        if all([type(value) in IMMUTABLE for value in asked.values()]):
+            self.asked = items_of(asked)
+        return clipping
 
     def move(self, optimizer, object params):
         """Makes the changes of `optimizer._change_of_move`, as a step that no parameter has a gradient in.

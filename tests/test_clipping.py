@@ -145,6 +145,22 @@ def test_large_gradients_have_finite_norms() -> None:
         assert optimizer.state[0]["step"] == 1
 
 
+def test_a_limit_may_be_edited_in_place_between_steps() -> None:
+    """A step recognises the arguments of the last one, but not where they can be edited."""
+    params, others, limit = [np.ones(5)], [np.ones(5)], np.array(9.0)
+    optimizer, other = fastopt.SGD(params, lr=1.0), fastopt.SGD(others, lr=1.0)
+    for value in 9.0, 9.0, 0.5, 0.25:
+        limit[...] = value
+        optimizer.step([np.ones(5)], max_norm=limit)  # type: ignore[arg-type]
+        other.step([np.ones(5)], max_norm=value)
+        assert params[0].tobytes() == others[0].tobytes()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="^max_norm: "):
+            optimizer.step([np.ones(5)], max_norm=-1.0)
+    optimizer.step([np.ones(5)], max_norm=0.25)
+    assert params[0][0] == pytest.approx(others[0][0] - 0.25 / np.sqrt(5), rel=1e-6)
+
+
 def test_update_clips_too() -> None:
     params, others = {"w": np.ones(5)}, [np.ones(5)]
     grads = np.arange(5.0)
