@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from "fastopt.h" nogil:
     enum: FASTOPT_ABI_VERSION, FASTOPT_MAX_BUFFERS, FASTOPT_MAX_SCALARS, FASTOPT_MAX_SUMS, FASTOPT_MAX_FACTORS
-    enum: FASTOPT_SUM_BLOCK, FASTOPT_FLOAT32, FASTOPT_STORAGES
+    enum: FASTOPT_SUM_BLOCK, FASTOPT_SUM_LANES, FASTOPT_FLOAT32, FASTOPT_STORAGES
     ctypedef struct fastopt_coefficients:
         double scalars[FASTOPT_MAX_SCALARS]
         uint64_t random_key

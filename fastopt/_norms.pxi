@@ -265,9 +265,13 @@ cdef class Gradients:
     def clip(self, limit=None):
         """Multiplies every gradient by its factor of `measure`, or clips its elements to ±limit, in place."""
         cdef Tensor tensor
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i = 0, n = len(self.tensors)
         cdef int to
-        for i in range(len(self.tensors)):
+        while limit is None and i < n and self.norms.factors[i] == 1.0:
+            i += 1
+        if i == n:
+            return
+        for i in range(n):
             tensor = <Tensor>self.tensors[i]
             factor = 1.0 if limit is not None else self.norms.factors[i]
             if table().isas[self.isa].name == NULL:
@@ -283,3 +287,84 @@ cdef class Gradients:
         if table().isas[self.isa].name != NULL:
             self.work.run(self.work.make_ready(self.team))
         self.work.end()
+
+
+# -- Units: rows, columns and the like ---------------------------------------------------------------
+
+cdef size_t STRIP = 128  # as many columns are added up side by side, for their lanes lie in the nearest cache
+
+
+def norms_of_units(cnp.ndarray array, size_t outer, size_t count, size_t inner):
+    """The norms over the middle one of three axes, in C order: each has the bits of `global_norm` of that unit alone.
+
+    array: float32 or float64, contiguous in C order. None: only `reference.norms_over` can tell.
+    """
+    cdef int isa = selected(), storage = storage_of(array)
+    cdef const fastopt_optimizer *row
+    cdef fastopt_coefficients coefficients
+    cdef fastopt_call call
+    cdef fastopt_kernel kernel
+    cdef const char *data = <const char *>cnp.PyArray_DATA(array)
+    cdef size_t itemsize = cnp.PyArray_ITEMSIZE(array), i, strip, begin
+    cdef cnp.ndarray found = np.zeros(outer * inner), memory
+    cdef double *norms = <double *>cnp.PyArray_DATA(found)
+    cdef double *sums
+    cdef bint are_rows = inner == 1, are_finite = True
+    if table().isas[isa].name == NULL:
+        return None
+    row = auxiliary_row(isa, b"norm")
+    kernel = (row.sum_kernels if are_rows else row.column_kernels)[format_of[storage][storage][storage]][0]
+    memory = np.empty(count // FASTOPT_SUM_BLOCK + 1 if are_rows else FASTOPT_SUM_LANES * STRIP)
+    sums = <double *>cnp.PyArray_DATA(memory)
+    coefficients.scalars[0], coefficients.scalars[1], coefficients.scalars[2] = 1.0, 0.0, 1.0
+    coefficients.random_key = 0
+    call.size, call.coefficients, call.first_element, call.factors = sizeof(fastopt_call), &coefficients, 0, NULL
+    with nogil:
+        for i in range(outer):
+            if are_rows:
+                norms[i] = square_of_row(kernel, &call, data, count, sums)
+            else:
+                for strip in range((inner + STRIP - 1) // STRIP):
+                    begin = strip * STRIP
+                    add_squares_of_columns(
+                        kernel, &call, data + begin * itemsize, count, inner * itemsize, min(inner - begin, <size_t>STRIP),
+                        sums, &norms[i * inner + begin],
+                    )
+            data += count * inner * itemsize
+        for i in range(outer * inner):
+            norms[i] = sqrt(norms[i])
+            are_finite = are_finite and isfinite(norms[i])
+    return found if are_finite else None
+
+
+cdef double square_of_row(
+    fastopt_kernel kernel, fastopt_call *call, const char *data, size_t count, double *blocks
+) noexcept nogil:
+    cdef size_t block
+    cdef double total = 0.0
+    call.buffers[1], call.sums = <void *>data, blocks
+    kernel(call, 0, count)
+    for block in range((count + FASTOPT_SUM_BLOCK - 1) // FASTOPT_SUM_BLOCK):
+        total += blocks[block]
+    return total
+
+
+cdef void add_squares_of_columns(
+    fastopt_kernel kernel, fastopt_call *call, const char *data, size_t rows, size_t stride, size_t columns, double *lanes,
+    double *totals,
+) noexcept nogil:
+    """stride: from row to row, in bytes. lanes: room for FASTOPT_SUM_LANES numbers of each column."""
+    cdef size_t block, row, half, lane, column
+    for block in range((rows + FASTOPT_SUM_BLOCK - 1) // FASTOPT_SUM_BLOCK):
+        memset(lanes, 0, FASTOPT_SUM_LANES * STRIP * sizeof(double))
+        for row in range(block * FASTOPT_SUM_BLOCK, min((block + 1) * FASTOPT_SUM_BLOCK, rows)):
+            call.buffers[1], call.sums = <void *>(data + row * stride), &lanes[row % FASTOPT_SUM_LANES * STRIP]
+            kernel(call, 0, columns)
+        half = FASTOPT_SUM_LANES // 2
+        while half:
+            for lane in range(half):
+                for column in range(columns):
+                    lanes[lane * STRIP + column] += lanes[(lane + half) * STRIP + column]
+            half //= 2
+        for column in range(columns):
+            totals[column] += lanes[column]

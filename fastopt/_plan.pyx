@@ -40,7 +40,7 @@ from fastopt._kernels import COMMON_SCALARS, FORMATS, OPENMP, TABLE, openmp_plac
 
 from fastopt._kernels cimport (
     FASTOPT_FLOAT32, FASTOPT_MAX_BUFFERS, FASTOPT_MAX_FACTORS, FASTOPT_MAX_SUMS, FASTOPT_STORAGES, FASTOPT_SUM_BLOCK,
-    fastopt_call, fastopt_coefficients,
+    FASTOPT_SUM_LANES, fastopt_call, fastopt_coefficients,
     fastopt_converter, fastopt_format, fastopt_isa, fastopt_kernel, fastopt_optimizer, flushes_denormal, forks, selected, table,
 )
 from fastopt._turns cimport Turns

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
 from fastopt import arrays, options, reference, storage
-from fastopt._plan import Clipping, Gradients
+from fastopt._plan import Clipping, Gradients, norms_of_units
 from fastopt.arrays import Array, Key
 from fastopt.checked_settings import CheckedSettings
 from fastopt.functional import thread_tuners
@@ -95,33 +95,69 @@ def clip_grad_adaptive(
     arrays.refuse_file("grads", grads)
     params, grads = arrays.handed_over(params, grads, "clip_grad_adaptive")
     given = dict(zip(_keys_and_gradients(grads)[0], _in_order(params, grads), strict=True))
-    pairs = []
+    units: dict[int, tuple[int, ...]] = {}  # the axes of the norms by the number of all axes
+    found = []
     for tensor in _writable(grads).tensors:
-        label, own = arrays.gradient_label(tensor.key), tensor.array
-        weights = np.asarray(given[tensor.key])
+        own, weights = tensor.array, np.asarray(given[tensor.key])
         if weights.shape != own.shape or weights.dtype.kind not in "fV":
             raise ValueError(
-                f"{label}: the parameter has shape {weights.shape} and dtype {weights.dtype}, its gradient shape "
-                f"{own.shape}; pass floats of the same shape"
+                f"{arrays.gradient_label(tensor.key)}: the parameter has shape {weights.shape} and dtype "
+                f"{weights.dtype}, its gradient shape {own.shape}; pass floats of the same shape"
             )
-        pairs.append((weights, own, _units(label, own.ndim, axis)))
-    arrays.quietly(_clip_units, pairs, limit)
+        if own.ndim not in units:
+            units[own.ndim] = _units(tensor.key, own.ndim, axis)
+        found.append((weights, own, units[own.ndim]))
+    if found:
+        arrays.quietly(_clip_units, found, limit)
 
 
 def _clip_units(pairs: Sequence[tuple[Array, Array, tuple[int, ...]]], limit: float) -> None:
-    for weights, grad, axes in pairs:
-        wide = storage.widened(grad)
-        largest = limit * np.maximum(reference.norms_over(storage.widened(weights), axes), _LEAST_WEIGHTS)
-        norm = reference.norms_over(wide, axes)
-        factor = np.where(norm >= largest, largest / np.maximum(norm, _LEAST_GRADIENT), 1.0)
-        storage.nearest(grad, wide * factor.astype(wide.dtype))
+    weight_norms = np.concatenate([_norms(storage.widened(weights), axes) for weights, _, axes in pairs])
+    wide = [storage.widened(grad) for _, grad, _ in pairs]
+    norms = np.concatenate([_norms(one, axes) for one, (_, _, axes) in zip(wide, pairs, strict=True)])
+    largest = limit * np.maximum(weight_norms, _LEAST_WEIGHTS)
+    is_larger = norms >= largest
+    factors = np.where(is_larger, largest / np.maximum(norms, _LEAST_GRADIENT), 1.0)
+    end = 0
+    for one, (_, grad, axes) in zip(wide, pairs, strict=True):
+        shape = _as_units(grad.shape, axes)[2]
+        begin, end = end, end + math.prod(shape)
+        if is_larger[begin:end].any():
+            factor = factors[begin:end].reshape(shape).astype(one.dtype)
+            if one is grad:
+                np.multiply(grad, factor, out=grad)
+            else:
+                storage.nearest(grad, one * factor)
+
+
+def _norms(array: Array, axes: tuple[int, ...]) -> Array:
+    """The norm of each unit."""
+    order, sizes, _ = _as_units(array.shape, axes)
+    found = norms_of_units(np.ascontiguousarray(array if order is None else array.transpose(order)), *sizes)
+    return reference.norms_over(array, axes).ravel() if found is None else found
+
+
+@lru_cache
+def _as_units(
+    shape: tuple[int, ...], axes: tuple[int, ...]
+) -> tuple[tuple[int, ...] | None, tuple[int, int, int], tuple[int, ...]]:
+    """An array's axes in another order, if the axes of the norms have others between them; how many units lie before
+    these axes, elements in them and units behind; and the shape of the norms, which keep the axes."""
+    begin = axes[0] if axes else 0
+    end, order = begin + len(axes), None
+    kept = tuple(1 if k in axes else n for k, n in enumerate(shape))
+    if axes != tuple(range(begin, end)):
+        begin, end = len(shape) - len(axes), len(shape)
+        order = (*(k for k in range(len(shape)) if k not in axes), *axes)
+        shape = tuple(shape[k] for k in order)
+    return order, (math.prod(shape[:begin]), math.prod(shape[begin:end]), math.prod(shape[end:])), kept
 
 
 _LEAST_WEIGHTS, _LEAST_GRADIENT = 1e-3, 1e-6
 """Smaller norms count as these (the paper's epsilon; optax')."""
 
 
-def _units(label: str, ndim: int, axis: int | Sequence[int] | None) -> tuple[int, ...]:
+def _units(key: Key, ndim: int, axis: int | Sequence[int] | None) -> tuple[int, ...]:
     """The axes that the norms of an array run over."""
     if axis is None or ndim < 2:
         return tuple(range(ndim))
@@ -129,11 +165,11 @@ def _units(label: str, ndim: int, axis: int | Sequence[int] | None) -> tuple[int
     for one in axis if isinstance(axis, Sequence) else (axis,):
         number = options.whole_number("axis", one, -(2**31))
         if not -ndim <= number < ndim:
-            raise ValueError(f"axis: {number} is out of range: {label} has {ndim} axes")
+            raise ValueError(f"axis: {number} is out of range: {arrays.gradient_label(key)} has {ndim} axes")
         found.append(number % ndim)
     if len(set(found)) != len(found):
         raise ValueError(f"axis: {axis} names an axis twice")
-    return tuple(found)
+    return tuple(sorted(found))
 
 
 def _in_order(params: Any, grads: Any) -> list[Any]:

@@ -16,7 +16,8 @@ enum {
     FASTOPT_MAX_SCALARS = 20,
     FASTOPT_MAX_SUMS = 4,
     FASTOPT_MAX_FACTORS = 5,
-    FASTOPT_SUM_BLOCK = 4096 /* elements that are added up to one number of `sums` */
+    FASTOPT_SUM_BLOCK = 4096, /* elements that are added up to one number of `sums` */
+    FASTOPT_SUM_LANES = 16    /* element i of a block is added to lane i modulo this */
 };
 
 /* Numbers shared by the tensors of one parameter group that have made equally many steps. */

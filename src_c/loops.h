@@ -142,13 +142,12 @@ static const fastopt_kernel JOIN(FORMULA, plain_kernels, FORMAT, ISA)[] = {EACH_
 static const fastopt_kernel JOIN(FORMULA, sum_kernels, FORMAT, ISA)[] = {EACH_SUBSET(NO_NAME)};
 #else
 
-#define ADD(name)         lanes[index_##name][lane] = COMBINE(lanes[index_##name][lane], name);
-#define NUMBER_OF_LANES   16
+#define ADD(name) lanes[index_##name][lane] = COMBINE(lanes[index_##name][lane], name);
 
 /* Adds the elements offset … offset + count - 1 to the lanes. */
 static ALWAYS_INLINE void SUM_LANES(
     const unsigned subset UNUSED, const fastopt_call *call, size_t offset, const size_t count,
-    double (*restrict lanes)[NUMBER_OF_LANES], BUFFERS)
+    double (*restrict lanes)[FASTOPT_SUM_LANES], BUFFERS)
 {
     LOAD_SCALARS(0)
     {
@@ -175,16 +174,16 @@ static ALWAYS_INLINE void SUM_LOOP(
 {
     for (size_t block = begin; block < end; block += FASTOPT_SUM_BLOCK) {
         const size_t block_end = end - block < FASTOPT_SUM_BLOCK ? end : block + FASTOPT_SUM_BLOCK;
-        double lanes[COUNT(SUMS)][NUMBER_OF_LANES] = {0};
+        double lanes[COUNT(SUMS)][FASTOPT_SUM_LANES] = {0};
         size_t i = block;
-        for (; i + NUMBER_OF_LANES <= block_end; i += NUMBER_OF_LANES) {
+        for (; i + FASTOPT_SUM_LANES <= block_end; i += FASTOPT_SUM_LANES) {
             __asm__("" : "+r"(i)); /* keeps gcc from vectorising this loop in place of the one over lanes */
-            SUM_LANES(subset, call, i, NUMBER_OF_LANES, lanes, PASS_BUFFERS);
+            SUM_LANES(subset, call, i, FASTOPT_SUM_LANES, lanes, PASS_BUFFERS);
         }
         SUM_LANES(subset, call, i, block_end - i, lanes, PASS_BUFFERS);
         double *const sums = call->sums + block / FASTOPT_SUM_BLOCK * COUNT(SUMS);
         for (size_t k = 0; k < COUNT(SUMS); k++) {
-            for (size_t half = NUMBER_OF_LANES / 2; half; half /= 2)
+            for (size_t half = FASTOPT_SUM_LANES / 2; half; half /= 2)
                 for (size_t lane = 0; lane < half; lane++)
                     lanes[k][lane] = COMBINE(lanes[k][lane], lanes[k][lane + half]);
             sums[k] = lanes[k][0];

@@ -74,18 +74,46 @@ def test_other_dtypes_are_computed_in_float32_and_rounded(dtype: str) -> None:
     assert np.array_equal(g, wide_g.astype(g.dtype))
 
 
-def test_the_norms_have_the_bits_of_global_norm() -> None:
+UNITS: list[tuple[tuple[int, ...], Any]] = [
+    ((3, 9001), 1), ((3, 9001), 0), ((4097, 3), 0), ((50, 300), 0), ((40, 129), 0), ((5, 7, 128), 1), ((2, 4100, 9), 1),
+    ((6, 5, 4, 3), (1, 2)), ((6, 5, 4, 3), (0, 2)), ((6, 5, 4, 3), (1, 3)), ((6, 5, 4, 3), (0, 1, 3)), ((5, 1, 3), 1),
+    ((7, 3), None), ((9001,), 0), ((), 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("isa", fastopt.available_isas())
+@pytest.mark.parametrize(("shape", "axis"), UNITS, ids=str)
+def test_the_norms_have_the_bits_of_global_norm(shape: tuple[int, ...], axis: Any, isa: str) -> None:
     """Whatever the instruction set, and where the squares overflow."""
-    for scale in 1.0, 1e200:
-        _, g = pair((3, 9001))
-        g = np.abs(g) * scale + scale
-        norms = [fastopt.global_norm([row]) for row in g]
+    fastopt.set_isa(isa)
+    axes = tuple(range(len(shape))) if axis is None or len(shape) < 2 else np.atleast_1d(axis).tolist()
+    kept = [k for k in range(len(shape)) if k not in axes]
+    for dtype, scale in ("float32", 1.0), ("float64", 1.0), ("float64", 1e200):
+        rng = np.random.default_rng(0)
+        g = np.array(np.abs(rng.standard_normal(shape)) * scale + scale, dtype)
         for w in np.full_like(g, scale), np.zeros_like(g):
-            clipped = g.copy()
-            fastopt.clip_grad_adaptive([w], [clipped], 0.01, 1)
-            for row, before, norm, own in zip(clipped, g, norms, w, strict=True):
-                factor = 0.01 * max(fastopt.global_norm([own]), 1e-3) / norm
-                assert np.array_equal(row, before * factor)
+            clipped, expected = g.copy(), g.copy()
+            fastopt.clip_grad_adaptive([w], [clipped], 0.01, axis)
+            for unit in np.ndindex(*(shape[k] for k in kept)):
+                at: list[Any] = [slice(None)] * len(shape)
+                for k, place in zip(kept, unit, strict=True):
+                    at[k] = place
+                norm, own = (fastopt.global_norm([np.ascontiguousarray(a[tuple(at)])]) for a in (g, w))
+                expected[tuple(at)] = g[tuple(at)] * g.dtype.type(0.01 * max(own, 1e-3) / norm)
+            assert np.array_equal(clipped, expected)
+
+
+@pytest.mark.parametrize("isa", fastopt.available_isas())
+def test_what_is_not_finite_stays_in_its_unit(isa: str) -> None:
+    fastopt.set_isa(isa)
+    for wrong in np.nan, np.inf:
+        w, g = np.ones((4, 3)), np.full((4, 3), 9.0)
+        alone = g.copy()
+        g[1, 2] = w[2, 0] = wrong
+        fastopt.clip_grad_adaptive([w], [g], 0.1, 1)
+        fastopt.clip_grad_adaptive([np.ones((4, 3))], [alone], 0.1, 1)
+        assert np.array_equal(g[[0, 3]], alone[[0, 3]])
+        assert (g[2] == 9.0).all()
 
 
 def test_layouts_and_none() -> None:
