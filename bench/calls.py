@@ -1,6 +1,6 @@
 """What a call costs besides its arithmetic: the same steps, asked for in every way that the face offers.
 
-    python bench/calls.py > docs/calls.md
+    OPENBLAS_NUM_THREADS=1 python bench/calls.py > docs/calls.md
 
 Each way's parameters are compared with those of the first before anything is timed. All ways of a table run in turn,
 round after round in one process; that is repeated in five runs, and each figure is the median of the five.
@@ -256,7 +256,7 @@ median of {RUNS} such runs.
 * *By name*: parameters and gradients are dicts.
 * *An edit of lr*: `opt.param_groups[i]["lr"] = number` before every step.
 
-Measured by `python bench/calls.py > docs/calls.md`, {{now}}, on this machine:
+Measured by `OPENBLAS_NUM_THREADS=1 python bench/calls.py > docs/calls.md`, {{now}}, on this machine:
 
 ```
 {{facts}}
