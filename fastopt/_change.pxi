@@ -74,6 +74,10 @@ cdef class Group:
             other.take_numbers(h)
         return other
 
+    def with_flags(self, dict h):
+        """The same with other flags: all else is as it was checked."""
+        return self.with_options(h)
+
     cdef int take_numbers(self, dict numbers) except -1:
         """Takes the options as plain numbers, for the steps to come."""
         self.resolved = with_lr_factor(numbers)

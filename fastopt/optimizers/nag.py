@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from fastopt import arrays
-from fastopt._plan import Change, Move, Tensor
+from fastopt._plan import Change, Group, Move, Tensor
 from fastopt._turns import exclusive
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Handed, Optimizer, Params
@@ -154,13 +155,18 @@ class NAG(Optimizer):
         tensors: those of the call, among them all of the groups. moving: those that move.
         """
         most = max((tensor.steps for tensor in tensors if tensor.group in groups), default=0)
-        plain = {name: option.default for name, option in options_of(SGD).items()}
         along = {}
         for index in sorted(groups):
             group = self._plan.groups[index]
             h = {**group.h, "ahead": ahead}
-            change.groups.append((index, group.h, h, self._group_of(f"group {index}: ", h)))
-            momentum = group.numbers_after(most)["momentum"]
-            seed = group.h["seed"] + (LOOKING_AHEAD if ahead else RETURNING)
-            along[index] = SGD._group_of("", {**plain, "lr": -momentum if ahead else momentum, "seed": seed})
+            change.groups.append((index, group.h, h, group.with_flags(h)))
+            momentum, seed = group.numbers_after(most)["momentum"], group.h["seed"]
+            along[index] = _sgd(-momentum, seed + LOOKING_AHEAD) if ahead else _sgd(momentum, seed + RETURNING)
         change.moves = [Move(tensor, "v", along[tensor.group], tensor.steps + 1) for tensor in moving]
+
+
+@lru_cache
+def _sgd(lr: float, seed: int) -> Group:
+    """Plain SGD, for moves along the velocity."""
+    plain = {name: option.default for name, option in options_of(SGD).items()}
+    return SGD._group_of("", {**plain, "lr": lr, "seed": seed})
