@@ -103,7 +103,6 @@ cdef class Group:
         cdef dict h = None
         cdef tuple mine_items
         cdef Group found
-        cdef double number
         cdef bint is_lr = True  # what was edited
         if not PyDict_CheckExact(mine) or 2 * len(<dict>mine) != len(items):
             return None
@@ -113,12 +112,9 @@ cdef class Group:
                 return None
             if value != <PyObject *>PyTuple_GET_ITEM(items, n + 1):
                 bound = PyDict_GetItem(bounds, <object>key)
-                if bound == NULL or type(<object>value) is not float:
-                    return None
-                number = <object>value
-                if not (<double>(<tuple>bound)[0] <= number <= <double>(<tuple>bound)[1]):
-                    return None
-                if type(<object>PyTuple_GET_ITEM(items, n + 1)) is not float:
+                if bound == NULL or not are_numbers(
+                    <object>value, <object>PyTuple_GET_ITEM(items, n + 1), <tuple>bound
+                ):
                     return None
                 is_lr = is_lr and <object>key == "lr"
                 if h is None:
@@ -175,6 +171,23 @@ cdef class Group:
         self.ask(-2, t - 1)
         self.fill(&filled, t, 1.0)
         return tuple([filled.scalars[k] for k in range(self.scalar_count + len(COMMON_SCALARS))])
+
+
+cdef bint are_numbers(object value, object before, tuple bounds):
+    """Whether an option is a number in its bounds, or a tuple of such, and was one before."""
+    cdef double number
+    cdef Py_ssize_t k
+    if type(value) is float and type(before) is float:
+        number = value
+        return <double>bounds[0] <= number <= <double>bounds[1]
+    if type(value) is not tuple or type(before) is not tuple or type(bounds[0]) is not tuple:
+        return False
+    if len(<tuple>value) != len(bounds):
+        return False
+    for k in range(len(bounds)):
+        if not are_numbers((<tuple>value)[k], (<tuple>before)[k], <tuple>bounds[k]):
+            return False
+    return True
 
 
 cdef dict with_lr_factor(dict h):

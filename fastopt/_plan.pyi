@@ -5,6 +5,7 @@ from fastopt._turns import Turns
 from fastopt.accumulation import Accumulated
 from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.arrays import Key
+from fastopt.options import Bounds
 from fastopt.step_options import StepOptions
 from fastopt.thread_tuner import ThreadTuners
 
@@ -145,7 +146,7 @@ class Plan:
         turns: Turns,
         tuners: ThreadTuners,
         keeps_params: bool = True,
-        bounds: dict[str, tuple[float, float]] = ...,
+        bounds: dict[str, Bounds] = ...,
         is_function: bool = False,
     ) -> None: ...
     def is_unedited(self, param_groups: Any) -> bool: ...

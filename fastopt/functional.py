@@ -26,7 +26,7 @@ from fastopt.algorithm import Hyper
 from fastopt.checkpoint import MOST_STEPS
 from fastopt.optimizer import Optimizer
 from fastopt.option_names import check_all
-from fastopt.options import bounds_of, options_of, refuse_lost, shown
+from fastopt.options import options_of, refuse_lost, shown
 from fastopt.thread_tuner import ThreadTuners
 
 
@@ -168,7 +168,7 @@ def _make(cls: type[Optimizer]) -> Callable[..., None]:
             cls.algorithm,
             names,
             defaults["lr"],
-            bounds_of(cls)["lr"][0],
+            options_of(cls)["lr"].kind.least,
             lambda options: _group(cls, options),
             lambda args, kwargs: _slow(cls, name, names, args, kwargs),
             thread_tuners,

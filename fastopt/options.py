@@ -437,16 +437,22 @@ def _settable(cls: type) -> dict[str, Option]:
 settable: Callable[[type], dict[str, Option]] = cache(_settable)
 
 
-def _bounds_of(cls: type) -> dict[str, tuple[float, float]]:
-    """The least and the largest value of each option that is a number."""
-    return {
-        name: (option.kind.least, option.kind.most)
-        for name, option in settable(cls).items()
-        if isinstance(option.kind, _Number)
-    }
+Bounds: TypeAlias = tuple[float, float] | tuple[tuple[float, float], ...]
+"""The least and the largest value of a number, or of each number of a tuple."""
 
 
-bounds_of: Callable[[type], dict[str, tuple[float, float]]] = cache(_bounds_of)
+def _bounds_of(cls: type) -> dict[str, Bounds]:
+    """The bounds of each option that is a number or a tuple of numbers."""
+    found: dict[str, Bounds] = {}
+    for name, option in settable(cls).items():
+        if isinstance(option.kind, _Number):
+            found[name] = option.kind.least, option.kind.most
+        elif isinstance(option.kind, _Tuple):
+            found[name] = tuple((kind.least, kind.most) for kind in option.kind.kinds)
+    return found
+
+
+bounds_of: Callable[[type], dict[str, Bounds]] = cache(_bounds_of)
 
 
 def callable_options(cls: type, checked: Mapping[str, Any]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import table
 from table import Array
+from tracing import traced
 
 import fastopt
 
@@ -53,6 +54,36 @@ def test_every_option_is_set_in_every_group(cls: type[fastopt.Optimizer]) -> Non
             optimizer.step(grads(step))
             other.step(grads(step))
         assert same(optimizer, mine, other, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second", "is_short"),
+    [
+        ("lr", 0.1, 0.2, True),
+        ("weight_decay", 0.1, 0.2, True),
+        ("betas", (0.8, 0.95), (0.85, 0.9), True),
+        ("betas", (0.8, 0.9), (0, 0.5), False),
+    ],
+)
+def test_edits_of_numbers_before_every_step(name: str, first: Any, second: Any, is_short: bool) -> None:
+    """Most schedules edit floats, which a step takes by a shorter way than what has to be checked."""
+    edited, mine, theirs = [], params(), params()
+    optimizer, other = fastopt.Adam(mine, weight_decay=0.5), fastopt.Adam(theirs, weight_decay=0.5)
+    for step in range(8):
+        value = second if step % 2 else first
+        optimizer.param_groups[0][name] = value
+        operations = traced(lambda step=step: optimizer.step(grads(step)))  # type: ignore[misc]
+        edited.append(operations - traced(lambda step=step: grads(step)))  # type: ignore[misc]
+        state = other.state_dict()
+        other = fastopt.Adam(theirs, **{"weight_decay": 0.5, name: value})
+        state["param_groups"] = other.state_dict()["param_groups"]
+        other.load_state_dict(state)
+        other.step(grads(step))
+        assert same(optimizer, mine, other, theirs)
+    assert (max(edited[2:]) < 200) == is_short
+    optimizer.param_groups[0]["betas"] = (0.9, 1.0)
+    with pytest.raises(ValueError, match=r"betas\[1\]: 1.0 is out of range"):
+        optimizer.step(grads(9))
 
 
 def test_reading_gives_the_common_value_or_raises() -> None:
