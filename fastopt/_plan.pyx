@@ -172,6 +172,8 @@ cdef class Stepping(Preparing):
         cdef bint is_mean = grads is None and self.bound is None
         if clipping is not None and clipping.zero_grads and type(grads) is not list:
             arrays.refuse_file("gradients", grads)
+            if is_mean and self.accumulated is not None:
+                step_options.refuse_zeros_of_a_mean()
         try:
             if is_handed_over:
                 given, change = self.take_handed_over(optimizer, params, grads)

@@ -55,3 +55,10 @@ def refuse(name: str) -> NoReturn:
     meant = similar(name, list(DEFAULTS))
     advice = f"did you mean {meant[0]}?" if meant else f"its arguments are {', '.join(DEFAULTS)}"
     raise TypeError(f"{name}: a step takes no such argument; {advice}")
+
+
+def refuse_zeros_of_a_mean() -> NoReturn:
+    raise ValueError(
+        "zero_grads: this step takes the mean of what accumulate() has added up, and does not have the arrays that were "
+        "added; leave zero_grads out, and write zeros into the arrays after each accumulate()"
+    )

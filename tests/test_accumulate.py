@@ -129,3 +129,15 @@ def test_a_step_with_gradients_leaves_the_sum() -> None:
     assert (p == -10).all()
     optimizer.step()
     assert (p == -11).all()
+
+
+def test_zeros_cannot_be_written_into_what_was_added_up() -> None:
+    params, others, grads = [np.ones(3)], [np.ones(3)], [np.ones(3)]
+    optimizer, other = fastopt.SGD(params), fastopt.SGD(others)
+    optimizer.accumulate(grads)
+    grads[0][...] = 0
+    with pytest.raises(ValueError, match=r"^zero_grads: .*write zeros into the arrays after each accumulate\(\)"):
+        optimizer.step(zero_grads=True)
+    optimizer.step()
+    other.step([np.ones(3)], zero_grads=True)
+    assert params[0].tobytes() == others[0].tobytes()
