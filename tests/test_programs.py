@@ -60,7 +60,7 @@ class Program:
 
     def gradient(self, shape: tuple[int, ...]) -> Any:
         """One of every layout and storage, or none."""
-        kind = self.choose.choice(["plain"] * 6 + ["none", "other order", "gaps", "16 bits"])
+        kind = self.choose.choice(["plain"] * 6 + ["none", "other order", "gaps", "16 bits", "64 bits"])
         grad = self.drawn(shape)
         if kind == "none":
             return None
@@ -68,6 +68,8 @@ class Program:
             return np.asfortranarray(grad)
         if kind == "gaps":
             return np.stack([grad, grad], axis=-1)[..., 0]
+        if kind == "64 bits" and self.dtype == np.float32:
+            return grad.astype(np.float64)
         if kind == "16 bits" and self.dtype == np.float32:
             return grad.astype(self.choose.choice([np.float16, BFLOAT16]))
         return grad
