@@ -295,7 +295,8 @@ cdef class Change:
     groups: tuples of a group's number, its dict as it was read (None: it is overwritten), its checked options and its
     `Group`. added_groups:
     checked options and `Group`s. added_tensors. states: tuples of a tensor and its new states. copies: tuples of an
-    array and the values that it is to have. steps: tuples of a tensor and its number of steps. moves: `Move`s.
+    array and the values that it is to have. written: by key, the parameters among these, where the optimizer does not
+    keep them. steps: tuples of a tensor and its number of steps. moves: `Move`s.
     numbers: tuples of a tensor and its numbers by letter. row_steps: tuples of a tensor and its `RowSteps`, or None.
     intervals: where any memory changes. unseen: what waits for
     keys that `update` has not seen. notes: what the author of the change wants to find again.
@@ -303,14 +304,15 @@ cdef class Change:
 
     cdef public list groups, added_groups, added_tensors, states, copies, steps, moves, numbers, row_steps
     cdef public Intervals intervals
-    cdef public dict notes, unseen
+    cdef public dict notes, unseen, written
+    cdef list mirrors  # pairs of a mirror and its parameter, see `Following.make_ready`
     cdef list items, added_items, added_dicts, replaced  # see `Plan.make_ready`
 
     def __init__(self):
         self.groups, self.added_groups, self.added_tensors = [], [], []
         self.states, self.copies, self.steps, self.moves, self.numbers, self.row_steps = [], [], [], [], [], []
         self.intervals = None
-        self.notes, self.unseen = {}, None
+        self.notes, self.unseen, self.written, self.mirrors = {}, None, {}, []
 
     def give_to_added(self):
         """Gives the tensors that are added their states, numbers and steps: `update` prepares their first step before

@@ -135,15 +135,19 @@ cdef class Follower:
         )
         return 0
 
-    cdef int copy(self, Tensor tensor, Trail trail, int isa) except -1:
-        """Copies a parameter at once."""
+
+cdef int write_mirrors(list pairs) except -1:
+    """Copies parameters at once, each to its mirror, which has its order in memory; pairs: of mirror and parameter."""
+    cdef cnp.ndarray mirror, param
+    cdef int isa = selected()
+    for mirror, param in pairs:
         if table().isas[isa].name == NULL:
-            storage.follow(None, tensor.now, trail.array, 0.0, False, 0, 0)
-            return 0
-        table().isas[isa].converters[tensor.storage * FASTOPT_STORAGES + trail.storage](
-            cnp.PyArray_DATA(trail.array), cnp.PyArray_DATA(<cnp.ndarray>tensor.param), tensor.c.count, 1.0, INFINITY
-        )
-        return 0
+            storage.follow(None, param, mirror, 0.0, False, 0, 0)
+        else:
+            table().isas[isa].converters[storage_of(param) * FASTOPT_STORAGES + storage_of(mirror)](
+                cnp.PyArray_DATA(mirror), cnp.PyArray_DATA(param), cnp.PyArray_SIZE(param), 1.0, INFINITY
+            )
+    return 0
 
 
 cdef class Following(Handover):
@@ -217,18 +221,21 @@ cdef class Following(Handover):
             trail.progress, trail.is_filled = Progress(steps, share), True
         self.are_passes_ready = False
 
-    def copy_to(self, Follower follower):
-        """Copies the parameters to the arrays of a follower at once."""
-        cdef Tensor tensor
-        cdef Py_ssize_t place = self.followers.index(follower)
-        for tensor in self.tensors:
-            if tensor.trails[place] is not None:
-                follower.copy(tensor, tensor.trails[place], selected())
+    def write_mirrors(self, list pairs):
+        """Copies parameters to their mirrors at once; pairs: of a mirror and its parameter."""
+        write_mirrors(pairs)
 
     cdef int make_ready(self, object param_groups, Change change) except -1:
         cdef Tensor tensor
+        cdef Follower follower
         if change.copies:
             self.refuse_while_applied()
+            written = change.written
+            if self.keeps_params:
+                written = {tensor.key: tensor.param for tensor in self.tensors}
+            change.mirrors = [
+                pair for follower in self.followers if follower.row is None for pair in follower.rule.pairs(written)
+            ]
         for tensor in change.added_tensors:
             make_room_for_passes(tensor, len(self.followers))
             while len(tensor.trails) < len(self.followers):
@@ -236,14 +243,10 @@ cdef class Following(Handover):
         return Handover.make_ready(self, param_groups, change)
 
     cdef int _commit(self, object param_groups, Change change) except -1:
-        cdef Follower follower
         Handover._commit(self, param_groups, change)
         if change.added_tensors:
             self.followed = None
-        if change.copies:  # of parameters
-            for follower in self.followers:
-                if follower.row is None:
-                    self.copy_to(follower)
+        write_mirrors(change.mirrors)
         return 0
 
     cdef int refuse_while_applied(self) except -1:
@@ -341,11 +344,12 @@ cdef class Applied:
     """The block in which the parameters have the values of an average. Entered and left in C, so that an interrupt finds
     it entered or not, and left or not.
 
-    values: a function that returns tuples of a parameter and its values.
+    values: a function that returns tuples of a parameter's key, the parameter and its values.
     """
 
     cdef object optimizer, average, values
     cdef list before
+    cdef dict written
 
     def __init__(self, optimizer, average, values):
         self.optimizer, self.average, self.values = optimizer, average, values
@@ -357,7 +361,9 @@ cdef class Applied:
         turns.enter()
         try:
             plan.refuse_while_applied()
-            change.copies = self.values()
+            found = self.values()
+            change.copies = [(array, values) for _, array, values in found]
+            change.written = self.written = {key: array for key, array, _ in found}
             self.before = [(array, array.copy(order="K")) for array, _ in change.copies]
             plan.commit(self.optimizer.param_groups, change)
             plan.applied, plan.training_values = self.average, self.before
@@ -378,7 +384,7 @@ cdef class Applied:
             except BaseException as found:  # while another thread has the turn: the parameters come first
                 interrupt = found
         try:
-            change.copies = self.before
+            change.copies, change.written = self.before, self.written
             plan.applied, plan.training_values = None, []
             plan.commit(self.optimizer.param_groups, change)
             self.before = None

@@ -415,21 +415,22 @@ def refuse_zeroing(gradients: Sequence[tuple[str, Array]]) -> None:
 
 def refuse_writing(gradients: Sequence[tuple[str, Array]], purpose: str, advice: str) -> None:
     """Refuses gradients that cannot be written in place, each element once."""
-    spans: list[tuple[int, int, str, Array]] = []
     for label, grad in gradients:
         if not grad.flags.writeable:
             raise ValueError(f"{label}: its gradient is read-only, so {purpose}; {advice}")
         if grad.size > 1 and any(s == 0 and n > 1 for s, n in zip(grad.strides, grad.shape, strict=True)):
             raise ValueError(f"{label}: its gradient is broadcast, so {purpose}; {advice}")
-        if grad.size:
-            spans.append((*np.lib.array_utils.byte_bounds(grad), label, grad))
-    spans.sort(key=lambda span: span[:2])
-    around: list[tuple[int, int, str, Array]] = []  # those before that end behind the begin of the next
-    for span in spans:
+    for first, second in sharing(gradients):
+        raise ValueError(f"{first} and {second}: their gradients share memory, so {purpose}; {advice}")
+
+
+def sharing(labelled: Sequence[tuple[str, Array]]) -> Iterator[tuple[str, str]]:
+    """The labels of arrays that share memory, two by two."""
+    spans = [(*np.lib.array_utils.byte_bounds(array), label, array) for label, array in labelled if array.size]
+    around: list[Any] = []  # the spans before that end behind the begin of the next
+    for span in sorted(spans, key=lambda span: span[:2]):
         around = [before for before in around if before[1] > span[0]]
-        for _, _, label, grad in around:
-            if np.shares_memory(grad, span[3]):
-                raise ValueError(f"{label} and {span[2]}: their gradients share memory, so {purpose}; {advice}")
+        yield from ((before[2], span[2]) for before in around if np.shares_memory(before[3], span[3]))
         around.append(span)
 
 

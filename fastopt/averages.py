@@ -181,8 +181,8 @@ class Average(Follower):
         """
         return Applied(self.opt, self, lambda: self._values(params))
 
-    def _values(self, params: Any) -> list[tuple[Array, Array]]:
-        """The parameters, and the values that they are to have."""
+    def _values(self, params: Any) -> list[tuple[Key, Array, Array]]:
+        """The parameters by their keys, and the values that they are to have."""
         plan: Plan = self.opt._plan
         trails = self._trails()
         found = []
@@ -199,7 +199,7 @@ class Average(Follower):
             if array.dtype != average.dtype:
                 rounded = np.empty_like(array)
                 storage.nearest(rounded, average)
-            found.append((array, rounded))
+            found.append((key, array, rounded))
         return found
 
     def _options(self) -> dict[str, Any]:
@@ -330,59 +330,93 @@ class Lookahead(Average):
 class Mirror(Follower):
     """Copies of the parameters in 16 bits, see `Optimizer.mirror`."""
 
-    def __init__(self, opt: Any, given: Any) -> None:
-        self._given = self._checked(opt, given)
+    def __init__(self, opt: Any, given: Any, params: Any) -> None:
+        own = self._params(opt._plan, params)
+        self._given = self._checked(opt._plan, own, given)
         super().__init__(opt)
-        self._write()
+        self._write(own)
 
     @exclusive
-    def _write(self) -> None:
-        self.opt._plan.copy_to(self._follower)
+    def _write(self, params: dict[Key, Array]) -> None:
+        self.opt._plan.write_mirrors(self.pairs(params))
+
+    def pairs(self, params: Mapping[Key, Array]) -> list[tuple[Array, Array]]:
+        """The mirrors of these parameters, each with its parameter."""
+        found = []
+        for key, mirror in self._given.items():
+            if key in params:
+                self._refuse_other(key, params[key])
+                found.append((mirror, params[key]))
+        return found
 
     def trail(self, tensor: Tensor) -> Any:
-        return Trail(self._given[tensor.key]) if tensor.key in self._given else None
+        if tensor.key not in self._given:
+            return None
+        if tensor.now is not None:
+            self._refuse_other(tensor.key, tensor.now)
+        return Trail(self._given[tensor.key])
+
+    def _refuse_other(self, key: Key, param: Array) -> None:
+        mirror = self._given[key]
+        if param.shape != mirror.shape or not arrays.is_in_order(mirror, arrays.order_of(param)):
+            raise ValueError(
+                f"the mirror of {arrays.label_of(key)}: its shape or its order in memory is not the parameter's; pass "
+                "the parameter that it was made for"
+            )
 
     @staticmethod
-    def _checked(opt: Any, given: Any) -> dict[Key, Array]:
-        plan: Plan = opt._plan
-        if not plan.keeps_params:
-            raise TypeError("mirror: this optimizer was made without parameters; make it with them")
+    def _params(plan: Plan, params: Any) -> dict[Key, Array]:
+        if plan.keeps_params:
+            if params is not None:
+                raise TypeError(
+                    "params: this optimizer was made with its parameters; call mirror(arrays) without them"
+                )
+            return {tensor.key: tensor.param for tensor in plan.tensors}
+        given = given_by_key(plan, params, "mirror")
+        return {key: arrays.checked_parameter(arrays.label_of(key), param) for key, param in given.items()}
+
+    @staticmethod
+    def _checked(plan: Plan, params: dict[Key, Array], given: Any) -> dict[Key, Array]:
         found, taken = {}, by_key("arrays", given)
-        missing = [tensor.label for tensor in plan.tensors if tensor.key not in taken]
-        if missing or len(taken) != len(plan.tensors):
+        if taken.keys() != params.keys():
             raise ValueError(
-                f"mirror: got {len(taken)} arrays for {len(plan.tensors)} parameters; pass one for each, in the "
+                f"mirror: got {len(taken)} arrays for {len(params)} parameters; pass one for each, in the "
                 "same order or by the same names"
             )
-        for tensor in plan.tensors:
-            with within(f"the mirror of {tensor.label}"):
-                array = arrays.plain("mirror", taken[tensor.key])
+        for key, param in params.items():
+            with within(f"the mirror of {arrays.label_of(key)}"):
+                array, order = arrays.plain("mirror", taken[key]), arrays.order_of(param)
                 if array.dtype != np.float16 and not arrays.is_bfloat16(array):
                     raise TypeError(f"its dtype is {array.dtype}; pass an array of float16 or bfloat16")
-                if array.shape != tensor.shape or not arrays.is_in_order(array, tensor.order):
+                if array.shape != param.shape or not arrays.is_in_order(array, order):
                     raise ValueError(
-                        f"its shape is {array.shape}; pass a contiguous array of shape {tensor.shape} in "
-                        f"{tensor.order} order, as np.empty_like makes it"
+                        f"its shape is {array.shape}; pass a contiguous array of shape {param.shape} in "
+                        f"{order} order, as np.empty_like makes it"
                     )
                 if not array.flags.writeable or not array.flags.aligned:
                     raise ValueError("it is read-only or not aligned; pass another array")
                 if plan.intervals.holds(array):
                     raise ValueError("it shares memory with a parameter or a state; pass an array of its own")
-            found[tensor.key] = array
+            found[key] = array
+        mirrors = [(f"the mirror of {arrays.label_of(key)}", array) for key, array in found.items()]
+        own = [(arrays.label_of(key), param) for key, param in params.items()]
+        for first, second in arrays.sharing([*mirrors, *own]):
+            raise ValueError(f"{first} and {second} share memory; pass arrays of their own")
         return found
 
 
 class Mirroring:
     """The part of `Optimizer` that keeps copies of the parameters."""
 
-    def mirror(self, arrays: Any) -> Mirror:
+    def mirror(self, arrays: Any, params: Any = None) -> Mirror:
         """Keeps copies of the parameters in 16 bits, for a model that computes with those.
 
         arrays: bfloat16 or float16 arrays of the parameters' shapes and orders: a list or a dict, as the optimizer was
         made. They are written now, after each step and after each load, rounded to the nearest, of two equally near to
         the even one. Returns an object whose ``remove()`` ends it. Parameters that are added later have no mirror.
+        params: for an optimizer that was made without them, the arrays, as for `update`.
         """
-        return Mirror(self, arrays)
+        return Mirror(self, arrays, params)
 
 
 def _made_again(

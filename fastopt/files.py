@@ -137,10 +137,12 @@ def _put_back(opt: Optimizer, saved: _Saved, params: Arrays | None, commits: boo
         )
     groups = opt._groups_now()
     _refuse_missing_callables(saved.callables, groups)
-    copies = _matched(_named_arrays(opt, params), saved.params)
+    named = _named_arrays(opt, params)
+    copies = _matched(named, saved.params)
     _refuse_other_state_dtypes(opt, groups, saved.state)
     change = opt._change_to({"state": saved.state, "param_groups": saved.param_groups}, groups)
     change.copies += copies
+    change.written = {int(name) if name.isdecimal() else name: array for name, array in named.items()}
     if commits:
         opt._commit(change)
 

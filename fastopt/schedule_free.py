@@ -53,11 +53,11 @@ class ScheduleFree:
         """Whether the parameters are y, where gradients are to be taken."""
         return self._plan.applied is None
 
-    def _averages(self, params: Any) -> list[tuple[Array, Array]]:
-        """The parameters, and x for each: p + (1 - 1 / beta1) * (z - p)."""
+    def _averages(self, params: Any) -> list[tuple[Key, Array, Array]]:
+        """The parameters by their keys, and x for each: p + (1 - 1 / beta1) * (z - p)."""
         return arrays.quietly(self._averages_of, given_by_key(self._plan, params, "eval"))
 
-    def _averages_of(self, given: dict[Key, Any]) -> list[tuple[Array, Array]]:
+    def _averages_of(self, given: dict[Key, Any]) -> list[tuple[Key, Array, Array]]:
         plan, found = self._plan, []
         for key, value in given.items():
             label = arrays.label_of(key)
@@ -75,7 +75,7 @@ class ScheduleFree:
             x = p + p.dtype.type(1.0 - 1.0 / beta1) * (z.reshape(p.shape) - p)
             values = np.empty_like(array)
             storage.nearest(values, x)
-            found.append((array, values))
+            found.append((key, array, values))
         return found
 
     def _contents(self, refuses_views: bool) -> dict[str, Any]:

@@ -481,7 +481,7 @@ def test_update_has_averages_by_name() -> None:
         params = {name: np.ones_like(p) * (0 if name == "w" else -0.0) for name, p in params.items()}
     assert average.steps == 4
     assert other.state_dict()["state"]["w"]["step"] == 4
-    with pytest.raises(TypeError, match=r"^mirror: "):
+    with pytest.raises(TypeError, match=r"pass mirror\(params=\.\.\.\)"):
         opt.mirror({"w": np.ones(3, np.float16)})
 
 
@@ -787,6 +787,82 @@ def test_a_mirror_is_written_at_once_after_steps_and_loads(
     mirror.remove()
     opt.step(arrays(dtype, 2, [0, 7, 20_000]))
     assert contents(copies) != after
+
+
+@pytest.mark.parametrize("isa", fastopt.available_isas())
+def test_parameters_that_are_handed_over_have_mirrors(isa: str, tmp_path: Any) -> None:
+    fastopt.set_isa(isa)
+    rng = np.random.default_rng(0)
+    params = {"w": rng.standard_normal((30, 4)), "b": rng.standard_normal(5), "late": rng.standard_normal(3)}
+    grads = {name: rng.standard_normal(p.shape) for name, p in params.items()}
+
+    def made(cls: Any) -> tuple[Any, dict[str, Array]]:
+        opt, copies = cls(lr=0.1), {name: np.zeros(p.shape, np.float16) for name, p in params.items()}
+        opt.mirror(copies, params)
+        return opt, copies
+
+    def check(copies: dict[str, Array]) -> None:
+        assert all(np.array_equal(copies[name], p.astype(np.float16)) for name, p in params.items())
+
+    for cls in fastopt.Adam, fastopt.NAG, fastopt.ScheduleFreeSGD:
+        opt, copies = made(cls)
+        check(copies)
+        for names in ["w", "b"], ["b"], ["late", "w"]:
+            params = {name: p.copy() for name, p in params.items()}
+            if cls is fastopt.NAG:
+                opt.lookahead({name: params[name] for name in opt.state} | {name: params[name] for name in names})
+                names = names + [name for name in opt.state if name not in names]
+            opt.update({name: params[name] for name in names}, {name: grads[name] for name in names})
+            check(copies)
+        fastopt.save(tmp_path / "a.npz", opt, params)
+        saved = {name: p.copy() for name, p in params.items()}
+        opt.update(params, grads)
+        check(copies)
+        other, others = made(cls)
+        for one, its in (opt, copies), (other, others):  # also where update has not seen the names yet
+            for p in params.values():
+                p += 1
+            fastopt.load(tmp_path / "a.npz", one, params)
+            assert all(np.array_equal(p, saved[name]) for name, p in params.items())
+            check(its)
+        if cls is fastopt.ScheduleFreeSGD:
+            opt.eval(params)
+            assert any(not np.array_equal(p, saved[name]) for name, p in params.items())
+            check(copies)
+            opt.train()
+            check(copies)
+            continue
+        average = fastopt.ExponentialMovingAverage(opt, 0.5)
+        opt.update(params, grads)
+        opt.update(params, grads)
+        with average.applied(params):
+            check(copies)
+        check(copies)
+
+
+def test_mirrors_of_other_parameters_are_refused() -> None:
+    params = {"w": np.ones((3, 4)), "b": np.ones(5)}
+    copies = {name: np.zeros(p.shape, np.float16) for name, p in params.items()}
+    opt = fastopt.SGD(lr=0.1)
+    with pytest.raises(ValueError, match="got 1 arrays for 2 parameters"):
+        opt.mirror({"w": copies["w"]}, params)
+    block = np.zeros(100, np.float16)
+    within = {"w": block[:12].reshape(3, 4), "b": block[8:28].view(np.float64)}
+    with pytest.raises(ValueError, match="the mirror of 'w' and 'b' share memory"):
+        opt.mirror({"w": within["w"], "b": copies["b"]}, {"w": params["w"], "b": within["b"]})
+    assert not block.any()
+    opt.mirror(copies, params)
+    before = contents([*params.values(), *copies.values()])
+    for other in np.ones((4, 3)), np.ones((4, 3)).T:
+        with pytest.raises(ValueError, match="the mirror of 'w': its shape or its order"):
+            opt.update({"w": other, "b": params["b"]}, {"w": np.ones(other.shape), "b": np.ones(5)})
+    assert contents([*params.values(), *copies.values()]) == before
+    assert not opt.state
+    opt.update(params, {"w": np.ones((3, 4)), "b": np.ones(5)})
+    kept = fastopt.SGD(params)
+    with pytest.raises(TypeError, match=r"call mirror\(arrays\) without them"):
+        kept.mirror({name: c.copy() for name, c in copies.items()}, params)
+    kept.mirror({name: c.copy() for name, c in copies.items()})
 
 
 def test_a_half_is_rounded_once() -> None:

@@ -239,7 +239,7 @@ def apply_an_average(program: Program) -> None:
 def make_a_mirror(program: Program) -> None:
     if not program.mirror:
         mirror = {name: np.empty(p.shape, BFLOAT16) for name, p in program.params.items()}
-        program.optimizer.mirror(mirror)
+        program.optimizer.mirror(mirror, *program.handed_over())
         program.mirror = mirror
 
 
