@@ -27,6 +27,7 @@ cdef class Trail:
         readonly cnp.ndarray array
         int storage
         bint is_filled
+        bint is_started  # it has the parameter's value from before the first step, where the row starts from that
         Progress progress  # shared with others: a step counts once for all of them
 
     def __init__(self, cnp.ndarray array, int64_t steps=0, double share=0.0, bint is_filled=True):
@@ -105,11 +106,17 @@ cdef class Follower:
             progress.is_due, progress.is_copy = is_due, is_copy
         return are_others
 
+    cdef int start(self, Tensor tensor, Trail trail) except -1:
+        """Has a row that writes parameters start from those before the first step."""
+        if self.writes_param and trail.progress.steps == 0:
+            np.copyto(trail.array, storage.widened(tensor.now))
+        return 0
+
     cdef int prepare(self, Tensor tensor, Trail trail, int isa) except -1:
         """Adds what the next step writes to the passes of a tensor."""
         cdef fastopt_pass *added = &tensor.passes[tensor.c.pass_count]
-        if self.writes_param and trail.progress.steps == 0:  # it starts from the parameters before the first step
-            np.copyto(trail.array, storage.widened(tensor.now))
+        if not trail.is_started:
+            self.start(tensor, trail)
         if not trail.progress.is_due:
             return 0
         added.call.size = sizeof(fastopt_call)
@@ -218,7 +225,7 @@ cdef class Following(Handover):
         cdef cnp.ndarray values
         for trail, values, steps, share in entries:
             cnp.PyArray_CopyInto(trail.array, values)
-            trail.progress, trail.is_filled = Progress(steps, share), True
+            trail.progress, trail.is_filled, trail.is_started = Progress(steps, share), True, False
         self.are_passes_ready = False
 
     def write_mirrors(self, list pairs):
@@ -246,7 +253,24 @@ cdef class Following(Handover):
         Handover._commit(self, param_groups, change)
         if change.added_tensors:
             self.followed = None
+        if change.steps:  # the parameters may be others now
+            for tensor in self.tensors:
+                for trail in (<Tensor>tensor).trails:
+                    if trail is not None:
+                        (<Trail>trail).is_started = False
         write_mirrors(change.mirrors)
+        return 0
+
+    cdef int start_followers(self) except -1:
+        """Has those that start from the parameters take these as they are, before they move ahead of a step."""
+        cdef Follower follower
+        cdef Tensor tensor
+        cdef Py_ssize_t k
+        for k, follower in enumerate(self.followers):
+            for tensor in self.selected:
+                if tensor.trails[k] is not None:
+                    follower.start(tensor, tensor.trails[k])
+                    (<Trail>tensor.trails[k]).is_started = True
         return 0
 
     cdef int refuse_while_applied(self) except -1:
@@ -387,7 +411,7 @@ cdef class Applied:
             change.copies, change.written = self.before, self.written
             plan.applied, plan.training_values = None, []
             plan.commit(self.optimizer.param_groups, change)
-            self.before = None
+            self.before = self.written = None
         finally:
             turns.leave()
         if interrupt is not None:

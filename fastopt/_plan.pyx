@@ -139,6 +139,7 @@ cdef class Stepping(Preparing):
             self.refuse_read_only(without_gradient=True)
             param_groups = optimizer.param_groups
             team = self.prepare(param_groups, isa, 1.0, change, None, follows=False)
+            self.start_followers()
             is_made = True
             self.write(param_groups, change, isa, team, None)
             self.work.end()

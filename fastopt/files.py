@@ -142,7 +142,8 @@ def _put_back(opt: Optimizer, saved: _Saved, params: Arrays | None, commits: boo
     _refuse_other_state_dtypes(opt, groups, saved.state)
     change = opt._change_to({"state": saved.state, "param_groups": saved.param_groups}, groups)
     change.copies += copies
-    change.written = {int(name) if name.isdecimal() else name: array for name, array in named.items()}
+    # a number in a file may be a position or a name
+    change.written = named | {int(name): array for name, array in named.items() if name.isdecimal()}
     if commits:
         opt._commit(change)
 

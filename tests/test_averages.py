@@ -246,6 +246,41 @@ def test_parameters_that_come_back_from_ahead_take_part(isa: str, dtype: Any) ->
         assert half.tobytes() == p.astype(np.float16).tobytes()
 
 
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("isa", fastopt.available_isas())
+def test_lookahead_starts_from_parameters_that_are_not_ahead(isa: str, kept: bool, tmp_path: Any) -> None:
+    fastopt.set_isa(isa)
+    params, others = ([np.full(5, 3.0), np.full(70, -2.0)] for _ in range(2))
+    grads = [np.ones(5), np.ones(70)]
+    opt, plain = fastopt.NAG(params if kept else None, lr=0.1), fastopt.NAG(others, lr=0.1)
+
+    def step() -> None:
+        plain.lookahead()
+        plain.step(grads)
+        opt.lookahead(*([] if kept else [params]))
+        opt.update(params, grads) if not kept else opt.step(grads)
+
+    step()
+    fastopt.save(tmp_path / "a.npz", opt, params)
+    slow = fastopt.Lookahead(opt, k=1, alpha=0.25)
+    before = [p.copy() for p in others]
+    step()
+    for p, q, start in zip(params, others, before, strict=True):
+        np.testing.assert_allclose(p, start + 0.25 * (q - start), rtol=1e-15)
+    slow.remove()
+    fastopt.load(tmp_path / "a.npz", opt, params)
+    slow = fastopt.Lookahead(opt, k=1, alpha=0.25)
+    opt.lookahead(*([] if kept else [params]))
+    fastopt.load(tmp_path / "a.npz", opt, params)  # what it has taken before the load does not count
+    for p in params:
+        p += 1
+    start = params[0].copy()
+    opt.update(params, grads) if not kept else opt.step(grads)
+    velocity = opt.state[0]["velocity"]
+    np.testing.assert_allclose(params[0], start + 0.25 * velocity, rtol=1e-15)
+    np.testing.assert_array_equal(slow.arrays[0], params[0])
+
+
 @pytest.mark.parametrize("isa", fastopt.available_isas())
 def test_a_step_that_is_skipped_leaves_parameters_ahead(isa: str) -> None:
     fastopt.set_isa(isa)
@@ -793,7 +828,7 @@ def test_a_mirror_is_written_at_once_after_steps_and_loads(
 def test_parameters_that_are_handed_over_have_mirrors(isa: str, tmp_path: Any) -> None:
     fastopt.set_isa(isa)
     rng = np.random.default_rng(0)
-    params = {"w": rng.standard_normal((30, 4)), "b": rng.standard_normal(5), "late": rng.standard_normal(3)}
+    params = {"w": rng.standard_normal((30, 4)), "b": rng.standard_normal(5), "7": rng.standard_normal(3)}
     grads = {name: rng.standard_normal(p.shape) for name, p in params.items()}
 
     def made(cls: Any) -> tuple[Any, dict[str, Array]]:
@@ -807,7 +842,7 @@ def test_parameters_that_are_handed_over_have_mirrors(isa: str, tmp_path: Any) -
     for cls in fastopt.Adam, fastopt.NAG, fastopt.ScheduleFreeSGD:
         opt, copies = made(cls)
         check(copies)
-        for names in ["w", "b"], ["b"], ["late", "w"]:
+        for names in ["w", "b"], ["b"], ["7", "w"]:
             params = {name: p.copy() for name, p in params.items()}
             if cls is fastopt.NAG:
                 opt.lookahead({name: params[name] for name in opt.state} | {name: params[name] for name in names})
