@@ -115,7 +115,7 @@ cdef class Selection(Model):
             raise TypeError("step() needs gradients: pass a list or a dict, or name buffers with bind()")
         else:
             self.check_bound()
-        if self.has_flags:
+        if self.has_flags and not self.is_function:
             change = self.change_in_step(optimizer, None)
         self.refuse_read_only(change is not None)
         return change

@@ -146,9 +146,6 @@ class _Owner:
     def __init__(self) -> None:
         self.param_groups: list[Hyper] = []
 
-    def _change_in_step(self, _: Any) -> None:
-        return None
-
 
 def _make(cls: type[Optimizer]) -> Callable[..., None]:
     row = TABLE[cls.algorithm.formula]
