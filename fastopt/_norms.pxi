@@ -297,7 +297,7 @@ cdef size_t STRIP = 128  # as many columns are added up side by side, for their 
 def norms_of_units(cnp.ndarray array, size_t outer, size_t count, size_t inner):
     """The norms over the middle one of three axes, in C order: each has the bits of `global_norm` of that unit alone.
 
-    array: float32 or float64, contiguous in C order. None: only `reference.norms_over` can tell.
+    array: contiguous in C order. None: only `reference.norms_over` can tell, for example of numbers that no kernel takes.
     """
     cdef int isa = selected(), storage = storage_of(array)
     cdef const fastopt_optimizer *row
@@ -310,7 +310,10 @@ def norms_of_units(cnp.ndarray array, size_t outer, size_t count, size_t inner):
     cdef double *norms = <double *>cnp.PyArray_DATA(found)
     cdef double *sums
     cdef bint are_rows = inner == 1, are_finite = True
-    if table().isas[isa].name == NULL:
+    if (
+        table().isas[isa].name == NULL or storage not in (FLOAT32, FLOAT64) or not cnp.PyArray_ISNOTSWAPPED(array)
+        or not cnp.PyArray_CHKFLAGS(array, cnp.NPY_ARRAY_ALIGNED)
+    ):
         return None
     row = auxiliary_row(isa, b"norm")
     kernel = (row.sum_kernels if are_rows else row.column_kernels)[format_of[storage][storage][storage]][0]

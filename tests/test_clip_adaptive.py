@@ -103,6 +103,19 @@ def test_the_norms_have_the_bits_of_global_norm(shape: tuple[int, ...], axis: An
             assert np.array_equal(clipped, expected)
 
 
+def test_parameters_of_any_storage() -> None:
+    """They are only read."""
+    w, g = pair((6, 5))
+    expected = g.copy()
+    fastopt.clip_grad_adaptive([w], [expected], 0.1, 0)
+    unaligned = np.zeros(w.nbytes + 1, np.uint8)[1:].view(np.float64).reshape(w.shape)
+    unaligned[...] = w
+    for other in w.astype(w.dtype.newbyteorder()), w.astype(np.longdouble), unaligned, w[::-1][::-1]:
+        clipped = g.copy()
+        fastopt.clip_grad_adaptive([other], [clipped], 0.1, 0)
+        assert np.array_equal(clipped, expected)
+
+
 @pytest.mark.parametrize("isa", fastopt.available_isas())
 def test_what_is_not_finite_stays_in_its_unit(isa: str) -> None:
     fastopt.set_isa(isa)
