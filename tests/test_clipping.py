@@ -256,7 +256,9 @@ def test_the_interpreter_is_asked_about_all_gradients_at_once(as_dict: bool) -> 
         lambda grads: fastopt.clip_grad_value(grads, 0.5),
     ]  # fmt: skip
     for call in calls:
-        assert operations(10, call) == operations(300, call)
+        assert (
+            abs(operations(10, call) - operations(300, call)) < 100
+        )  # what is counted changes as Python warms up
 
 
 def test_zeros_in_other_gradients_than_the_last_cost_no_operations_of_the_interpreter() -> None:
@@ -267,7 +269,7 @@ def test_zeros_in_other_gradients_than_the_last_cost_no_operations_of_the_interp
             optimizer.step(grads, zero_grads=True)
         return traced(lambda: optimizer.step(last, zero_grads=True))
 
-    assert operations(10) == operations(300)
+    assert abs(operations(10) - operations(300)) < 100
 
 
 def test_what_lies_between_others_and_shares_nothing_is_written() -> None:
