@@ -533,7 +533,8 @@ def interrupt_everywhere(name: str, few: bool) -> Places:
 @pytest.mark.parametrize("name", SCENES)
 def test_an_interrupt_anywhere(name: str, few: bool) -> None:
     found = interrupt_everywhere(name, few)
-    assert found.interrupted > 0.5 * len(places(name, found.total, few))  # the last ones may not be reached again
+    # the last ones may not be reached again; Python 3.13 counts fewer operations after some exceptions
+    assert found.interrupted > 0.25 * len(places(name, found.total, few))
 
 
 # -- Handlers that look ------------------------------------------------------------------------------
