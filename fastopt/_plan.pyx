@@ -67,8 +67,6 @@ include "_preparing.pxi"
 
 
 cdef cnp.ndarray ZERO = np.zeros(())
-
-
 cdef frozenset IMMUTABLE = frozenset({float, int, bool, type(None)})
 
 

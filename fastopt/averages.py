@@ -13,7 +13,7 @@ from fastopt._plan import Applied, Trail
 from fastopt._turns import exclusive, reading
 from fastopt.arrays import Array, Key, within
 from fastopt.checked_settings import CheckedSettings
-from fastopt.parameters import by_key, given_by_key
+from fastopt.parameters import by_key, given_by_key, refuse_params
 from fastopt.schedule_free import ScheduleFree
 
 if TYPE_CHECKING:
@@ -368,9 +368,7 @@ class Mirror(Follower):
     def _params(plan: Plan, params: Any) -> dict[Key, Array]:
         if plan.keeps_params:
             if params is not None:
-                raise TypeError(
-                    "params: this optimizer was made with its parameters; call mirror(arrays) without them"
-                )
+                refuse_params("mirror(arrays)")
             return {tensor.key: tensor.param for tensor in plan.tensors}
         given = given_by_key(plan, params, "mirror")
         return {key: arrays.checked_parameter(arrays.label_of(key), param) for key, param in given.items()}

@@ -22,14 +22,10 @@ GradientList: TypeAlias = Sequence[Array | None] | Mapping[str, Array | None]
 
 
 def _gradients(grads: GradientList) -> Gradients:
-    keys, listed = _keys_and_gradients(grads)
-    return Gradients(keys, listed, thread_tuners())
-
-
-def _keys_and_gradients(grads: GradientList) -> tuple[Sequence[Key], list[Any]]:
-    """Gradients in a list or a dict, and their numbers or names."""
     found = arrays.listed_or_named("grads", grads)
-    return (list(found), list(found.values())) if isinstance(found, dict) else (range(len(found)), found)
+    if isinstance(found, dict):
+        return Gradients(found, list(found.values()), thread_tuners())
+    return Gradients(range(len(found)), found, thread_tuners())
 
 
 def global_norm(grads: GradientList, norm_type: float = 2.0) -> float:
@@ -93,8 +89,8 @@ def clip_grad_adaptive(
     """
     limit = options.check_limit("clipping", clipping)
     arrays.refuse_file("grads", grads)
-    params, grads = arrays.handed_over(params, grads, "clip_grad_adaptive")
-    given = dict(zip(_keys_and_gradients(grads)[0], _in_order(params, grads), strict=True))
+    given, grads = arrays.handed_over(params, grads, "clip_grad_adaptive")
+    _refuse_missing(given, grads)
     units: dict[int, tuple[int, ...]] = {}  # the axes of the norms by the number of all axes
     found = []
     for tensor in _writable(grads).tensors:
@@ -172,16 +168,14 @@ def _units(key: Key, ndim: int, axis: int | Sequence[int] | None) -> tuple[int, 
     return tuple(sorted(found))
 
 
-def _in_order(params: Any, grads: Any) -> list[Any]:
-    """The parameters, two lists or two dicts, in the order of their gradients."""
+def _refuse_missing(params: Any, grads: Any) -> None:
+    """Refuses parameters, two lists or two dicts, among which one of a gradient is missing."""
     if isinstance(params, dict):
         missing = [name for name in grads if name not in params]
         if missing:
             raise ValueError(f"params: no parameter for the gradient {missing[0]!r}; pass it under the same name")
-        return [params[name] for name in grads]
-    if len(params) != len(grads):
+    elif len(params) != len(grads):
         raise ValueError(f"params: got {len(params)} for {len(grads)} gradients; pass one for each")
-    return list(params)
 
 
 class GradScaler(CheckedSettings):

@@ -71,3 +71,7 @@ def given_by_key(plan: Plan, params: Any, method: str) -> dict[Key, Any]:
 
 def refuse_without_params(method: str) -> NoReturn:
     raise TypeError(f"params: this optimizer was made without parameters; pass {method}(params=...)")
+
+
+def refuse_params(call: str) -> NoReturn:
+    raise TypeError(f"params: this optimizer was made with its parameters; call {call} without them")

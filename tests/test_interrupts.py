@@ -13,6 +13,7 @@ import itertools
 import random
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -534,7 +535,8 @@ def interrupt_everywhere(name: str, few: bool) -> Places:
 def test_an_interrupt_anywhere(name: str, few: bool) -> None:
     found = interrupt_everywhere(name, few)
     # the last ones may not be reached again; Python 3.13 counts fewer operations after some exceptions
-    assert found.interrupted > 0.25 * len(places(name, found.total, few))
+    part = 0.5 if sys.version_info < (3, 13) else 0.25
+    assert found.interrupted > part * len(places(name, found.total, few))
 
 
 # -- Handlers that look ------------------------------------------------------------------------------
@@ -556,8 +558,8 @@ def look_everywhere(name: str, few: bool) -> None:
             looks.append(scene.look())
             if scene.optimizer is not None:
                 saved = scene.optimizer.state_dict()
-                # it also has the states that wait for their names
-                assert len(saved["state"]) >= len(scene.optimizer.state)
+                waiting = scene.optimizer._plan.unseen
+                assert len(saved["state"]) == len(scene.optimizer.state) + len(waiting)
                 assert type(scene.optimizer).__name__ in repr(scene.optimizer)
 
         with table.named(f"place {place} of {total}"):

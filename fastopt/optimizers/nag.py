@@ -11,7 +11,7 @@ from fastopt.algorithm import Algorithm, Array, Hyper
 from fastopt.optimizer import Handed, Optimizer, Params
 from fastopt.optimizers.sgd import SGD
 from fastopt.options import NonNegative, Seed, StateDtype, options_of
-from fastopt.parameters import refuse_without_params
+from fastopt.parameters import refuse_params, refuse_without_params
 
 LOOKING_AHEAD, RETURNING = 1 << 32, 2 << 32
 """Added to the seed, beyond all that users may give: the moves are rounded by random bits of their own."""
@@ -91,9 +91,7 @@ class NAG(Optimizer):
             raise RuntimeError(f"the parameters are ahead already; call {next_call} before lookahead() again")
         if plan.keeps_params:
             if params is not None:
-                raise TypeError(
-                    "params: this optimizer was made with its parameters; call lookahead() without them"
-                )
+                refuse_params("lookahead()")
             plan.move(self, None)
         elif params is None:
             refuse_without_params("lookahead")
